@@ -1,0 +1,21 @@
+"""Divergence-free normalisers for timm models; importing this package registers its models with timm."""
+
+from . import models as models
+from ._version import __version__ as __version__
+from .factory import bind as bind
+from .factory import norm_layer as norm_layer
+from .functional import Scale as Scale
+from .functional import affine_like_linear as affine_like_linear
+from .functional import l2_norm as l2_norm
+from .functional import norm_like_linear as norm_like_linear
+from .functional import patch_norm_conv2d as patch_norm_conv2d
+from .layers import AffineLikeLinear as AffineLikeLinear
+from .layers import L2Norm as L2Norm
+from .layers import L2Norm2d as L2Norm2d
+from .layers import NormLikeLinear as NormLikeLinear
+from .layers import PatchNormConv2d as PatchNormConv2d
+from .layers import PatchNormConv2dSame as PatchNormConv2dSame
+from .registry import NormalizerSpec as NormalizerSpec
+from .registry import get_normalizer as get_normalizer
+from .registry import list_normalizers as list_normalizers
+from .registry import register_normalizer as register_normalizer

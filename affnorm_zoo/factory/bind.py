@@ -1,0 +1,189 @@
+import torch
+from timm.layers import Conv2dSame
+from timm.models.resnet import BasicBlock, Bottleneck
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from affnorm_zoo.factory.plan import Binding, plan_bindings
+from affnorm_zoo.functional.activation import LEAKY_SLOPE
+from affnorm_zoo.layers import L2Norm, PatchNormConv2d
+from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
+
+# A divergence-free branch cannot start at zero through its norm, which has no weight. At a fifth of its size the sum
+# of 36 branches, the longest stage of a ResNet-152, has about the variance of the shortcut.
+BRANCH_DAMPING = 0.2
+
+_FUSIBLE = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu"}
+
+
+def bind(
+    model: nn.Module,
+    *,
+    scale: str | tuple[float, float] = "rms",
+    stem_scale: str | tuple[float, float] | None = None,
+    init: bool = True,
+) -> list[Binding]:
+    """Replace every slot of ``model``, in place, by the divergence-free layer it stands for.
+
+    A convolution, its slot and a ReLU behind it become one :class:`PatchNormConv2d`; the linear layers that read a
+    slot, and the other linear layers of a transformer block, become ``AffineLikeLinear`` or ``NormLikeLinear``; a
+    slot with neither becomes a parameter-free L2 norm. Parameters keep their identity; a convolution without a bias
+    gets one, as the norm that it replaces would have had. The classifier stays as it is.
+
+    Args:
+        model: a network built with ``norm_layer=affnorm_zoo.norm_layer(name)``.
+        scale: ``"rms"``, ``"unit"`` or a pair (c, κ); see :func:`affnorm_zoo.functional.resolve_scale`.
+        stem_scale: scale of the first bound layer, if it differs.
+        init: initialise the bound layers, by :func:`init_bound_weights`.
+
+    Returns:
+        What was bound: one entry a slot, in the order of the model's modules.
+
+    Raises:
+        ValueError: there is no slot, a slot cannot be paired with a layer, the channel counts differ, or the
+            normaliser is not made for such layers. The model is then unchanged.
+    """
+    bindings = plan_bindings(model)
+    for binding in bindings:
+        _check(model, binding)
+    specs = {binding.slot: get_normalizer(model.get_submodule(binding.slot).normalizer) for binding in bindings}
+    for index, binding in enumerate(bindings):
+        own_scale = stem_scale if index == 0 and stem_scale is not None else scale
+        _apply(model, binding, specs[binding.slot], own_scale)
+    for binding in bindings:
+        block = _parent(model, binding.slot)
+        if isinstance(block, Block):
+            for name, layer in list(block.named_modules()):
+                if type(layer) is nn.Linear:
+                    block.set_submodule(name, _bound_linear(layer, specs[binding.slot], scale))
+    if init:
+        init_bound_weights(model)
+    return bindings
+
+
+@torch.no_grad()
+def init_bound_weights(model: nn.Module, *, damp_branches: bool = True) -> None:
+    """Initialise the divergence-free layers of ``model`` and damp the last one of every residual branch.
+
+    The damping takes the place of the zero-initialised last norm, which these layers do not have.
+    """
+    layers = tuple(kind for name in list_normalizers() if (kind := _layer_type(get_normalizer(name))) is not None)
+    for module in model.modules():
+        if isinstance(module, layers):
+            module.reset_parameters()
+    if not damp_branches:
+        return
+    for module in model.modules():
+        last = {BasicBlock: "conv2", Bottleneck: "conv3"}.get(type(module))
+        if last is not None and isinstance(getattr(module, last), PatchNormConv2d):
+            getattr(module, last).damp(BRANCH_DAMPING)
+
+
+def _layer_type(spec: NormalizerSpec) -> type[nn.Module] | None:
+    return spec.conv if spec.conv is not None else spec.linear
+
+
+def _check(model: nn.Module, binding: Binding) -> None:
+    slot = model.get_submodule(binding.slot)
+    spec = get_normalizer(slot.normalizer)
+    is_conv = spec.conv is not None
+    kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, Conv2dSame) if is_conv else (nn.Linear,)
+    layers = binding.layers if binding.layers or not is_conv else (binding.slot,)
+    for name in layers:
+        layer = model.get_submodule(name)
+        # exact types: the forward of a subclass would be lost
+        if type(layer) not in kinds:
+            others = [other for other in list_normalizers() if _fuses_with(get_normalizer(other), layer)]
+            remedy = f"; for this model use one of {', '.join(others)}" if others else ""
+            raise ValueError(
+                f"slot {binding.slot!r}: {spec.name!r} fuses with {' or '.join(kind.__name__ for kind in kinds)}, "
+                f"but {name!r} is a {type(layer).__name__}{remedy}"
+            )
+        channels = layer.out_channels if is_conv else layer.in_features
+        if channels != slot.num_channels:
+            raise ValueError(
+                f"slot {binding.slot!r} has {slot.num_channels} channels, but {name!r} has {channels} "
+                f"{'output channels' if is_conv else 'input features'}"
+            )
+
+
+def _fuses_with(spec: NormalizerSpec, layer: nn.Module) -> bool:
+    return (spec.conv is not None and type(layer) is nn.Conv2d) or (
+        spec.linear is not None and type(layer) is nn.Linear
+    )
+
+
+def _apply(model: nn.Module, binding: Binding, spec: NormalizerSpec, scale: str | tuple[float, float]) -> None:
+    if not binding.layers:
+        slot = model.get_submodule(binding.slot)
+        model.set_submodule(binding.slot, L2Norm(slot.num_channels, scale=scale))
+        return
+    model.set_submodule(binding.slot, nn.Identity())
+    for name in binding.layers:
+        layer = model.get_submodule(name)
+        if spec.conv is not None:
+            activation = _absorb_activation(model, binding.activation)
+            model.set_submodule(name, _bound_conv(layer, spec, scale, activation))
+        else:
+            model.set_submodule(name, _bound_linear(layer, spec, scale))
+
+
+def _absorb_activation(model: nn.Module, name: str | None) -> str:
+    """Replace a fusible activation by an identity and return its name, or return ``"none"``."""
+    if name is None:
+        return "none"
+    module = model.get_submodule(name)
+    if isinstance(module, nn.LeakyReLU) and module.negative_slope != LEAKY_SLOPE:
+        return "none"
+    fusible = _FUSIBLE.get(type(module), "none")
+    if fusible != "none":
+        model.set_submodule(name, nn.Identity())
+    return fusible
+
+
+def _bound_conv(conv: nn.Conv2d, spec: NormalizerSpec, scale: str | tuple[float, float], activation: str) -> nn.Module:
+    kind = spec.conv_same if isinstance(conv, Conv2dSame) else spec.conv
+    bound = kind(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        padding_mode=conv.padding_mode,
+        device="meta",  # the parameters come from conv
+        dtype=conv.weight.dtype,
+        scale=scale,
+        activation=activation,
+        **spec.options,
+    )
+    return _adopt(bound, conv)
+
+
+def _bound_linear(linear: nn.Linear, spec: NormalizerSpec, scale: str | tuple[float, float]) -> nn.Module:
+    bound = spec.linear(
+        linear.in_features,
+        linear.out_features,
+        linear.bias is not None,
+        scale=scale,
+        device="meta",  # the parameters come from linear
+        dtype=linear.weight.dtype,
+        **spec.options,
+    )
+    return _adopt(bound, linear)
+
+
+def _adopt(bound: nn.Module, layer: nn.Module) -> nn.Module:
+    """Give ``bound`` the parameters and the mode of the layer that it replaces; what that lacks starts neutral."""
+    for name, parameter in list(bound.named_parameters()):
+        existing = getattr(layer, name, None)
+        if existing is None:
+            fill = 1.0 if name == "gain" else 0.0
+            existing = nn.Parameter(torch.full_like(parameter, fill, device=layer.weight.device))
+        setattr(bound, name, existing)
+    return bound.train(layer.training)
+
+
+def _parent(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])

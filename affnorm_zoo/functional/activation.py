@@ -1,0 +1,22 @@
+"""The activations that a normaliser can fuse: their output tells the sign of their input."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS = ("none", "relu", "leaky_relu")
+LEAKY_SLOPE = 0.01  # the default of torch.nn.functional.leaky_relu
+
+
+def apply_activation(z: Tensor, activation: str) -> Tensor:
+    """Apply ``"relu"``, ``"leaky_relu"`` (slope 0.01) or, for ``"none"``, nothing to any shape."""
+    if activation == "relu":
+        return F.relu(z)
+    if activation == "leaky_relu":
+        return F.leaky_relu(z)
+    return z
+
+
+def check_activation(activation: str) -> None:
+    """Raise ValueError unless ``activation`` is a known one."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")

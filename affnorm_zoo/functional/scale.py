@@ -1,0 +1,67 @@
+"""Output scale c and augmented coordinate κ: the two numbers that tell the members of the family apart."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Scale(NamedTuple):
+    """The pair (c, κ) of the affine-divergence family, in the units of the layer's input.
+
+    ``c`` multiplies the output; ``kappa`` is the length of the constant coordinate that is appended to ``x``.
+    """
+
+    c: float
+    kappa: float
+
+
+def resolve_scale(scale: str | tuple[float, float], fan_in: int) -> Scale:
+    """Turn a scale's name into its numbers.
+
+        "unit":  c = κ = 1         the paper's form
+        "rms":   c = κ = √fan_in   the same map in root-mean-square units
+
+    Args:
+        scale: ``"unit"``, ``"rms"``, or the pair (c, κ) itself.
+        fan_in: number of entries of one input vector or patch; at least 1.
+
+    Raises:
+        ValueError: the name is unknown, ``c`` is not positive, or ``kappa`` is negative.
+    """
+    if isinstance(scale, str):
+        if scale == "unit":
+            return Scale(1.0, 1.0)
+        if scale == "rms":
+            return Scale(math.sqrt(fan_in), math.sqrt(fan_in))
+        raise ValueError(f"scale must be 'unit', 'rms' or a pair (c, κ), got {scale!r}")
+    if len(scale) != 2:
+        raise ValueError(f"scale must be 'unit', 'rms' or a pair (c, κ), got {scale!r}")
+    c, kappa = (float(value) for value in scale)
+    if not (math.isfinite(c) and c > 0):
+        raise ValueError(f"scale: c must be positive and finite, got {c}")
+    if not (math.isfinite(kappa) and kappa >= 0):
+        raise ValueError(f"scale: κ must be zero or positive and finite, got {kappa}")
+    return Scale(c, kappa)
+
+
+def widen(x: Tensor) -> Tensor:
+    """Cast to the dtype in which squares are summed: float64 stays, all else becomes float32.
+
+    Half precision would overflow: 65504 is the square of 256, or a sum of 4,600 squares of 3.8.
+    """
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def inverse_norm(square_sum: Tensor, kappa: float) -> Tensor:
+    """r = 1 / √(‖x‖² + κ²), and r = 0 where that would be 1/0.
+
+    With κ > 0 the map is smooth everywhere. With κ = 0 the direction of a zero vector is undefined; r = 0 there gives
+    a zero output and a zero gradient.
+    """
+    if kappa > 0:
+        return torch.rsqrt(square_sum + kappa * kappa)
+    positive = square_sum > 0
+    # the inner `where` keeps the untaken branch finite, so that its gradient is 0 and not NaN
+    return torch.where(positive, square_sum, torch.ones_like(square_sum)).rsqrt() * positive

@@ -1,0 +1,58 @@
+from timm.layers import register_notrace_module
+from torch import Tensor, nn
+
+from affnorm_zoo.functional.norm_like import norm_like_map
+from affnorm_zoo.functional.scale import resolve_scale
+from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
+
+
+@register_notrace_module
+class NormLikeLinear(nn.Linear):
+    """Linear layer on the L2-normalised input, (..., in_features) to (..., out_features).
+
+        z = c x·Wᵀ / ‖x‖ + b
+
+    See :func:`affnorm_zoo.functional.norm_like_linear`. Its state dict is that of :class:`torch.nn.Linear`. The
+    weight starts with standard deviation 1/c, so that every output starts with an RMS of 1, whatever the input's.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in :class:`torch.nn.Linear`.
+        scale: ``"unit"``, ``"rms"`` or a pair (c, κ) whose κ is not used.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        scale: str | tuple[float, float] = "unit",
+        device=None,
+        dtype=None,
+    ) -> None:
+        self.scale = scale  # before the parent's constructor, which calls reset_parameters
+        self.c, _ = resolve_scale(scale, in_features)
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 1/c²) and set the bias to zero."""
+        nn.init.normal_(self.weight, std=1 / self.c)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Linear's
+        return norm_like_map(input, self.weight, self.bias, self.c)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, scale={self.scale!r}"
+
+
+register_normalizer(
+    NormalizerSpec(
+        name="normlike",
+        summary="affine map of the L2-normalised vector, in every linear layer of a block",
+        formula="c Wx / ‖x‖ + b",
+        paper=PAPER,
+        linear=NormLikeLinear,
+    )
+)

@@ -1,0 +1,3 @@
+from .resnet import NormalizedCifarResNet as NormalizedCifarResNet
+from .resnet import NormalizedResNet as NormalizedResNet
+from .vision_transformer import NormalizedVisionTransformer as NormalizedVisionTransformer

@@ -1,0 +1,25 @@
+"""What the model files share: naming and registering one entry point per architecture and normaliser."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from timm.models import register_model
+from torch import nn
+
+
+def register_entrypoint(module_name: str, name: str, doc: str, build: Callable[..., nn.Module]) -> None:
+    """Make ``build(name, pretrained, **kwargs)`` the timm entry point ``name`` of a module.
+
+    timm takes the name, the module and the pretrained configs from the function, so each one is made and placed in
+    the module as if it had been written out.
+    """
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build(name, pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = name
+    create.__module__ = module_name
+    create.__doc__ = doc
+    setattr(sys.modules[module_name], name, create)
+    register_model(create)

@@ -1,0 +1,98 @@
+"""Vision transformers with every linear normaliser: ``timm.create_model("vit_small_patch16_224_affinelike")``."""
+
+from functools import partial
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+from affnorm_zoo.factory import bind, init_bound_weights, norm_layer
+from affnorm_zoo.models._entrypoints import register_entrypoint
+from affnorm_zoo.models.resnet import CIFAR10_MEAN, CIFAR10_STD
+from affnorm_zoo.registry import get_normalizer, list_normalizers
+
+
+class NormalizedVisionTransformer(VisionTransformer):
+    """timm's VisionTransformer with a normaliser of this package in place of its norms.
+
+    A divergence-free normaliser takes over every linear layer of the blocks; the final norm stays one, parameter-free,
+    and the classifier a plain linear layer. timm's ``use_naflex`` is not supported.
+
+    Args:
+        kwargs: as in :class:`timm.models.vision_transformer.VisionTransformer`.
+        normalizer: a registered normaliser for tokens.
+        norm_scale: ``"rms"``, which trains at depth, or ``"unit"``, the paper's form; for divergence-free normalisers.
+
+    Raises:
+        ValueError: the normaliser is unknown or not made for tokens, or ``norm_scale`` does not apply to it.
+    """
+
+    def __init__(self, *, normalizer: str, norm_scale: str = "rms", **kwargs: Any) -> None:
+        spec = get_normalizer(normalizer)
+        if norm_scale not in ("rms", "unit"):
+            raise ValueError(f"norm_scale must be 'rms' or 'unit', got {norm_scale!r}")
+        if norm_scale != "rms" and not spec.is_bound:
+            raise ValueError(f"norm_scale is for divergence-free normalizers and does not apply to {normalizer!r}")
+        super().__init__(norm_layer=norm_layer(normalizer, layout="NLC"), **kwargs)
+        if spec.is_bound:
+            bind(self, scale=norm_scale, init=kwargs.get("weight_init") != "skip")
+
+    def init_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Initialise all weights: timm's layers by timm's rule, the divergence-free ones by their own."""
+        super().init_weights(*args, **kwargs)
+        init_bound_weights(self)
+
+
+# architecture -> constructor arguments, as timm has them
+_IMAGENET: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": dict(patch_size=16, embed_dim=192, depth=12, num_heads=3),
+    "vit_small_patch16_224": dict(patch_size=16, embed_dim=384, depth=12, num_heads=6),
+    "vit_base_patch16_224": dict(patch_size=16, embed_dim=768, depth=12, num_heads=12),
+    "vit_large_patch16_224": dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16),
+}
+_CIFAR: dict[str, dict[str, Any]] = {
+    "vit_nano_patch4_32": dict(img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3),
+    "vit_tiny_patch4_32": dict(img_size=32, patch_size=4, embed_dim=192, depth=12, num_heads=3),
+}
+
+
+def _cfg(architecture: str) -> dict[str, Any]:
+    shared = dict(
+        pool_size=None, interpolation="bicubic", fixed_input_size=True, first_conv="patch_embed.proj",
+        classifier="head", license="apache-2.0", paper_ids="arXiv:2512.22247",
+    )  # fmt: skip
+    if architecture in _CIFAR:
+        return dict(num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, mean=CIFAR10_MEAN, std=CIFAR10_STD, **shared)
+    half = (0.5, 0.5, 0.5)
+    return dict(num_classes=1000, input_size=(3, 224, 224), crop_pct=0.9, mean=half, std=half, **shared)
+
+
+def _create(architecture: str, normalizer: str, name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    model_args = {**_IMAGENET, **_CIFAR}[architecture]
+    out_indices = kwargs.pop("out_indices", 3)
+    return build_model_with_cfg(
+        NormalizedVisionTransformer,
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
+        **dict(model_args, normalizer=normalizer, **kwargs),
+    )
+
+
+def _names() -> dict[str, tuple[str, str]]:
+    """Model name -> (architecture, normaliser): all bound normalisers, and layer norm for the small nets."""
+    bound = [name for name in list_normalizers() if get_normalizer(name).linear is not None]
+    return {
+        f"{architecture}_{normalizer}": (architecture, normalizer)
+        for architecture in (*_IMAGENET, *_CIFAR)
+        for normalizer in (bound if architecture in _IMAGENET else [*bound, "layernorm"])
+    }
+
+
+__all__ = ["NormalizedVisionTransformer"]
+default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(arch) for name, (arch, _) in _names().items()})
+for _name, (_architecture, _normalizer) in _names().items():
+    _doc = f"{_architecture} with {_normalizer}: {get_normalizer(_normalizer).summary}."
+    register_entrypoint(__name__, _name, _doc, partial(_create, _architecture, _normalizer))

@@ -1,0 +1,88 @@
+"""Name -> NormalizerSpec: what the zoo knows about a normaliser before any is built."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from torch import nn
+
+PAPER = "2512.22247"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizerSpec:
+    """One normaliser, divergence-free or baseline.
+
+    A normaliser is either *separable*, a module of its own given by ``norm`` and ``norm2d``, or *bound*: fused with
+    the layer that it normalises, given by ``conv`` or ``linear``.
+
+    Args:
+        name: the word used in configs and model names.
+        summary: one line.
+        formula: the map, in the notation of the documentation.
+        paper: arXiv id, or empty.
+        norm: called with the channel count, normalises (..., C).
+        norm2d: called with the channel count, normalises (N, C, H, W).
+        conv: subclass of :class:`torch.nn.Conv2d` that takes the place of a convolution and its norm.
+        conv_same: the same for timm's ``Conv2dSame``.
+        linear: subclass of :class:`torch.nn.Linear` that takes the place of a linear layer behind a norm.
+        options: constructor arguments of ``conv`` and ``linear``.
+    """
+
+    name: str
+    summary: str
+    formula: str
+    paper: str = ""
+    norm: Callable[..., nn.Module] | None = None
+    norm2d: Callable[..., nn.Module] | None = None
+    conv: type[nn.Conv2d] | None = None
+    conv_same: type[nn.Conv2d] | None = None
+    linear: type[nn.Linear] | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        separable = self.norm is not None or self.norm2d is not None
+        if sum((separable, self.conv is not None, self.linear is not None)) != 1:
+            raise ValueError(f"normalizer {self.name!r} must have exactly one of norm or norm2d, conv, linear")
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the normaliser is fused with a layer, and so reaches a model through slots."""
+        return self.conv is not None or self.linear is not None
+
+
+_REGISTRY: dict[str, NormalizerSpec] = {}
+
+
+def register_normalizer(spec: NormalizerSpec) -> NormalizerSpec:
+    """Add ``spec`` under its name and return it.
+
+    Raises:
+        ValueError: the name is taken or is not a lower-case identifier.
+    """
+    if not (spec.name.isidentifier() and spec.name == spec.name.lower()):
+        raise ValueError(f"a normalizer's name must be a lower-case identifier, got {spec.name!r}")
+    if spec.name in _REGISTRY:
+        raise ValueError(f"normalizer {spec.name!r} is already registered: {_REGISTRY[spec.name].summary}")
+    _REGISTRY[spec.name] = spec
+    return spec
+
+
+def get_normalizer(name: str) -> NormalizerSpec:
+    """Return the spec registered under ``name``.
+
+    Raises:
+        ValueError: the name is unknown; the message names the nearest known one.
+    """
+    if name not in _REGISTRY:
+        near = difflib.get_close_matches(name, _REGISTRY, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(list_normalizers())}"
+        raise ValueError(f"unknown normalizer {name!r}; {hint}")
+    return _REGISTRY[name]
+
+
+def list_normalizers() -> list[str]:
+    """Names of all registered normalisers, divergence-free ones first, in the order of registration."""
+    return sorted(_REGISTRY, key=lambda name: _REGISTRY[name].paper != PAPER)

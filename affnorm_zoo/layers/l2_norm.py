@@ -22,7 +22,7 @@ class L2Norm(nn.Module):
         num_channels: int,
         *,
         scale: str | tuple[float, float] = "unit",
-        device=None,
+        device=None,  # noqa: ARG002
         dtype=None,  # noqa: ARG002
     ) -> None:
         super().__init__()

@@ -1,0 +1,43 @@
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import parse_model_name
+from torch import nn
+
+from affnorm_zoo.errors import UsageError
+
+
+def check_model_name(name: str) -> None:
+    """Raise UsageError, naming the nearest known models, unless timm knows ``name``."""
+    if not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(f"model {name!r} is not known to timm{hint}")
+
+
+def load_model(name: str, **kwargs: Any) -> nn.Module:
+    """Build a model with its weights.
+
+    Args:
+        name: a timm name with weights, ``hf-hub:org/name``, ``local-dir:PATH``, or the path of an export folder.
+        kwargs: further arguments of :func:`timm.create_model`.
+
+    Raises:
+        UsageError: the name is unknown, the folder is no export, or there are no weights for it.
+    """
+    if Path(name).is_dir():
+        name = f"local-dir:{name}"
+    scheme, _ = parse_model_name(name) if ":" in name else ("", name)
+    if scheme == "local-dir":
+        folder = Path(name.removeprefix("local-dir:"))
+        missing = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
+        if missing:
+            raise UsageError(f"{folder} is not an export folder: it has no {' and no '.join(missing)}")
+    elif not scheme:
+        check_model_name(name)
+    try:
+        return timm.create_model(name, pretrained=True, **kwargs)
+    except RuntimeError as error:
+        raise UsageError(f"the weights of {name} could not be loaded: {' '.join(str(error).split())[:500]}") from error

@@ -1,0 +1,68 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+
+from affnorm_zoo.config import load_config
+from affnorm_zoo.data import Preprocessing
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.hub.card import write_card
+from affnorm_zoo.training import setup
+from affnorm_zoo.training.run import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
+
+EXPORT_FOLDER = "export"
+
+
+def export_run(run: Path) -> Path:
+    """Make of a finished run a folder that ``timm.create_model("local-dir:...", pretrained=True)`` loads.
+
+    It holds ``model.safetensors``, ``config.json`` and the model card ``README.md``. It is built beside its place,
+    loaded back and compared with the run's model, logit by logit, before it is moved there.
+
+    Returns:
+        The folder, ``run/export``.
+
+    Raises:
+        UsageError: the run is not finished.
+    """
+    missing = [name for name in (CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE) if not (run / name).is_file()]
+    if missing:
+        raise UsageError(f"{run} is not a finished run: it has no {' and no '.join(missing)}")
+    config = load_config([run / CONFIG_FILE])
+    report = json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
+    preprocessing = Preprocessing(**report["preprocessing"])
+    class_names = tuple(report["class_names"])
+    in_chans = preprocessing.input_size[0]
+    model = setup.build_model(config.model, len(class_names), in_chans)
+    model.load_state_dict(load_file(run / WEIGHTS_FILE))
+    setup.describe_preprocessing(model, preprocessing, class_names)
+
+    temporary = run / f".{EXPORT_FOLDER}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_for_hf(
+        model,
+        temporary,
+        model_config={"label_names": list(class_names)},
+        model_args=dict(config.model.kwargs, in_chans=in_chans),
+        safe_serialization=True,
+    )
+    write_card(temporary / "README.md", config, report)
+    _check_reload(model, temporary, preprocessing.input_size)
+    target = run / EXPORT_FOLDER
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    return target
+
+
+@torch.no_grad()
+def _check_reload(model: Any, folder: Path, input_size: tuple[int, ...]) -> None:
+    x = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
+    reloaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    difference = (model.eval()(x) - reloaded.eval()(x)).abs().max().item()
+    if difference != 0.0:
+        raise RuntimeError(f"the export does not reproduce the run: logits differ by {difference:.3g}")

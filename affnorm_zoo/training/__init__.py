@@ -1,0 +1,2 @@
+from .loop import NonFiniteError as NonFiniteError
+from .run import train as train

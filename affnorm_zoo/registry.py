@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 
@@ -36,9 +37,9 @@ class NormalizerSpec:
     paper: str = ""
     norm: Callable[..., nn.Module] | None = None
     norm2d: Callable[..., nn.Module] | None = None
-    conv: type[nn.Conv2d] | None = None
-    conv_same: type[nn.Conv2d] | None = None
-    linear: type[nn.Linear] | None = None
+    conv: type[Any] | None = None
+    conv_same: type[Any] | None = None
+    linear: type[Any] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -62,8 +62,8 @@ def _merge(base: DictConfig, extra: DictConfig, origin: str) -> DictConfig:
     try:
         merged = OmegaConf.merge(base, extra)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        raise UsageError(f"{origin}: {key + ': ' if key else ''}{_first_line(error)}") from error
+        full_key = getattr(error, "full_key", None)
+        raise UsageError(f"{origin}: {f'{full_key}: ' if full_key else ''}{_first_line(error)}") from error
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -85,17 +85,13 @@ def _check_key(key: str, origin: str) -> None:
 
 
 def _all_keys() -> list[str]:
-    return [
-        f"{section.name}.{f.name}"
-        for section in fields(RunConfig)
-        for f in fields(section.default_factory)  # type: ignore[arg-type]
-    ]
+    return [f"{section.name}.{f.name}" for section in fields(RunConfig) for f in fields(section.default_factory)]
 
 
 def _leaves(node: DictConfig, prefix: str = "") -> Iterable[str]:
     for key in node:
         value = node._get_node(key)
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
         if isinstance(value, DictConfig) and not value._is_none() and len(value):
             yield from _leaves(value, name + ".")
         else:

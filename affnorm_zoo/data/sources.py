@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from timm.data import ImageDataset
 from timm.data.readers import create_reader
-from torch.utils.data import Dataset
 
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data.digits import DIGITS_CLASSES, DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Digits
@@ -21,8 +21,8 @@ class Source:
     """
 
     name: str
-    train: Dataset
-    val: Dataset
+    train: Any
+    val: Any
     class_names: tuple[str, ...]
     in_chans: int = 3
     image_size: int | None = None

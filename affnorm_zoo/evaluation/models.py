@@ -14,6 +14,8 @@ def check_model_name(name: str) -> None:
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        if "/" in name:
+            hint = f": there is no such folder; a repository of the Hub is called hf-hub:{name}"
         raise UsageError(f"model {name!r} is not known to timm{hint}")
 
 

@@ -6,12 +6,17 @@ from torch import nn
 
 from affnorm_zoo.factory.plan import Binding, plan_bindings
 from affnorm_zoo.functional.activation import LEAKY_SLOPE
-from affnorm_zoo.layers import L2Norm, PatchNormConv2d
+from affnorm_zoo.layers import L2Norm
 from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
 
-# A divergence-free branch cannot start at zero through its norm, which has no weight. At a fifth of its size the sum
-# of 36 branches, the longest stage of a ResNet-152, has about the variance of the shortcut.
-BRANCH_DAMPING = 0.2
+# The last layers of residual branches and the factor on their initial weights. A divergence-free branch cannot start
+# at zero through its norm, which has no weight. At a fifth, the sum of 36 branches, the longest stage of a ResNet-152,
+# has about the variance of the shortcut; at a half, the 48 branches of a ViT-L add up to an RMS of at most 3.5.
+BRANCH_ENDS: dict[type[nn.Module], tuple[tuple[str, ...], float]] = {
+    BasicBlock: (("conv2",), 0.2),
+    Bottleneck: (("conv3",), 0.2),
+    Block: (("attn.proj", "mlp.fc2"), 0.5),
+}
 
 _FUSIBLE = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu"}
 
@@ -27,8 +32,8 @@ def bind(
 
     A convolution, its slot and a ReLU behind it become one :class:`PatchNormConv2d`; the linear layers that read a
     slot, and the other linear layers of a transformer block, become ``AffineLikeLinear`` or ``NormLikeLinear``; a
-    slot with neither becomes a parameter-free L2 norm. Parameters keep their identity; a convolution without a bias
-    gets one, as the norm that it replaces would have had. The classifier stays as it is.
+    slot with neither becomes a parameter-free L2 norm of RMS 1. Parameters keep their identity; a convolution without
+    a bias gets one, as the norm that it replaces would have had. The classifier stays as it is.
 
     Args:
         model: a network built with ``norm_layer=affnorm_zoo.norm_layer(name)``.
@@ -55,7 +60,7 @@ def bind(
         if isinstance(block, Block):
             for name, layer in list(block.named_modules()):
                 if type(layer) is nn.Linear:
-                    block.set_submodule(name, _bound_linear(layer, specs[binding.slot], scale))
+                    _place(block, name, _bound_linear(layer, specs[binding.slot], scale))
     if init:
         init_bound_weights(model)
     return bindings
@@ -63,10 +68,7 @@ def bind(
 
 @torch.no_grad()
 def init_bound_weights(model: nn.Module, *, damp_branches: bool = True) -> None:
-    """Initialise the divergence-free layers of ``model`` and damp the last one of every residual branch.
-
-    The damping takes the place of the zero-initialised last norm, which these layers do not have.
-    """
+    """Initialise the divergence-free layers of ``model`` and damp those at the end of residual branches."""
     layers = tuple(kind for name in list_normalizers() if (kind := _layer_type(get_normalizer(name))) is not None)
     for module in model.modules():
         if isinstance(module, layers):
@@ -74,9 +76,11 @@ def init_bound_weights(model: nn.Module, *, damp_branches: bool = True) -> None:
     if not damp_branches:
         return
     for module in model.modules():
-        last = {BasicBlock: "conv2", Bottleneck: "conv3"}.get(type(module))
-        if last is not None and isinstance(getattr(module, last), PatchNormConv2d):
-            getattr(module, last).damp(BRANCH_DAMPING)
+        names, factor = BRANCH_ENDS.get(type(module), ((), 1.0))
+        for name in names:
+            layer = module.get_submodule(name)
+            if isinstance(layer, layers):
+                layer.damp(factor)
 
 
 def _layer_type(spec: NormalizerSpec) -> type[nn.Module] | None:
@@ -116,16 +120,16 @@ def _fuses_with(spec: NormalizerSpec, layer: nn.Module) -> bool:
 def _apply(model: nn.Module, binding: Binding, spec: NormalizerSpec, scale: str | tuple[float, float]) -> None:
     if not binding.layers:
         slot = model.get_submodule(binding.slot)
-        model.set_submodule(binding.slot, L2Norm(slot.num_channels, scale=scale))
+        _place(model, binding.slot, L2Norm(slot.num_channels, scale="rms"))
         return
-    model.set_submodule(binding.slot, nn.Identity())
+    _place(model, binding.slot, nn.Identity())
     for name in binding.layers:
         layer = model.get_submodule(name)
         if spec.conv is not None:
             activation = _absorb_activation(model, binding.activation)
-            model.set_submodule(name, _bound_conv(layer, spec, scale, activation))
+            _place(model, name, _bound_conv(layer, spec, scale, activation))
         else:
-            model.set_submodule(name, _bound_linear(layer, spec, scale))
+            _place(model, name, _bound_linear(layer, spec, scale))
 
 
 def _absorb_activation(model: nn.Module, name: str | None) -> str:
@@ -137,12 +141,13 @@ def _absorb_activation(model: nn.Module, name: str | None) -> str:
         return "none"
     fusible = _FUSIBLE.get(type(module), "none")
     if fusible != "none":
-        model.set_submodule(name, nn.Identity())
+        _place(model, name, nn.Identity())
     return fusible
 
 
 def _bound_conv(conv: nn.Conv2d, spec: NormalizerSpec, scale: str | tuple[float, float], activation: str) -> nn.Module:
     kind = spec.conv_same if isinstance(conv, Conv2dSame) else spec.conv
+    assert kind is not None, "plan and check let only convolutions of this kind pass"
     bound = kind(
         conv.in_channels,
         conv.out_channels,
@@ -162,6 +167,7 @@ def _bound_conv(conv: nn.Conv2d, spec: NormalizerSpec, scale: str | tuple[float,
 
 
 def _bound_linear(linear: nn.Linear, spec: NormalizerSpec, scale: str | tuple[float, float]) -> nn.Module:
+    assert spec.linear is not None, "plan and check let only linear layers pass"
     bound = spec.linear(
         linear.in_features,
         linear.out_features,
@@ -175,14 +181,19 @@ def _bound_linear(linear: nn.Linear, spec: NormalizerSpec, scale: str | tuple[fl
 
 
 def _adopt(bound: nn.Module, layer: nn.Module) -> nn.Module:
-    """Give ``bound`` the parameters and the mode of the layer that it replaces; what that lacks starts neutral."""
+    """Give ``bound`` the parameters of the layer that it replaces; what that lacks starts neutral."""
     for name, parameter in list(bound.named_parameters()):
         existing = getattr(layer, name, None)
         if existing is None:
             fill = 1.0 if name == "gain" else 0.0
             existing = nn.Parameter(torch.full_like(parameter, fill, device=layer.weight.device))
         setattr(bound, name, existing)
-    return bound.train(layer.training)
+    return bound
+
+
+def _place(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` in the place, and into the mode, of the submodule ``name``."""
+    model.set_submodule(name, module.train(model.get_submodule(name).training))
 
 
 def _parent(model: nn.Module, name: str) -> nn.Module:

@@ -30,7 +30,8 @@ def affine_like_linear(
         [x; 1]. ``"unit"`` is the paper's form.
 
     Note:
-        c and κ are ours. κ → 0 leaves norm_like without bias, c = κ → ∞ the plain affine map.
+        c and κ are ours. κ → 0 leaves norm_like without bias; c = κ → ∞ leaves the plain affine map Wx + κ b, whose
+        bias is counted in units of 1/κ.
     """
     check_linear_shapes(x, weight, bias)
     c, kappa = resolve_scale(scale, weight.shape[1])

@@ -1,3 +1,4 @@
+import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
@@ -39,6 +40,11 @@ class NormLikeLinear(nn.Linear):
         nn.init.normal_(self.weight, std=1 / self.c)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    @torch.no_grad()
+    def damp(self, factor: float) -> None:
+        """Multiply the response, bias aside, by ``factor``."""
+        self.weight.mul_(factor)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Linear's
         return norm_like_map(input, self.weight, self.bias, self.c)

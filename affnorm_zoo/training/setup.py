@@ -129,6 +129,4 @@ def prepare_model(config: RuntimeConfig, model: nn.Module) -> nn.Module:
     """Apply the memory layout and compilation that the config asks for."""
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if config.compile:
-        model = torch.compile(model)
-    return model
+    return torch.compile(model) if config.compile else model  # type: ignore[return-value]

@@ -1,0 +1,203 @@
+import copy
+import warnings
+from types import ModuleType
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+import affnorm_zoo
+from affnorm_zoo import AffineLikeLinear, NormLikeLinear, PatchNormConv2d, list_normalizers
+
+CONV, LINEAR = ("patchnorm", "patchnorm_l2", "patchnorm_ws"), ("affinelike", "normlike")
+IMAGENET_RESNETS = (
+    "resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152",
+    "resnet50d", "wide_resnet50_2", "resnext50_32x4d", "seresnet50",
+)  # fmt: skip
+CIFAR_RESNETS = ("resnet20_cifar", "resnet56_cifar", "resnet18_cifar")
+IMAGENET_VITS = tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
+CIFAR_VITS = ("vit_nano_patch4_32", "vit_tiny_patch4_32")
+BASELINES = ("batchnorm", "groupnorm", "layernorm", "rmsnorm", "none")
+
+
+def zoo():
+    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("affnorm_zoo.")]
+
+
+def test_the_zoo_holds_every_architecture_with_every_normaliser():
+    expected = {f"{arch}_{norm}" for arch in IMAGENET_RESNETS + CIFAR_RESNETS for norm in CONV}
+    expected |= {f"{arch}_{norm}" for arch in CIFAR_RESNETS for norm in BASELINES}
+    expected |= {f"{arch}_{norm}" for arch in IMAGENET_VITS + CIFAR_VITS for norm in LINEAR}
+    expected |= {f"{arch}_layernorm" for arch in CIFAR_VITS}
+    assert set(zoo()) == expected
+    assert set(timm.list_models("*patchnorm*")) == {name for name in expected if "patchnorm" in name}
+    assert set(CONV + LINEAR + BASELINES) == set(list_normalizers())
+
+
+@pytest.mark.parametrize("arch", IMAGENET_RESNETS + IMAGENET_VITS)
+def test_sizes_are_timms_but_for_the_norm(arch):
+    """A bias per channel where a batch norm had scale and bias; no scale and bias where a layer norm had them."""
+    with torch.device("meta"):
+        reference = timm.create_model(arch)
+        model = timm.create_model(f"{arch}_{'patchnorm' if 'resne' in arch else 'affinelike'}")
+    norms = [m for m in reference.modules() if isinstance(m, (nn.BatchNorm2d, nn.LayerNorm))]
+    affine = sum(m.weight.numel() for m in norms)
+    kept = affine if "resne" in arch else 0
+    assert (
+        sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in reference.parameters()) - 2 * affine + kept
+    )
+    shared = {name: tuple(p.shape) for name, p in reference.named_parameters() if name.endswith("conv1.weight")}
+    assert shared.items() <= {name: tuple(p.shape) for name, p in model.named_parameters()}.items()
+
+
+DEPTH_CASES = ["resnet152_patchnorm", "resnet152_patchnorm_l2", "resnet152_patchnorm_ws", "resnext50_32x4d_patchnorm",
+               "resnet56_cifar_patchnorm", "vit_large_patch16_224_normlike"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEPTH_CASES)
+@pytest.mark.parametrize("norm_scale", ["rms", "unit"])
+def test_activations_neither_vanish_nor_explode(name, norm_scale):
+    """RMS of stem, blocks and head within a factor of ten of each other at initialisation."""
+    model = timm.create_model(name, norm_scale=norm_scale).eval()
+    rms = {}
+
+    def record(layer):
+        return lambda module, args, out: rms.__setitem__(layer, out.float().square().mean().sqrt().item())
+
+    for layer, module in model.named_modules():
+        if type(module).__name__ in ("BasicBlock", "Bottleneck", "Block") or layer in ("conv1", "patch_embed", "norm"):
+            module.register_forward_hook(record(layer))
+    size = 224 if name.startswith("vit") else 96
+    with torch.no_grad():
+        model(torch.randn(1, 3, size, size))
+    assert len(rms) > 20 or "resnext50" in name
+    assert max(rms.values()) <= 10 * min(rms.values()), rms
+
+
+@pytest.mark.parametrize("name", ["resnet18_patchnorm_ws", "resnet20_cifar_patchnorm", "resnet20_cifar_groupnorm"])
+def test_zero_init_last_is_heeded(name):
+    damped, plain = (timm.create_model(name, zero_init_last=flag).layer1[0] for flag in (True, False))
+    x = torch.randn(2, damped.conv1.in_channels, 8, 8)
+    branch = [block.bn2(block.conv2(block.conv1(x))).std().item() for block in (damped, plain)]
+    assert branch[0] < 0.35 * branch[1]
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar_patchnorm_ws", "vit_nano_patch4_32_affinelike"])
+def test_init_weights_restores_an_emptied_model(name):
+    torch.manual_seed(1)
+    model = timm.create_model(name)
+    emptied = copy.deepcopy(model).to("meta").to_empty(device="cpu")
+    for p in emptied.parameters():
+        nn.init.constant_(p, float("nan"))
+    emptied.init_weights()
+    head = emptied.get_classifier()
+    head.reset_parameters()  # timm leaves a ResNet's classifier to whoever empties the model
+    for (key, was), now in zip(model.state_dict().items(), emptied.state_dict().values(), strict=True):
+        assert now.isfinite().all(), key
+        if was.numel() > 1000:
+            assert now.std() == pytest.approx(was.std().item(), rel=0.2), key
+
+
+def test_vit_options_of_timm():
+    name = "vit_nano_patch4_32_affinelike"
+    assert timm.create_model(name, img_size=48)(torch.randn(1, 3, 48, 48)).shape == (1, 10)
+    dynamic = timm.create_model(name, dynamic_img_size=True)
+    assert dynamic(torch.randn(1, 3, 40, 56)).shape == (1, 10)
+    averaged = timm.create_model(name, global_pool="avg", num_classes=3, drop_path_rate=0.1)
+    assert averaged(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    assert isinstance(averaged.blocks[0].mlp.fc2, AffineLikeLinear)
+    kinds = [m for m in timm.create_model("vit_nano_patch4_32_normlike").modules() if isinstance(m, NormLikeLinear)]
+    assert len(kinds) == 6 * 4
+
+
+@pytest.mark.parametrize("mode", ["jax", "moco", ""])
+def test_weight_init_modes_leave_divergence_free_layers_to_their_own_rule(mode):
+    model = timm.create_model("vit_nano_patch4_32_affinelike", weight_init=mode)
+    layer = model.blocks[3].attn.qkv
+    assert layer.weight.std().item() == pytest.approx(1 / layer.c, rel=0.05)
+
+
+def test_cifar_stages_and_reductions():
+    model = timm.create_model("resnet20_cifar_patchnorm", features_only=True)
+    assert model.feature_info.channels() == [16, 16, 32, 64]
+    assert model.feature_info.reduction() == [1, 1, 2, 4]
+    assert [tuple(f.shape[2:]) for f in model(torch.randn(1, 3, 32, 32))] == [(32, 32), (32, 32), (16, 16), (8, 8)]
+
+
+def test_wrong_options_are_named():
+    with pytest.raises(ValueError, match="norm_scale must be 'rms' or 'unit'"):
+        timm.create_model("resnet18_patchnorm", norm_scale="root")
+    with pytest.raises(ValueError, match="does not apply to 'batchnorm'"):
+        timm.create_model("resnet20_cifar_batchnorm", norm_scale="unit")
+    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
+        timm.create_model("resnet18_patchnorm", pretrained=True)
+
+
+STEM_CASES = ["resnet18_patchnorm", "resnet18_patchnorm_l2", "resnet18_patchnorm_ws", "resnet50d_patchnorm"]
+
+
+@pytest.mark.parametrize("name", STEM_CASES)
+@pytest.mark.parametrize("norm_scale", ["rms", "unit"])
+@pytest.mark.parametrize("in_chans", [1, 6])
+def test_a_stem_keeps_its_response_to_grey_images_of_other_channel_counts(name, norm_scale, in_chans, tmp_path):
+    source = timm.create_model(name, norm_scale=norm_scale, num_classes=4).eval()
+    with torch.no_grad():
+        for key, p in source.named_parameters():
+            if key.endswith(".bias") or "gain" in key:
+                p.add_(0.3 * torch.randn_like(p))
+    file = tmp_path / "weights.safetensors"
+    save_file(source.state_dict(), file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = timm.create_model(
+            name, norm_scale=norm_scale, num_classes=4, in_chans=in_chans, pretrained=True,
+            pretrained_cfg_overlay=dict(file=str(file), num_classes=4),
+        ).eval()  # fmt: skip
+    grey = torch.randn(2, 1, 64, 64)
+    expected, actual = source(grey.expand(-1, 3, -1, -1)), adapted(grey.expand(-1, in_chans, -1, -1))
+    # exact but for float32 roundings and, under weight standardisation, eps = 1e-6 beside a variance of about 1e-2
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18_patchnorm_ws", dict(num_classes=7, in_chans=2, norm_scale="unit")),
+        ("resnet20_cifar_patchnorm_l2", dict(num_classes=3)),
+        ("vit_nano_patch4_32_affinelike", dict(global_pool="avg", num_classes=5)),
+        ("vit_nano_patch4_32_normlike", dict(img_size=24)),
+    ],
+)
+def test_local_dir_round_trip_is_exact(name, options, tmp_path):
+    model = timm.create_model(name, **options).eval()
+    if "in_chans" in options:
+        model.pretrained_cfg["input_size"] = (options["in_chans"], 64, 64)
+    save_for_hf(model, tmp_path, model_args=options, safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    size = options.get("img_size", 64 if "resnet18" in name else 32)
+    x = torch.randn(2, options.get("in_chans", 3), size, size)
+    assert torch.equal(model(x), loaded(x))
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=2).num_classes == 2
+
+
+def test_drop_path_checkpointing_and_layer_decay_work():
+    model = timm.create_model("resnet20_cifar_patchnorm", drop_path_rate=0.2)
+    model.set_grad_checkpointing()
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    groups = param_groups_layer_decay(model, weight_decay=0.1, layer_decay=0.9)
+    undecayed = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    assert all(id(m.bias) in undecayed for m in model.modules() if isinstance(m, PatchNormConv2d))
+
+
+def test_public_names():
+    names = {name for name, value in vars(affnorm_zoo).items() if not name.startswith("_")}
+    assert {name for name in names if not isinstance(getattr(affnorm_zoo, name), ModuleType)} == {
+        "AffineLikeLinear", "L2Norm", "L2Norm2d", "NormLikeLinear", "NormalizerSpec", "PatchNormConv2d",
+        "PatchNormConv2dSame", "Scale", "affine_like_linear", "bind", "get_normalizer", "l2_norm", "list_normalizers",
+        "norm_layer", "norm_like_linear", "patch_norm_conv2d", "register_normalizer",
+    }  # fmt: skip

@@ -1,0 +1,64 @@
+"""The floors: a module imports only from the floors below its own."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "affnorm_zoo"
+FLOORS = {
+    "errors": 0, "_version": 0,
+    "functional": 1, "config": 1,
+    "registry": 2,
+    "layers": 3,
+    "factory": 4, "data": 4,
+    "models": 5, "evaluation": 5,
+    "training": 6,
+    "hub": 7,
+}  # fmt: skip
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("affnorm_zoo"):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("affnorm_zoo"))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_below(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    for module in imports(path):
+        parts = module.split(".")
+        assert len(parts) > 1, f"{path} imports the package root"
+        assert parts[1] == own or FLOORS[parts[1]] < FLOORS[own], f"{own} must not import {module}"
+
+
+def test_every_floor_has_modules():
+    found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()} - {"__init__"}
+    assert found == set(FLOORS)
+
+
+def import_seconds(statement):
+    command = [sys.executable, "-W", "ignore", "-c", statement]
+    start = time.perf_counter()
+    subprocess.run(command, check=True)
+    return time.perf_counter() - start
+
+
+def test_importing_costs_little_beside_timm():
+    import_seconds("import timm, affnorm_zoo")  # warm the disk
+    ratios = []
+    for _ in range(5):
+        ratios.append(import_seconds("import timm, affnorm_zoo") / import_seconds("import timm"))
+    assert min(ratios) <= 1.15, ratios

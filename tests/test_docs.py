@@ -1,0 +1,46 @@
+"""What the documents say is true: their Python runs, their commands name what exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+
+from affnorm_zoo import list_normalizers
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(language):
+    for document in DOCUMENTS:
+        for number, block in enumerate(re.findall(rf"```{language}\n(.*?)```", document.read_text(), re.DOTALL)):
+            yield pytest.param(block, id=f"{document.name}-{number}")
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_runs(block, tmp_path):
+    subprocess.run([sys.executable, "-W", "ignore", "-c", block], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("block", blocks("bash"))
+def test_commands_name_files_that_exist(block):
+    for path in re.findall(r"(?:scripts|configs|tests)/[\w/.]+\.\w+", block):
+        assert (ROOT / path).is_file(), path
+
+
+def test_the_readme_names_every_normaliser_and_every_architecture():
+    text = (ROOT / "README.md").read_text()
+    for name in list_normalizers():
+        assert f"`{name}`" in text
+    for model in timm.list_models():
+        if timm.model_entrypoint(model).__module__.startswith("affnorm_zoo."):
+            architecture = max((name for name in re.findall(r"`(\w+)`", text) if model.startswith(name + "_")), key=len)
+            assert model.removeprefix(architecture + "_") in list_normalizers()
+
+
+def test_the_changelog_counts_the_models():
+    zoo = [m for m in timm.list_models() if timm.model_entrypoint(m).__module__.startswith("affnorm_zoo.")]
+    assert f"{len(zoo)} timm entry points" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,224 @@
+"""The scripts, as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from pictures import draw_folder
+from safetensors.torch import load_file
+
+import affnorm_zoo  # noqa: F401
+from affnorm_zoo.config import load_config
+from affnorm_zoo.data import Digits, Normalize, Preprocessing, eval_loader
+
+ROOT = Path(__file__).parents[2]
+FAST = ["model.name=resnet20_cifar_patchnorm", "train.epochs=2", "runtime.device=cpu"]
+
+
+def run(*command, processes=0, ok=True):
+    """Run a script, through accelerate with several processes if asked for."""
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+              "--main_process_port", "0"] if processes else []  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    result = subprocess.run(
+        [sys.executable, *launch, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert (result.returncode == 0) == ok, result.stdout + result.stderr
+    return result
+
+
+def metrics(run_folder):
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The embedded default, as the README's first command runs it."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    return folder, run("scripts/train.py", "--output", folder)
+
+
+def test_the_default_reads_digits(finished):
+    folder, result = finished
+    report = json.loads((folder / "report.json").read_text())
+    assert report["val"]["num_images"] == 360
+    assert report["val"]["top1"] >= 0.95
+    assert report["seconds"] < 180
+    assert len(metrics(folder)) == report["epochs"]
+    assert f"top-1 {100 * report['val']['top1']:.2f} %" in result.stdout
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "metrics.jsonl", "model.safetensors", "report.json", "export",
+    }  # fmt: skip
+    assert load_config([folder / "config.yaml"]) == load_config()
+
+
+def test_the_export_loads_in_a_fresh_process_with_identical_logits(finished, tmp_path):
+    folder, _ = finished
+    code = (
+        "import sys, torch, timm, affnorm_zoo\n"
+        "from safetensors.torch import save_file\n"
+        "model = timm.create_model('local-dir:' + sys.argv[1], pretrained=True).eval()\n"
+        "save_file({'logits': model(torch.linspace(-1, 1, 320).reshape(5, 1, 8, 8)).detach()}, sys.argv[2])\n"
+    )
+    subprocess.run([sys.executable, "-c", code, folder / "export", tmp_path / "out.safetensors"], check=True)
+    model = timm.create_model("resnet20_cifar_patchnorm", in_chans=1).eval()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    expected = model(torch.linspace(-1, 1, 320).reshape(5, 1, 8, 8))
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["logits"], expected)
+
+
+def test_the_export_is_complete_and_safe(finished):
+    folder, _ = finished
+    export = folder / "export"
+    assert {path.name for path in export.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    config = json.loads((export / "config.json").read_text())
+    assert config["architecture"] == "resnet20_cifar_patchnorm"
+    assert config["pretrained_cfg"]["input_size"] == [1, 8, 8]
+    assert config["label_names"] == [str(digit) for digit in range(10)]
+    card = (export / "README.md").read_text()
+    top1 = json.loads((folder / "report.json").read_text())["val"]["top1"]
+    assert f"| top-1 | {100 * top1:.2f} %" in card
+    assert "import affnorm_zoo" in card
+    assert "library_name: timm" in card
+
+
+def test_evaluate_reproduces_the_recorded_numbers(finished):
+    folder, _ = finished
+    recorded = json.loads((folder / "report.json").read_text())["val"]
+    for name in (folder / "export", f"local-dir:{folder / 'export'}"):
+        measured = json.loads(run("scripts/evaluate.py", name).stdout)
+        assert (measured["top1"], measured["num_images"]) == (recorded["top1"], recorded["num_images"])
+        assert measured["loss"] == pytest.approx(recorded["loss"], rel=1e-6)
+
+
+def test_accuracy_equals_a_plain_count(finished):
+    folder, _ = finished
+    report = json.loads((folder / "report.json").read_text())
+    model = timm.create_model(f"local-dir:{folder / 'export'}", pretrained=True).eval()
+    preprocessing = Preprocessing(**report["preprocessing"])
+    ((images, labels),) = eval_loader(Digits("val"), preprocessing, batch_size=360)
+    right = model(Normalize(preprocessing, torch.device("cpu"))(images)).argmax(1) == labels
+    assert right.sum().item() / 360 == report["val"]["top1"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run("scripts/train.py", *FAST, "train.epochs=2", f"train.seed={seed}", "--output", tmp_path / name)
+    a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["conv1.weight"], c["conv1.weight"])
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    run("scripts/train.py", *FAST, "--output", tmp_path / "one")
+    run("scripts/train.py", *FAST, "--output", tmp_path / "two", processes=2)
+    run("scripts/train.py", *FAST, "train.micro_batch_size=16", "--output", tmp_path / "accumulated")
+    one, two, accumulated = (metrics(tmp_path / name) for name in ("one", "two", "accumulated"))
+    # the same images an update; sums are taken in another order, and 44 steps amplify the roundings
+    for record, *others in zip(one, two, accumulated, strict=True):
+        for other in others:
+            assert other["updates"] == record["updates"]
+            assert other["train"]["loss"] == pytest.approx(record["train"]["loss"], rel=1e-3)
+            assert other["val"]["num_images"] == 360
+            assert other["val"]["top1"] == pytest.approx(record["val"]["top1"], abs=6 / 360)
+    assert json.loads((tmp_path / "two" / "report.json").read_text())["num_processes"] == 2
+
+
+def test_folders_vits_precision_layout_and_clipping_train_too(tmp_path):
+    pictures = draw_folder(tmp_path / "pictures", per_class=16)
+    run(
+        "scripts/train.py", "model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=16",
+        f"data.path={pictures}", "data.image_size=16", "data.hflip=0.5", "train.epochs=4", "data.workers=1",
+        "train.global_batch_size=16", "optim.clip_grad=1.0", "optim.lr=1e-3", "optim.label_smoothing=0.1",
+        "runtime.precision=bf16", "runtime.device=cpu", "--output", tmp_path / "run",
+    )  # fmt: skip
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["val"]["top1"] > 0.8
+    assert report["precision"] == "bf16"
+    measured = run("scripts/evaluate.py", tmp_path / "run/export", f"data.path={pictures}", "data.image_size=16")
+    assert json.loads(measured.stdout)["top1"] > 0.8
+
+
+USAGE = {
+    "unknown model": (["model.name=resnet20_cifar_pachnorm"], "did you mean resnet20_cifar_patchnorm"),
+    "unknown normaliser option": (["model.kwargs.norm_scale=root"], "norm_scale must be 'rms' or 'unit'"),
+    "unknown model option": (["model.kwargs.depht=3"], "cannot be built with model.kwargs"),
+    "unknown key": (["optim.learning_rate=1"], "unknown key 'optim.learning_rate'"),
+    "missing config": (["configs/none.yaml"], "does not exist"),
+    "missing data": (["data.path=/nowhere/at/all"], "is not a folder"),
+    "large batch": (["train.global_batch_size=4096"], "exceeds the 1437 training images"),
+    "micro-batch": (["train.micro_batch_size=10"], "must divide 64"),
+    "optimiser": (["optim.name=sdg"], "optim.name=sdg"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_bad_input_is_one_line_and_leaves_nothing(case, tmp_path):
+    arguments, message = USAGE[case]
+    output = tmp_path / "run"
+    result = run("scripts/train.py", *arguments, "runtime.device=cpu", "--output", output, ok=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert not output.exists()
+
+
+def test_a_used_folder_is_refused(finished):
+    folder, _ = finished
+    before = (folder / "report.json").read_bytes()
+    result = run("scripts/train.py", *FAST, "--output", folder, ok=False)
+    assert result.returncode == 2
+    assert "already in use" in result.stderr
+    assert (folder / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere/export"], "there is no such folder; a repository of the Hub is called hf-hub:nowhere/export"),
+        (["resnet20_cifar_patchnrm"], "did you mean resnet20_cifar_patchnorm"),
+        (["resnet20_cifar_patchnorm"], "No pretrained weights exist"),
+        ([str(ROOT)], "is not an export folder: it has no config.json"),
+    ],
+)
+def test_evaluate_says_what_is_wrong_with_a_model(arguments, message):
+    result = run("scripts/evaluate.py", *arguments, ok=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
+    folder, _ = finished
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "model.safetensors").write_bytes((folder / "export/model.safetensors").read_bytes())
+    config = json.loads((folder / "export/config.json").read_text())
+    config["architecture"] = "resnet56_cifar_patchnorm"
+    (export / "config.json").write_text(json.dumps(config))
+    result = run("scripts/evaluate.py", export, ok=False)
+    assert result.returncode == 2
+    assert "could not be loaded" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_processes_that_do_not_find_each_other_are_an_error(tmp_path):
+    output = tmp_path / "run"
+    result = run("scripts/train.py", "--output", output, processes=2, ok=False)
+    assert "launcher started 2 processes, but accelerate sees 1" in result.stderr
+    assert not output.exists()
+
+
+def test_divergence_is_reported_and_no_weights_are_left(tmp_path):
+    output = tmp_path / "run"
+    result = run("scripts/train.py", *FAST, "model.name=resnet20_cifar_none", "optim.name=sgd", "optim.lr=1e9",
+                 "optim.warmup_epochs=0", "--output", output, ok=False)  # fmt: skip
+    assert result.returncode == 1
+    assert "training diverged" in result.stderr
+    assert not (output / "model.safetensors").exists()

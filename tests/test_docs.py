@@ -20,12 +20,12 @@ def blocks(language):
             yield pytest.param(block, id=f"{document.name}-{number}")
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+@pytest.mark.parametrize("block", list(blocks("python")))
 def test_python_runs(block, tmp_path):
     subprocess.run([sys.executable, "-W", "ignore", "-c", block], check=True, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("block", blocks("bash"))
+@pytest.mark.parametrize("block", list(blocks("bash")))
 def test_commands_name_files_that_exist(block):
     for path in re.findall(r"(?:scripts|configs|tests)/[\w/.]+\.\w+", block):
         assert (ROOT / path).is_file(), path

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "affnorm_zoo"
 FLOORS = {
     "errors": 0, "_version": 0,
     "functional": 1, "config": 1,
-    "registry": 2,
+    "ops": 2, "registry": 2,
     "layers": 3,
     "factory": 4, "data": 4,
     "models": 5, "evaluation": 5,

@@ -2,8 +2,8 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from affnorm_zoo.functional.affine_like import affine_like_map
 from affnorm_zoo.functional.scale import resolve_scale
+from affnorm_zoo.ops.linear import affine_like
 from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
 
 
@@ -47,7 +47,7 @@ class AffineLikeLinear(nn.Linear):
         self.weight.mul_(factor)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Linear's
-        return affine_like_map(input, self.weight, self.bias, self.c, self.kappa)
+        return affine_like(input, self.weight, self.bias, self.c, self.kappa)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, scale={self.scale!r}"

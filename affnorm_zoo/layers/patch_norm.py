@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from affnorm_zoo.functional.activation import check_activation
-from affnorm_zoo.functional.patch_norm import VARIANTS, patch_norm_map, split_padding
+from affnorm_zoo.functional.patch_norm import VARIANTS, split_padding
 from affnorm_zoo.functional.scale import resolve_scale
 from affnorm_zoo.functional.weight_standardization import standardize_weight_map
+from affnorm_zoo.ops.patch_norm import patch_norm
 from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
 
 # ReLU halves the second moment of a symmetric input
@@ -38,6 +39,8 @@ class PatchNormConv2d(nn.Conv2d):
             then uniform over samples and positions, but scaled by gain² in each channel.
         weight_standardization: standardise each output channel's kernel to mean 0 and variance 1/c². The gradient
             step then acts through the standardisation, so its factor is only approximately uniform.
+        recompute: in the backward, convolve once more instead of keeping the convolution's output; only a kernel
+            larger than 1x1 without an activation keeps it.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class PatchNormConv2d(nn.Conv2d):
         activation: str = "none",
         gain: bool = False,
         weight_standardization: bool = False,
+        recompute: bool = False,
     ) -> None:
         check_activation(activation)
         if variant not in VARIANTS:
@@ -71,6 +75,7 @@ class PatchNormConv2d(nn.Conv2d):
         self.scale = scale
         self.activation = activation
         self.weight_standardization = weight_standardization
+        self.recompute = recompute
         self.fan_in = self.weight[0].numel()
         self.c, self.kappa = resolve_scale(scale, self.fan_in)
         if padding_mode == "zeros":
@@ -112,7 +117,7 @@ class PatchNormConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Conv2d's
         batch = input if input.dim() == 4 else input.unsqueeze(0)
-        z = patch_norm_map(
+        z = patch_norm(
             self.pad(batch),
             self.effective_weight(),
             self.bias,
@@ -124,6 +129,7 @@ class PatchNormConv2d(nn.Conv2d):
             self.kappa,
             self.norm_like,
             self.activation,
+            self.recompute,
         )
         return z if input.dim() == 4 else z.squeeze(0)
 

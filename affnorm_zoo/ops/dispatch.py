@@ -1,0 +1,20 @@
+"""Which path an op takes. It is decided by how it is called, never by the environment, and never changes the values."""
+
+import torch
+from torch import Tensor
+
+
+def use_plain_path() -> bool:
+    """Whether the caller needs plain operations: a recorder for another runtime, or a transform of torch.func."""
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return True
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def autocast_inputs(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cast as autocast would for a convolution, so that what is saved for the backward is the smaller copy."""
+    device = x.device.type
+    if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -1,0 +1,183 @@
+"""PatchNorm with a gradient derived by hand, which saves the input and one number a position, not the output.
+
+With r = 1/√(‖x_p‖² + κ²), z = c r (W∗x + κ b) and h = c r g for a cotangent g before the activation:
+
+    dW, dx₀ = the convolution's own gradients for h        db = κ Σ h   (norm_like: Σ g)
+    dx = dx₀ - x ⊙ box_sumᵀ(r² s),                          s_p = Σ_channels h_p (W∗x + κ b)_p
+
+s comes without the output where it can: from x and dx₀ for a 1x1 kernel, and from the activation's output, which the
+next layer keeps anyway, because Σ g z = Σ dz act(z) for ReLU and leaky ReLU. Elsewhere W∗x is kept, or recomputed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from affnorm_zoo.functional.patch_norm import patch_norm_map
+from affnorm_zoo.functional.scale import inverse_norm
+from affnorm_zoo.ops import passes
+from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
+
+aten = torch.ops.aten
+IntPair = tuple[int, int]
+Geometry = tuple[IntPair, IntPair, IntPair, int]  # stride, padding, dilation, groups
+
+
+def patch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntPair,
+    padding: IntPair,
+    dilation: IntPair,
+    groups: int,
+    c: float,
+    kappa: float,
+    norm_like: bool,
+    activation: str,
+    recompute: bool,
+) -> Tensor:
+    """The lean form of :func:`affnorm_zoo.functional.patch_norm.patch_norm_map`, with the same values.
+
+    Args:
+        recompute: for kernels larger than 1x1 without an activation, compute W∗x once more in the backward instead
+            of keeping it; all else keeps no output anyway.
+        others: as in the reference, resolved.
+
+    Note:
+        The gradient can itself be differentiated, through the reference; that keeps what the reference keeps.
+    """
+    if torch.jit.is_scripting():
+        return patch_norm_map(x, weight, bias, stride, padding, dilation, groups, c, kappa, norm_like, activation)
+    else:  # noqa: RET505 TorchScript skips only an else
+        return _lean(x, weight, bias, (stride, padding, dilation, groups), c, kappa, norm_like, activation, recompute)
+
+
+def _lean(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    c: float,
+    kappa: float,
+    norm_like: bool,
+    activation: str,
+    recompute: bool,
+) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    if use_plain_path():
+        return patch_norm_map(x, weight, bias, stride, padding, dilation, groups, c, kappa, norm_like, activation)
+    x, weight, bias = autocast_inputs(x, weight, bias)
+    if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+        return _forward(x, weight, bias, geometry, c, kappa, norm_like, activation, False)[0]
+    keep = activation == "none" and not _is_pointwise(weight, padding) and not recompute
+    return PatchNormFunction.apply(x, weight, bias, geometry, c, kappa, norm_like, activation, keep)
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    c: float,
+    kappa: float,
+    norm_like: bool,
+    activation: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The output, the factor c r of every position, and the convolution's own output if it is to be kept."""
+    stride, padding, dilation, groups = geometry
+    kernel_size = (weight.shape[2], weight.shape[3])
+    squares = passes.window_sum(passes.square_sum(x, groups), kernel_size, stride, padding, dilation)
+    factor = c * inverse_norm(squares, 0.0 if norm_like else kappa)
+    y = _convolve(x, weight, bias, geometry, kappa, norm_like)
+    z = passes.scale_output(y.clone() if keep else y, factor, bias if norm_like else None, activation)
+    return z, factor, y if keep else None
+
+
+class PatchNormFunction(torch.autograd.Function):
+    """Autograd of :func:`patch_norm`; see the head of this file."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        c: float,
+        kappa: float,
+        norm_like: bool,
+        activation: str,
+        keep: bool,
+    ) -> Tensor:
+        z, factor, y = _forward(x, weight, bias, geometry, c, kappa, norm_like, activation, keep)
+        ctx.save_for_backward(x, weight, bias, factor, z if activation != "none" else y)
+        ctx.geometry, ctx.c, ctx.kappa, ctx.norm_like, ctx.activation = geometry, c, kappa, norm_like, activation
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> tuple:
+        x, weight, bias, factor, kept = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return *_differentiable_backward(ctx, dz, x, weight, bias), *(None,) * 6
+        stride, padding, dilation, groups = ctx.geometry
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+
+        given: dict[str, Any] = {"outer_bias": bias if ctx.norm_like else None}
+        from_input = False  # whether s needs dx₀
+        if ctx.activation != "none":
+            given |= {"activation": ctx.activation, "output": kept}
+        elif not _is_pointwise(weight, padding):
+            again = kept is None
+            given["inner"] = _convolve(x, weight, bias, ctx.geometry, ctx.kappa, ctx.norm_like) if again else kept
+        else:
+            from_input = True
+            given["probe"] = None if bias is None or ctx.norm_like else ctx.kappa * bias
+        h, s, dbias = passes.scale_cotangent(dz, factor, **given)
+        dx, dweight, dbias_inner = aten.convolution_backward(
+            h, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups,
+            [needs_x, needs_weight, needs_bias and not ctx.norm_like],
+        )  # fmt: skip
+        if needs_bias and not ctx.norm_like:
+            dbias = ctx.kappa * dbias_inner
+        if needs_x:
+            inv_square = (factor / ctx.c).square()
+            if from_input:
+                pixels = (slice(None), slice(None), slice(None, None, stride[0]), slice(None, None, stride[1]))
+                passes.correct_pointwise(dx[pixels], x[pixels], inv_square, s)
+            else:
+                size, kernel_size = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
+                v = passes.window_sum_transpose(inv_square * s, size, kernel_size, stride, padding, dilation)
+                passes.correct(dx, x, v)
+        return dx, dweight, dbias, *(None,) * 6
+
+
+def _differentiable_backward(ctx: Any, dz: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list:
+    """The same gradients with a graph of their own, for a second derivative."""
+    stride, padding, dilation, groups = ctx.geometry
+    z = patch_norm_map(
+        x, weight, bias, stride, padding, dilation, groups, ctx.c, ctx.kappa, ctx.norm_like, ctx.activation
+    )
+    wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad[:3], strict=True) if needed]
+    gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=True))
+    return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:3]]
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    kappa: float,
+    norm_like: bool,
+) -> Tensor:
+    """W∗x + κ b; the bias of norm_like comes later."""
+    inner_bias = None if norm_like or bias is None else kappa * bias
+    return F.conv2d(x, weight, inner_bias, *geometry)
+
+
+def _is_pointwise(weight: Tensor, padding: IntPair) -> bool:
+    return weight.shape[2] == 1 and weight.shape[3] == 1 and padding == (0, 0)

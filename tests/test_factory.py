@@ -74,6 +74,20 @@ def test_relu_is_absorbed_only_where_it_follows_the_norm():
     assert model.conv1.activation == "relu"
 
 
+def test_gelu_is_absorbed_only_where_nothing_comes_between():
+    def mlp(**options):
+        options = dict(options, img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3)
+        model = timm.create_model("vit_tiny_patch16_224", norm_layer=norm_layer("affinelike"), **options)
+        bind(model)
+        return model.blocks[0].mlp
+
+    assert mlp().fc2.input_activation == "gelu"
+    assert isinstance(mlp().act, nn.Identity)
+    for options in ({"proj_drop_rate": 0.1}, {"act_layer": nn.SiLU}, {"act_layer": "gelu_tanh"}):
+        assert mlp(**options).fc2.input_activation == "none"
+        assert not isinstance(mlp(**options).act, nn.Identity)
+
+
 def test_other_activations_stay_modules():
     model = slotted("resnet18", act_layer=nn.SiLU)
     bind(model)

@@ -1,5 +1,5 @@
 import torch
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, Mlp
 from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -33,7 +33,8 @@ def bind(
     A convolution, its slot and a ReLU behind it become one :class:`PatchNormConv2d`; the linear layers that read a
     slot, and the other linear layers of a transformer block, become ``AffineLikeLinear`` or ``NormLikeLinear``; a
     slot with neither becomes a parameter-free L2 norm of RMS 1. Parameters keep their identity; a convolution without
-    a bias gets one, as the norm that it replaces would have had. The classifier stays as it is.
+    a bias gets one, as the norm that it replaces would have had. The classifier stays as it is. A GELU before the last
+    layer of an MLP is absorbed too, and convolutions whose output would have to be kept recompute it.
 
     Args:
         model: a network built with ``norm_layer=affnorm_zoo.norm_layer(name)``.
@@ -61,6 +62,7 @@ def bind(
             for name, layer in list(block.named_modules()):
                 if type(layer) is nn.Linear:
                     _place(block, name, _bound_linear(layer, specs[binding.slot], scale))
+            _absorb_gelu(block)
     if init:
         init_bound_weights(model)
     return bindings
@@ -145,6 +147,14 @@ def _absorb_activation(model: nn.Module, name: str | None) -> str:
     return fusible
 
 
+def _absorb_gelu(block: Block) -> None:
+    """Move an exact GELU from between the layers of a block's MLP into the second one."""
+    mlp = block.mlp
+    if type(mlp) is Mlp and type(mlp.act) is nn.GELU and mlp.act.approximate == "none" and mlp.drop1.p == 0:
+        mlp.fc2.input_activation = "gelu"
+        _place(mlp, "act", nn.Identity())
+
+
 def _bound_conv(conv: nn.Conv2d, spec: NormalizerSpec, scale: str | tuple[float, float], activation: str) -> nn.Module:
     kind = spec.conv_same if isinstance(conv, Conv2dSame) else spec.conv
     assert kind is not None, "plan and check let only convolutions of this kind pass"
@@ -161,6 +171,7 @@ def _bound_conv(conv: nn.Conv2d, spec: NormalizerSpec, scale: str | tuple[float,
         dtype=conv.weight.dtype,
         scale=scale,
         activation=activation,
+        recompute=activation == "none" and max(conv.kernel_size) > 1,
         **spec.options,
     )
     return _adopt(bound, conv)

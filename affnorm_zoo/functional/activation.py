@@ -16,6 +16,11 @@ def apply_activation(z: Tensor, activation: str) -> Tensor:
     return z
 
 
+def apply_input_activation(x: Tensor, activation: str) -> Tensor:
+    """Apply ``"gelu"`` (the exact one) or, for ``"none"``, nothing to any shape."""
+    return F.gelu(x) if activation == "gelu" else x
+
+
 def check_activation(activation: str) -> None:
     """Raise ValueError unless ``activation`` is a known one."""
     if activation not in ACTIVATIONS:

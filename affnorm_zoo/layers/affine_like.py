@@ -19,6 +19,7 @@ class AffineLikeLinear(nn.Linear):
     Args:
         in_features, out_features, bias, device, dtype: as in :class:`torch.nn.Linear`.
         scale: ``"unit"``, ``"rms"`` or a pair (c, κ).
+        input_activation: ``"none"`` or ``"gelu"`` (the exact one), applied to the input without saving its output.
     """
 
     def __init__(
@@ -28,9 +29,13 @@ class AffineLikeLinear(nn.Linear):
         bias: bool = True,
         *,
         scale: str | tuple[float, float] = "unit",
+        input_activation: str = "none",
         device=None,
         dtype=None,
     ) -> None:
+        if input_activation not in ("none", "gelu"):
+            raise ValueError(f"input_activation must be 'none' or 'gelu', got {input_activation!r}")
+        self.input_activation = input_activation
         self.scale = scale  # before the parent's constructor, which calls reset_parameters
         self.c, self.kappa = resolve_scale(scale, in_features)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
@@ -47,10 +52,11 @@ class AffineLikeLinear(nn.Linear):
         self.weight.mul_(factor)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Linear's
-        return affine_like(input, self.weight, self.bias, self.c, self.kappa)
+        return affine_like(input, self.weight, self.bias, self.c, self.kappa, self.input_activation)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, scale={self.scale!r}"
+        activation = "" if self.input_activation == "none" else f", input_activation={self.input_activation}"
+        return f"{super().extra_repr()}, scale={self.scale!r}{activation}"
 
 
 register_normalizer(

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from affnorm_zoo.functional.activation import check_activation
 from affnorm_zoo.functional.patch_norm import VARIANTS, split_padding
 from affnorm_zoo.functional.scale import resolve_scale
-from affnorm_zoo.functional.weight_standardization import standardize_weight_map
 from affnorm_zoo.ops.patch_norm import patch_norm
+from affnorm_zoo.ops.weight_standardization import standardize
 from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
 
 # ReLU halves the second moment of a symmetric input
@@ -143,7 +143,7 @@ class PatchNormConv2d(nn.Conv2d):
         """The kernel that the convolution sees: W, standardised and multiplied by the gain where asked for."""
         weight = self.weight
         if self.weight_standardization:
-            return standardize_weight_map(weight, self.gain, self.c, 1e-6)
+            return standardize(weight, self.gain, self.c, 1e-6)
         if self.gain is not None:
             return weight * self.gain.reshape(-1, 1, 1, 1)
         return weight

@@ -1,6 +1,9 @@
 """affine_like and norm_like linear layers with a gradient derived by hand; see :mod:`affnorm_zoo.ops.patch_norm`.
 
-z = c r (Wx + κ b),  h = c r g:     dx = Wᵀh - x r² s,    s = ⟨x, Wᵀh⟩ + κ ⟨b, h⟩       (norm_like: ⟨x, Wᵀh⟩)
+    z = c r (Wx + κ b),  h = c r g:     dx = Wᵀh - x r² s,    s = ⟨x, Wᵀh⟩ + κ ⟨b, h⟩       (norm_like: ⟨x, Wᵀh⟩)
+
+A GELU before the layer is part of the op: its output is computed again in the backward, so that of the widest tensor of
+a transformer block one copy is saved and not two.
 """
 
 from typing import Any
@@ -9,38 +12,58 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from affnorm_zoo.functional.activation import apply_input_activation
 from affnorm_zoo.functional.affine_like import affine_like_map
 from affnorm_zoo.functional.norm_like import norm_like_map
 from affnorm_zoo.functional.scale import inverse_norm, widen
 from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
 
 
-def affine_like(x: Tensor, weight: Tensor, bias: Tensor | None, c: float, kappa: float) -> Tensor:
+def affine_like(
+    x: Tensor, weight: Tensor, bias: Tensor | None, c: float, kappa: float, input_activation: str
+) -> Tensor:
     """The lean form of :func:`affnorm_zoo.functional.affine_like.affine_like_map`, with the same values."""
     if torch.jit.is_scripting():
-        return affine_like_map(x, weight, bias, c, kappa)
+        return affine_like_map(apply_input_activation(x, input_activation), weight, bias, c, kappa)
     else:  # noqa: RET505 TorchScript skips only an else
-        return _lean(x, weight, bias, c, kappa, False)
+        return _lean(x, weight, bias, c, kappa, False, input_activation)
 
 
-def norm_like(x: Tensor, weight: Tensor, bias: Tensor | None, c: float) -> Tensor:
+def norm_like(x: Tensor, weight: Tensor, bias: Tensor | None, c: float, input_activation: str) -> Tensor:
     """The lean form of :func:`affnorm_zoo.functional.norm_like.norm_like_map`, with the same values."""
     if torch.jit.is_scripting():
-        return norm_like_map(x, weight, bias, c)
+        return norm_like_map(apply_input_activation(x, input_activation), weight, bias, c)
     else:  # noqa: RET505 TorchScript skips only an else
-        return _lean(x, weight, bias, c, 0.0, True)
+        return _lean(x, weight, bias, c, 0.0, True, input_activation)
 
 
-def _lean(x: Tensor, weight: Tensor, bias: Tensor | None, c: float, kappa: float, is_norm_like: bool) -> Tensor:
+def _lean(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    c: float,
+    kappa: float,
+    is_norm_like: bool,
+    input_activation: str,
+) -> Tensor:
     if use_plain_path():
-        return _plain(x, weight, bias, c, kappa, is_norm_like)
+        return _plain(x, weight, bias, c, kappa, is_norm_like, input_activation)
     x, weight, bias = autocast_inputs(x, weight, bias)
     if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
-        return _forward(x, weight, bias, c, kappa, is_norm_like)[0]
-    return NormalizedLinearFunction.apply(x, weight, bias, c, kappa, is_norm_like)
+        return _forward(apply_input_activation(x, input_activation), weight, bias, c, kappa, is_norm_like)[0]
+    return NormalizedLinearFunction.apply(x, weight, bias, c, kappa, is_norm_like, input_activation)
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, c: float, kappa: float, is_norm_like: bool) -> Tensor:
+def _plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    c: float,
+    kappa: float,
+    is_norm_like: bool,
+    input_activation: str,
+) -> Tensor:
+    x = apply_input_activation(x, input_activation)
     return norm_like_map(x, weight, bias, c) if is_norm_like else affine_like_map(x, weight, bias, c, kappa)
 
 
@@ -61,39 +84,49 @@ class NormalizedLinearFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, c: float, kappa: float, is_norm_like: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        c: float,
+        kappa: float,
+        is_norm_like: bool,
+        input_activation: str,
     ) -> Tensor:
-        z, factor = _forward(x, weight, bias, c, kappa, is_norm_like)
+        z, factor = _forward(apply_input_activation(x, input_activation), weight, bias, c, kappa, is_norm_like)
         ctx.save_for_backward(x, weight, bias, factor)
-        ctx.c, ctx.kappa, ctx.is_norm_like = c, kappa, is_norm_like
+        ctx.c, ctx.kappa, ctx.is_norm_like, ctx.input_activation = c, kappa, is_norm_like, input_activation
         return z
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple:
         x, weight, bias, factor = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *_differentiable_backward(ctx, dz, x, weight, bias), *(None,) * 3
+            return *_differentiable_backward(ctx, dz, x, weight, bias), *(None,) * 4
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         dx = dweight = dbias = None
 
+        a = apply_input_activation(x, ctx.input_activation)
         h = (dz * factor).to(dz.dtype)
         rows = h.reshape(-1, h.shape[-1])
         if needs_weight:
-            dweight = rows.t() @ x.reshape(-1, x.shape[-1])
+            dweight = rows.t() @ a.reshape(-1, a.shape[-1])
         if needs_bias:
             dbias = dz.reshape(rows.shape).sum(0) if ctx.is_norm_like else ctx.kappa * rows.sum(0)
         if needs_x:
             dx = h @ weight
-            s = (widen(x) * dx).sum(dim=-1, keepdim=True)
+            s = (widen(a) * dx).sum(dim=-1, keepdim=True)
             if not ctx.is_norm_like and bias is not None:
                 s = s + ctx.kappa * (widen(h) * bias).sum(dim=-1, keepdim=True)
-            dx.sub_(x * ((factor / ctx.c).square() * s))
-        return dx, dweight, dbias, *(None,) * 3
+            dx.sub_(a * ((factor / ctx.c).square() * s))
+            if ctx.input_activation == "gelu":
+                dx = torch.ops.aten.gelu_backward(dx, x)
+        return dx, dweight, dbias, *(None,) * 4
 
 
 def _differentiable_backward(ctx: Any, dz: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list:
     """The same gradients with a graph of their own, for a second derivative."""
-    z = _plain(x, weight, bias, ctx.c, ctx.kappa, ctx.is_norm_like)
+    z = _plain(x, weight, bias, ctx.c, ctx.kappa, ctx.is_norm_like, ctx.input_activation)
     wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad[:3], strict=True) if needed]
     gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=True))
     return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:3]]

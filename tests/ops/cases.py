@@ -1,0 +1,111 @@
+"""Every lean op beside the reference that defines it, with inputs of odd shapes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from affnorm_zoo.functional.activation import apply_input_activation
+from affnorm_zoo.functional.affine_like import affine_like_map
+from affnorm_zoo.functional.norm_like import norm_like_map
+from affnorm_zoo.functional.patch_norm import patch_norm_map
+from affnorm_zoo.functional.weight_standardization import standardize_weight_map
+from affnorm_zoo.ops.linear import affine_like, norm_like
+from affnorm_zoo.ops.patch_norm import patch_norm
+from affnorm_zoo.ops.weight_standardization import standardize
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op, its definition, and the shapes of its tensors."""
+
+    name: str
+    lean: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def sample(self, dtype=torch.float64, layout=torch.contiguous_format, seed=0) -> list[Tensor]:
+        """Random inputs that ask for a gradient."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors = []
+        for index, shape in enumerate(self.shapes):
+            t = torch.randn(*shape, generator=generator, dtype=torch.float64)
+            if index == 1:
+                t = t / t[0].numel() ** 0.5
+            if len(shape) == 4:
+                t = t.to(memory_format=layout)
+            tensors.append(t.to(dtype).requires_grad_())
+        return tensors
+
+
+def conv(name, x, weight, bias=True, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, norm_like=False,
+         activation="none", recompute=False, scale=(3.0, 2.0)):  # fmt: skip
+    shapes = (x, weight, (weight[0],)) if bias else (x, weight)
+    tail = (stride, padding, dilation, groups, *scale, norm_like, activation)
+
+    def lean(x, weight, bias=None):
+        return patch_norm(x, weight, bias, *tail, recompute)
+
+    def reference(x, weight, bias=None):
+        return patch_norm_map(x, weight, bias, *tail)
+
+    return Case(name, lean, reference, shapes)
+
+
+def linear(name, is_norm_like, bias=True, activation="none", rows=(3, 5)):
+    def lean(x, weight, bias=None):
+        return norm_like(x, weight, bias, 3.0, activation) if is_norm_like else affine_like(
+            x, weight, bias, 3.0, 2.0, activation
+        )  # fmt: skip
+
+    def reference(x, weight, bias=None):
+        x = apply_input_activation(x, activation)
+        return norm_like_map(x, weight, bias, 3.0) if is_norm_like else affine_like_map(x, weight, bias, 3.0, 2.0)
+
+    return Case(name, lean, reference, ((*rows, 7), (9, 7), (9,)) if bias else ((*rows, 7), (9, 7)))
+
+
+CASES = [
+    conv("pointwise", (2, 5, 7, 3), (6, 5, 1, 1)),
+    conv("pointwise-stride", (2, 5, 7, 4), (6, 5, 1, 1), stride=(2, 3)),
+    conv("pointwise-groups", (3, 6, 5, 3), (4, 3, 1, 1), groups=2),
+    conv("pointwise-relu", (2, 5, 7, 3), (6, 5, 1, 1), activation="relu", stride=(2, 2)),
+    conv("pointwise-norm_like", (2, 5, 7, 3), (6, 5, 1, 1), norm_like=True),
+    conv("pointwise-padded", (2, 5, 7, 3), (6, 5, 1, 1), padding=(1, 2)),
+    conv("kept", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1)),
+    conv("recomputed", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1), recompute=True),
+    conv("no-bias", (2, 5, 7, 9), (6, 5, 3, 3), bias=False),
+    conv("relu", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1), activation="relu"),
+    conv("leaky", (2, 5, 8, 9), (6, 5, 3, 2), padding=(1, 0), stride=(2, 1), activation="leaky_relu"),
+    conv("stem", (2, 3, 15, 17), (4, 3, 7, 7), padding=(3, 3), stride=(2, 2), activation="relu"),
+    conv("dilated-uneven", (1, 4, 11, 9), (6, 2, 3, 2), (True), (2, 1), (3, 1), (2, 3), 2),
+    conv("depthwise-relu", (2, 6, 6, 5), (6, 1, 3, 3), padding=(1, 1), groups=6, activation="relu"),
+    conv("norm_like-kept", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1), norm_like=True),
+    conv("norm_like-recomputed", (2, 5, 7, 9), (6, 5, 3, 3), norm_like=True, recompute=True),
+    conv("norm_like-relu", (2, 6, 7, 9), (6, 3, 3, 3), padding=(1, 1), norm_like=True, activation="relu", groups=2),
+    conv("norm_like-leaky", (2, 5, 7, 9), (6, 5, 3, 3), norm_like=True, activation="leaky_relu"),
+    conv("norm_like-no-bias-relu", (2, 5, 7, 9), (6, 5, 3, 3), bias=False, norm_like=True, activation="relu"),
+    linear("affine_like", False),
+    linear("affine_like-no-bias", False, bias=False, rows=()),
+    linear("affine_like-gelu", False, activation="gelu"),
+    linear("norm_like", True, rows=(4,)),
+    linear("norm_like-no-bias", True, bias=False),
+    linear("norm_like-gelu", True, activation="gelu"),
+    Case(
+        "standardize",
+        lambda weight, gain: standardize(weight, gain, 2.0, 1e-6),
+        lambda weight, gain: standardize_weight_map(weight, gain, 2.0, 1e-6),
+        ((4, 3, 3, 2), (4,)),
+    ),
+]  # fmt: skip
+
+
+def forward_backward(
+    function: Callable[..., Tensor], inputs: list[Tensor], dz: Tensor, dtype=None
+) -> dict[str, Tensor]:
+    """Output and gradients, with inputs and cotangent cast to ``dtype`` first."""
+    inputs = [t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
+    z = function(*inputs)
+    gradients = torch.autograd.grad(z, inputs, dz.to(z.dtype))
+    return {"z": z.detach(), **{f"d{index}": gradient for index, gradient in enumerate(gradients)}}

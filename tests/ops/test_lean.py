@@ -1,0 +1,206 @@
+import pytest
+import timm
+import torch
+from definitions import max_error
+from ops.cases import CASES, forward_backward
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import affnorm_zoo  # noqa: F401
+from affnorm_zoo import AffineLikeLinear, PatchNormConv2d
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def by_name(case):
+    return case.name
+
+
+@pytest.fixture(params=CASES, ids=by_name)
+def case(request):
+    return request.param
+
+
+def test_values_and_gradients_are_the_references(case):
+    inputs = case.sample()
+    dz = torch.randn_like(case.reference(*inputs))
+    expected, actual = forward_backward(case.reference, inputs, dz), forward_backward(case.lean, inputs, dz)
+    for name in expected:
+        torch.testing.assert_close(
+            actual[name], expected[name], rtol=1e-10, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_first_and_second_derivatives_are_numerically_right(case):
+    inputs = case.sample()
+    assert torch.autograd.gradcheck(case.lean, inputs, atol=1e-6)
+    if not any(word in case.name for word in ("relu", "leaky", "stem", "gelu")):
+        assert torch.autograd.gradgradcheck(case.lean, inputs, atol=1e-6)
+
+
+def test_second_derivatives_are_the_references(case):
+    def double(function):
+        inputs = case.sample()
+        z = function(*inputs)
+        dz = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(5))
+        first = torch.autograd.grad(z, inputs, dz, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), inputs, allow_unused=True)
+
+    for actual, expected in zip(double(case.lean), double(case.reference), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_lean_errs_no_more_than_twice_the_reference(case, dtype, layout):
+    inputs = case.sample(dtype, layout)
+    dz = torch.randn_like(case.reference(*inputs))
+    truth = forward_backward(case.reference, inputs, dz, dtype=torch.float64)
+    eager = forward_backward(case.reference, inputs, dz)
+    lean = forward_backward(case.lean, inputs, dz)
+    for name in truth:
+        ulp = torch.finfo(dtype).eps * truth[name].abs().max().item()
+        assert lean[name].dtype == dtype
+        assert max_error(lean[name], truth[name]) <= 2 * max_error(eager[name], truth[name]) + ulp + 1e-6, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_follows_the_reference(case, dtype):
+    inputs = case.sample(torch.float32)
+    with torch.autocast("cpu", dtype=dtype):
+        lean, eager = case.lean(*inputs), case.reference(*inputs)
+    assert lean.dtype == eager.dtype
+    limit = 8 * torch.finfo(dtype).eps * eager.abs().max().item()  # x and W rounded, then the product, then r's product
+    assert max_error(lean, eager) <= limit
+    gradients = torch.autograd.grad(lean, inputs, torch.randn_like(lean))
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+
+
+def test_only_what_needs_a_gradient_gets_one(case):
+    inputs = case.sample()
+    for wanted in range(len(inputs)):
+        tensors = [t.detach().requires_grad_(index == wanted) for index, t in enumerate(inputs)]
+        z = case.lean(*tensors)
+        dz = torch.randn_like(z)
+        (actual,) = torch.autograd.grad(z, tensors[wanted], dz)
+        (expected,) = torch.autograd.grad(case.reference(*tensors), tensors[wanted], dz)
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_transforms_of_torch_func_take_the_plain_path(case):
+    inputs = [t.detach() for t in case.sample()]
+    dz = torch.randn_like(case.reference(*inputs))
+
+    def loss(function):
+        return lambda *tensors: (function(*tensors) * dz).sum()
+
+    actual = torch.func.grad(loss(case.lean))(*inputs)
+    torch.testing.assert_close(actual, torch.func.grad(loss(case.reference))(*inputs))
+    stacked = torch.stack([inputs[0], 2 * inputs[0]])
+    mapped = torch.vmap(lambda x: case.lean(x, *inputs[1:]))(stacked)
+    torch.testing.assert_close(mapped[1], case.reference(2 * inputs[0], *inputs[1:]))
+
+
+BATCHED = [case for case in CASES if len(case.shapes[0]) > 1 and case.name != "standardize"]
+
+
+@pytest.mark.parametrize("case", BATCHED, ids=by_name)
+def test_empty_batches(case):
+    inputs = case.sample()
+    tensors = [inputs[0][:0].detach().requires_grad_(), *inputs[1:]]
+    z = case.lean(*tensors)
+    gradients = torch.autograd.grad(z, tensors, torch.ones_like(z))
+    assert gradients[0].shape == tensors[0].shape
+    assert not any(g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("name", ["kept", "recomputed", "pointwise", "norm_like-kept", "affine_like", "norm_like"])
+def test_the_output_may_be_changed_in_place(name):
+    case = next(case for case in CASES if case.name == name)
+    inputs = case.sample()
+    dz = torch.randn_like(case.reference(*inputs))
+
+    def behind(function):
+        z = function(*inputs)
+        z += 0.25
+        return torch.autograd.grad(nn.functional.relu(z, inplace=True), inputs, dz)
+
+    for actual, expected in zip(behind(case.lean), behind(case.reference), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
+
+
+def saved_bytes(model, *inputs):
+    """Bytes of distinct storages that autograd keeps for the backward, parameters and buffers aside."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    storages, alive = {}, []
+
+    def pack(t):
+        alive.append(t)
+        if t.untyped_storage().data_ptr() not in own:
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model(*inputs)
+    return sum(storages.values())
+
+
+def test_a_layer_saves_its_input_and_one_number_a_position():
+    x = torch.randn(2, 16, 12, 12, requires_grad=True)
+    one_map = 2 * 12 * 12 * 4
+    full = 16 * one_map
+    pointwise = PatchNormConv2d(16, 16, 1)
+    assert saved_bytes(pointwise, x) == full + one_map
+    assert saved_bytes(PatchNormConv2d(16, 16, 3, padding=1, activation="relu"), x) == 2 * full + one_map
+    assert saved_bytes(PatchNormConv2d(16, 16, 3, padding=1), x) == 2 * full + one_map
+    assert saved_bytes(PatchNormConv2d(16, 16, 3, padding=1, recompute=True), x) == full + one_map
+    standardized = PatchNormConv2d(16, 16, 1, gain=True, weight_standardization=True)
+    assert saved_bytes(standardized, x) == full + one_map + 16 * 16 * 4  # and the standardised kernel
+    tokens = torch.randn(2, 50, 16, requires_grad=True)
+    assert saved_bytes(AffineLikeLinear(16, 64), tokens) == (16 + 1) * 100 * 4
+    assert saved_bytes(AffineLikeLinear(16, 64, input_activation="gelu"), tokens) == (16 + 1) * 100 * 4
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "bar"),
+    [
+        ("resnet50_patchnorm", "resnet50", 0.50),
+        ("resnet50_patchnorm_l2", "resnet50", 0.50),
+        ("resnet18_patchnorm", "resnet18", 0.60),
+        ("vit_small_patch16_224_affinelike", "vit_small_patch16_224", 0.75),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_networks_save_a_fraction_of_their_standard_twins(ours, theirs, bar, dtype):
+    x = torch.randn(2, 3, 224, 224, dtype=dtype)
+    saved = [saved_bytes(timm.create_model(name).to(dtype).train(), x) for name in (ours, theirs)]
+    assert saved[0] <= bar * saved[1], saved[0] / saved[1]
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar_patchnorm_ws", "vit_nano_patch4_32_affinelike"])
+def test_activation_checkpointing_changes_no_gradient(name):
+    model = timm.create_model(name).double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+
+    def gradients(enable):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    for actual, expected in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(actual, expected)
+    layer = PatchNormConv2d(3, 4, 3).double()
+    assert checkpoint(layer, x, use_reentrant=False).requires_grad
+
+
+@pytest.mark.parametrize("name", ["kept", "relu", "pointwise", "norm_like-relu", "affine_like-gelu", "standardize"])
+def test_compiled_ops_are_one_graph_and_agree(name):
+    case = next(case for case in CASES if case.name == name)
+    inputs = case.sample(torch.float32)
+    dz = torch.randn_like(case.reference(*inputs))
+    torch._dynamo.reset()
+    compiled = torch.compile(case.lean, fullgraph=True, backend="aot_eager")
+    actual, expected = forward_backward(compiled, inputs, dz), forward_backward(case.lean, inputs, dz)
+    for key in expected:
+        torch.testing.assert_close(actual[key], expected[key])

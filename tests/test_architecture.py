@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).parents[1] / "affnorm_zoo"
 FLOORS = {
     "errors": 0, "_version": 0,
     "functional": 1, "config": 1,
-    "ops": 2, "registry": 2,
-    "layers": 3,
-    "factory": 4, "data": 4,
-    "models": 5, "evaluation": 5,
-    "training": 6,
-    "hub": 7,
+    "kernels": 2, "registry": 2,
+    "ops": 3,
+    "layers": 4,
+    "factory": 5, "data": 5,
+    "models": 6, "evaluation": 6,
+    "training": 7,
+    "hub": 8,
 }  # fmt: skip
 
 

@@ -32,8 +32,9 @@ def standardize_weight(weight: Tensor, gain: Tensor | None = None, *, c: float, 
 def standardize_weight_map(weight: Tensor, gain: Tensor | None, c: float, eps: float) -> Tensor:
     """The formula of :func:`standardize_weight` without its checks; TorchScript compiles this one."""
     wide = widen(weight).flatten(1)
-    var, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)  # (C_out, 1)
-    standardized = ((wide - mean) * (torch.rsqrt(var + eps) / c)).reshape(weight.shape)
+    centered = wide - wide.mean(dim=1, keepdim=True)
+    var = centered.square().mean(dim=1, keepdim=True)  # (C_out, 1)
+    standardized = (centered * (torch.rsqrt(var + eps) / c)).reshape(weight.shape)
     if gain is not None:
         standardized = standardized * gain.reshape(-1, 1, 1, 1)
     return standardized.to(weight.dtype)

@@ -1,8 +1,11 @@
+import torch.fx
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from affnorm_zoo.functional.l2_norm import l2_norm_map
 from affnorm_zoo.functional.scale import resolve_scale
+
+torch.fx.wrap("l2_norm_map")
 
 
 @register_notrace_module

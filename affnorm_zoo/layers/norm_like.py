@@ -1,10 +1,13 @@
 import torch
+import torch.fx
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from affnorm_zoo.functional.scale import resolve_scale
 from affnorm_zoo.ops.linear import norm_like
 from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
+
+torch.fx.wrap("norm_like")  # a traced graph calls the op, and so keeps its gradient
 
 
 @register_notrace_module

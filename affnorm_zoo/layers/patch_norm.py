@@ -1,6 +1,7 @@
 import math
 
 import torch
+import torch.fx
 from timm.layers import pad_same, register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +12,9 @@ from affnorm_zoo.functional.scale import resolve_scale
 from affnorm_zoo.ops.patch_norm import patch_norm
 from affnorm_zoo.ops.weight_standardization import standardize
 from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
+
+torch.fx.wrap("patch_norm")  # a traced graph calls the op, and so keeps its gradient
+torch.fx.wrap("standardize")
 
 # ReLU halves the second moment of a symmetric input
 RELU_GAIN = math.sqrt(2)
@@ -116,9 +120,8 @@ class PatchNormConv2d(nn.Conv2d):
         (self.weight if self.gain is None else self.gain).mul_(factor)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Conv2d's
-        batch = input if input.dim() == 4 else input.unsqueeze(0)
-        z = patch_norm(
-            self.pad(batch),
+        return patch_norm(
+            self.pad(input),
             self.effective_weight(),
             self.bias,
             self.stride,
@@ -131,7 +134,6 @@ class PatchNormConv2d(nn.Conv2d):
             self.activation,
             self.recompute,
         )
-        return z if input.dim() == 4 else z.squeeze(0)
 
     def pad(self, x: Tensor) -> Tensor:
         """Add the part of the padding that the convolution cannot: a mode other than zeros, or uneven sides."""

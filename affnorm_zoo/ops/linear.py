@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from affnorm_zoo.functional.activation import apply_input_activation
 from affnorm_zoo.functional.affine_like import affine_like_map
 from affnorm_zoo.functional.norm_like import norm_like_map
-from affnorm_zoo.functional.scale import inverse_norm, widen
+from affnorm_zoo.functional.scale import inverse_norm
+from affnorm_zoo.ops import passes
 from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
+from affnorm_zoo.ops.recompute import gelu_again
 
 
 def affine_like(
@@ -70,13 +72,17 @@ def _plain(
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, c: float, kappa: float, is_norm_like: bool
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the factor c r of every vector, (..., 1)."""
-    factor = c * inverse_norm(widen(x).square().sum(dim=-1, keepdim=True), kappa)
+    """The output, and the factor c r of every vector, (vectors, 1, 1, 1)."""
+    factor = c * inverse_norm(passes.square_sum(_as_images(x), 1), kappa)
     inner_bias = None if is_norm_like or bias is None else kappa * bias
-    z = F.linear(x, weight, inner_bias).mul_(factor)
-    if is_norm_like and bias is not None:
-        z.add_(bias)
+    z = F.linear(x, weight, inner_bias)
+    passes.scale_output(_as_images(z), factor, bias if is_norm_like else None, "none")
     return z, factor
+
+
+def _as_images(x: Tensor) -> Tensor:
+    """(..., C) seen as images of one pixel, (vectors, C, 1, 1)."""
+    return x.reshape(-1, x.shape[-1], 1, 1) if x.numel() else x.new_empty((0, x.shape[-1], 1, 1))
 
 
 class NormalizedLinearFunction(torch.autograd.Function):
@@ -104,21 +110,24 @@ class NormalizedLinearFunction(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return *_differentiable_backward(ctx, dz, x, weight, bias), *(None,) * 4
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dx = dweight = dbias = None
+        dx = dweight = None
 
-        a = apply_input_activation(x, ctx.input_activation)
-        h = (dz * factor).to(dz.dtype)
-        rows = h.reshape(-1, h.shape[-1])
+        a = _as_images(gelu_again(x) if ctx.input_activation == "gelu" else x)
+        bias_inside, bias_outside = (None, bias) if ctx.is_norm_like else (bias, None)
+        h, s, dbias = passes.scale_cotangent(
+            _as_images(dz),
+            factor,
+            outer_bias=bias_outside,
+            probe=None if bias_inside is None else ctx.kappa * bias_inside,
+        )
+        rows = h.flatten(1)
         if needs_weight:
-            dweight = rows.t() @ a.reshape(-1, a.shape[-1])
-        if needs_bias:
-            dbias = dz.reshape(rows.shape).sum(0) if ctx.is_norm_like else ctx.kappa * rows.sum(0)
+            dweight = rows.t() @ a.flatten(1)
+        if needs_bias and bias_inside is not None:
+            dbias = ctx.kappa * rows.sum(0)
         if needs_x:
-            dx = h @ weight
-            s = (widen(a) * dx).sum(dim=-1, keepdim=True)
-            if not ctx.is_norm_like and bias is not None:
-                s = s + ctx.kappa * (widen(h) * bias).sum(dim=-1, keepdim=True)
-            dx.sub_(a * ((factor / ctx.c).square() * s))
+            dx = (rows @ weight).reshape(x.shape)
+            passes.correct_pointwise(_as_images(dx), a, (factor / ctx.c).square(), s)
             if ctx.input_activation == "gelu":
                 dx = torch.ops.aten.gelu_backward(dx, x)
         return dx, dweight, dbias, *(None,) * 4

@@ -3,19 +3,25 @@
 All images are (N, C, H, W); a map that the channels of a group share is (N, groups, H, W), in float32 or wider.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._triton import has_triton
 
 from affnorm_zoo.functional.activation import LEAKY_SLOPE
 from affnorm_zoo.functional.patch_norm import box_sum
 from affnorm_zoo.functional.scale import widen
+from affnorm_zoo.kernels._launch import can_launch
 
 aten = torch.ops.aten
 
 
 def square_sum(x: Tensor, groups: int) -> Tensor:
     """Σ_c x² of every pixel, group by group."""
+    if use_kernels(x):
+        return _kernels().square_sum(x, groups)
     if groups == 1 and x.device.type == "cpu" and x.stride(1) == 1 and not torch.compiler.is_compiling():
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         return torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide).square_()  # one pass, no tensor of squares
@@ -24,6 +30,8 @@ def square_sum(x: Tensor, groups: int) -> Tensor:
 
 def scale_output(y: Tensor, factor: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """act(y · factor + bias), written over y."""
+    if use_kernels(y):
+        return _kernels().scale_output(y, factor, bias, activation)
     split_groups(y, factor.shape[1]).mul_(factor.unsqueeze(2))
     if bias is not None:
         y.add_(bias.reshape(-1, 1, 1))
@@ -60,6 +68,10 @@ def scale_cotangent(
     Returns:
         h, then s if there is anything to sum, then Σ g over images and positions if there is an ``outer_bias``.
     """
+    if use_kernels(dz):
+        return _kernels().scale_cotangent(
+            dz, factor, activation=activation, output=output, inner=inner, outer_bias=outer_bias, probe=probe
+        )
     groups = factor.shape[1]
     s = dbias = None
     g = dz
@@ -84,6 +96,9 @@ def scale_cotangent(
 
 def correct_pointwise(dx: Tensor, x: Tensor, inv_square: Tensor, extra: Tensor | None) -> None:
     """dx -= x · r² s with s = Σ_c x dx + extra, in place; for a 1x1 kernel, pixels being positions."""
+    if use_kernels(dx):
+        _kernels().correct_pointwise(dx, x, inv_square, extra)
+        return
     s = channel_dot(x, dx, inv_square.shape[1])
     if extra is not None:
         s = s + extra
@@ -92,11 +107,25 @@ def correct_pointwise(dx: Tensor, x: Tensor, inv_square: Tensor, extra: Tensor |
 
 def correct(dx: Tensor, x: Tensor, factor: Tensor) -> None:
     """dx -= x · factor, in place."""
+    if use_kernels(dx):
+        _kernels().correct(dx, x, factor)
+        return
     groups = factor.shape[1]
     if x.dtype == factor.dtype:
         split_groups(dx, groups).addcmul_(split_groups(x, groups), factor.unsqueeze(2), value=-1)
     else:
         split_groups(dx, groups).sub_(split_groups(x, groups) * factor.unsqueeze(2))
+
+
+def use_kernels(x: Tensor) -> bool:
+    """Whether the Triton twin of a pass takes this tensor; the compiler fuses the plain operations itself."""
+    return not torch.compiler.is_compiling() and can_launch(x) and has_triton()
+
+
+def _kernels() -> Any:
+    from affnorm_zoo.kernels import passes  # Triton is there on Linux only
+
+    return passes
 
 
 def activation_backward(dz: Tensor, z: Tensor, activation: str) -> Tensor:

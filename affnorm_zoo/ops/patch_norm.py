@@ -19,6 +19,7 @@ from affnorm_zoo.functional.patch_norm import patch_norm_map
 from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.ops import passes
 from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
+from affnorm_zoo.ops.recompute import convolve_again
 
 aten = torch.ops.aten
 IntPair = tuple[int, int]
@@ -44,15 +45,18 @@ def patch_norm(
     Args:
         recompute: for kernels larger than 1x1 without an activation, compute W∗x once more in the backward instead
             of keeping it; all else keeps no output anyway.
-        others: as in the reference, resolved.
+        others: as in the reference, resolved; x may also be one image, (C_in, H, W).
 
     Note:
         The gradient can itself be differentiated, through the reference; that keeps what the reference keeps.
     """
+    batch = x if x.dim() == 4 else x.unsqueeze(0)
     if torch.jit.is_scripting():
-        return patch_norm_map(x, weight, bias, stride, padding, dilation, groups, c, kappa, norm_like, activation)
-    else:  # noqa: RET505 TorchScript skips only an else
-        return _lean(x, weight, bias, (stride, padding, dilation, groups), c, kappa, norm_like, activation, recompute)
+        z = patch_norm_map(batch, weight, bias, stride, padding, dilation, groups, c, kappa, norm_like, activation)
+    else:
+        geometry = (stride, padding, dilation, groups)
+        z = _lean(batch, weight, bias, geometry, c, kappa, norm_like, activation, recompute)
+    return z if x.dim() == 4 else z.squeeze(0)
 
 
 def _lean(
@@ -92,7 +96,7 @@ def _forward(
     kernel_size = (weight.shape[2], weight.shape[3])
     squares = passes.window_sum(passes.square_sum(x, groups), kernel_size, stride, padding, dilation)
     factor = c * inverse_norm(squares, 0.0 if norm_like else kappa)
-    y = _convolve(x, weight, bias, geometry, kappa, norm_like)
+    y = F.conv2d(x, weight, _inner_bias(bias, kappa, norm_like), *geometry)
     z = passes.scale_output(y.clone() if keep else y, factor, bias if norm_like else None, activation)
     return z, factor, y if keep else None
 
@@ -131,11 +135,12 @@ class PatchNormFunction(torch.autograd.Function):
         if ctx.activation != "none":
             given |= {"activation": ctx.activation, "output": kept}
         elif not _is_pointwise(weight, padding):
-            again = kept is None
-            given["inner"] = _convolve(x, weight, bias, ctx.geometry, ctx.kappa, ctx.norm_like) if again else kept
+            if kept is None:
+                kept = convolve_again(x, weight, _inner_bias(bias, ctx.kappa, ctx.norm_like), *ctx.geometry)
+            given["inner"] = kept
         else:
             from_input = True
-            given["probe"] = None if bias is None or ctx.norm_like else ctx.kappa * bias
+            given["probe"] = _inner_bias(bias, ctx.kappa, ctx.norm_like)
         h, s, dbias = passes.scale_cotangent(dz, factor, **given)
         dx, dweight, dbias_inner = aten.convolution_backward(
             h, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups,
@@ -166,17 +171,9 @@ def _differentiable_backward(ctx: Any, dz: Tensor, x: Tensor, weight: Tensor, bi
     return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:3]]
 
 
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    kappa: float,
-    norm_like: bool,
-) -> Tensor:
-    """W∗x + κ b; the bias of norm_like comes later."""
-    inner_bias = None if norm_like or bias is None else kappa * bias
-    return F.conv2d(x, weight, inner_bias, *geometry)
+def _inner_bias(bias: Tensor | None, kappa: float, norm_like: bool) -> Tensor | None:
+    """What is added inside the quotient; norm_like adds its bias after it."""
+    return None if bias is None or norm_like else kappa * bias
 
 
 def _is_pointwise(weight: Tensor, padding: IntPair) -> bool:

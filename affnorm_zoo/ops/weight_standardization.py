@@ -47,9 +47,9 @@ class StandardizeFunction(torch.autograd.Function):
             gradients = iter(torch.autograd.grad(standardized, wanted, upstream, create_graph=True))
             return *(next(gradients) if needed else None for needed in ctx.needs_input_grad[:2]), None, None
         wide, g = widen(weight).flatten(1), widen(upstream).flatten(1)
-        var, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
-        inv_std = torch.rsqrt(var + ctx.eps)
-        normalized = (wide - mean) * inv_std
+        centered = wide - wide.mean(1, keepdim=True)
+        inv_std = torch.rsqrt(centered.square().mean(1, keepdim=True) + ctx.eps)
+        normalized = centered * inv_std
         projection = g * normalized
         dgain = None if gain is None else (projection.sum(1) / ctx.c).to(gain.dtype)
         dweight = (g - g.mean(1, keepdim=True) - normalized * projection.mean(1, keepdim=True)) * (inv_std / ctx.c)

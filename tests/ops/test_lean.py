@@ -6,8 +6,8 @@ from ops.cases import CASES, forward_backward
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import affnorm_zoo  # noqa: F401
 from affnorm_zoo import AffineLikeLinear, PatchNormConv2d
+from affnorm_zoo.evaluation.benchmark import saved_bytes
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -129,22 +129,6 @@ def test_the_output_may_be_changed_in_place(name):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
 
 
-def saved_bytes(model, *inputs):
-    """Bytes of distinct storages that autograd keeps for the backward, parameters and buffers aside."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    storages, alive = {}, []
-
-    def pack(t):
-        alive.append(t)
-        if t.untyped_storage().data_ptr() not in own:
-            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        model(*inputs)
-    return sum(storages.values())
-
-
 def test_a_layer_saves_its_input_and_one_number_a_position():
     x = torch.randn(2, 16, 12, 12, requires_grad=True)
     one_map = 2 * 12 * 12 * 4
@@ -204,3 +188,59 @@ def test_compiled_ops_are_one_graph_and_agree(name):
     actual, expected = forward_backward(compiled, inputs, dz), forward_backward(case.lean, inputs, dz)
     for key in expected:
         torch.testing.assert_close(actual[key], expected[key])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet20_cifar_patchnorm", "resnet20_cifar_patchnorm_l2", "resnet20_cifar_patchnorm_ws",
+     "vit_nano_patch4_32_affinelike", "vit_nano_patch4_32_normlike"],
+)  # fmt: skip
+def test_networks_compile_to_one_graph_with_the_same_gradients(name):
+    model = timm.create_model(name).train()
+    x = torch.randn(2, 3, 32, 32)
+    g = torch.randn(2, 10)
+    torch._dynamo.reset()
+
+    def gradients(network):
+        model.zero_grad()
+        (network(x) * g).sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    # the partitioner that decides what is saved, without the minute that code generation takes
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager_decomp_partition")
+    for actual, expected in zip(gradients(compiled), gradients(model), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    assert saved_bytes(compiled, x) <= 1.1 * saved_bytes(model, x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet18_patchnorm", "resnext50_32x4d_patchnorm_l2", "resnet50d_patchnorm_ws", "seresnet50_patchnorm",
+             "vit_tiny_patch16_224_affinelike", "vit_tiny_patch16_224_normlike"],
+)  # fmt: skip
+def test_inductor_compiles_every_family(name):
+    model = timm.create_model(name, num_classes=5).train()
+    x = torch.randn(2, 3, 224, 224)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    y = compiled(x)
+    torch.testing.assert_close(y, model(x), rtol=1e-3, atol=1e-4)
+    y.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_grad_scaler_unscales_what_the_ops_return():
+    model = timm.create_model("resnet20_cifar_patchnorm")
+    x, g = torch.randn(4, 3, 32, 32), torch.randn(4, 10)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = (model(x).float() * g).sum()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    scaled = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    (model(x) * g).sum().backward()
+    for half, full in zip(scaled, (p.grad for p in model.parameters()), strict=True):
+        # twenty layers of float16, each rounding at 2⁻¹⁰, compared in the norm
+        assert (half - full).norm() <= 0.1 * full.norm() + 1e-4

@@ -1,0 +1,138 @@
+import json
+from pathlib import Path
+from typing import Any
+
+_PAGE = """# Performance
+
+Every number on this page was written by `scripts/benchmark.py report` from the JSON files in `docs/benchmarks/`, which
+`scripts/benchmark.py measure` wrote. Contenders take their steps in turns in one process. A ratio is the contender's
+median step over that of the first row of its table, which is timm's own model with its standard norm; the two
+numbers behind it are the quartiles of the ratios of single turns. Saved bytes are those of all distinct tensors that
+autograd keeps for the backward, counted through its hooks, parameters and buffers aside.
+
+To repeat it:
+
+```bash
+python scripts/benchmark.py measure --output docs/benchmarks/cpu.json
+python scripts/benchmark.py measure --dtype bfloat16 --no-compile --rounds 3 --output docs/benchmarks/cpu_bf16.json
+python scripts/benchmark.py measure --device cuda --batch-size 256 --dtype bfloat16 --output docs/benchmarks/gpu.json
+python scripts/benchmark.py report
+```
+
+## What was aimed at
+
+{bars}
+{sections}"""
+
+# measure, file, filter on a row, column, bar, aim
+_BARS: tuple[tuple[str, str, dict[str, Any], str, float, float], ...] = (
+    ("saved bytes, resnet50_patchnorm / resnet50", "cpu",
+     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=False), "saved_ratio", 0.50, 0.45),
+    ("the same, bfloat16", "cpu_bf16",
+     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=False), "saved_ratio", 0.50, 0.45),
+    ("the same, compiled", "cpu",
+     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=True), "saved_ratio", 0.50, 0.45),
+    ("saved bytes, resnet18_patchnorm / resnet18", "cpu",
+     dict(model="resnet18", normalizer="patchnorm", mode="train", compiled=False), "saved_ratio", 0.60, 0.50),
+    ("saved bytes, vit_small affinelike / layernorm", "cpu",
+     dict(model="vit_small_patch16_224", normalizer="affinelike", mode="train", compiled=False),
+     "saved_ratio", 0.85, 0.75),
+    ("the same, compiled", "cpu",
+     dict(model="vit_small_patch16_224", normalizer="affinelike", mode="train", compiled=True),
+     "saved_ratio", 0.85, 0.75),
+    ("training step, resnet50_patchnorm / resnet50, eager", "cpu",
+     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=False), "ratio", 1.05, 0.95),
+    ("the same, compiled", "cpu",
+     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=True), "ratio", 1.05, 0.95),
+    ("inference, resnet50_patchnorm / batch norm folded, compiled", "cpu",
+     dict(model="resnet50", normalizer="patchnorm", mode="infer", compiled=True), "ratio", 1.15, 1.05),
+    ("training step, resnet50, bfloat16, batch 256, compiled", "gpu",
+     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=True), "ratio", 1.00, 0.87),
+    ("peak training memory, the same", "gpu",
+     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=True), "peak_ratio", 0.60, 0.50),
+)  # fmt: skip
+
+
+def write_report(folder: Path, page: Path) -> None:
+    """Write the page of tables, and beside each JSON file a figure of its ratios."""
+    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+    sections = []
+    for name, result in results.items():
+        figure = folder / f"{name}.png"
+        _draw(result["rows"], figure)
+        sections.append(_section(name, result, figure.relative_to(page.parent)))
+    page.write_text(_PAGE.format(bars=_bars(results), sections="\n".join(sections)), encoding="utf-8")
+
+
+def _bars(results: dict[str, Any]) -> str:
+    lines = ["| measure | where | measured | bar | aim |", "|---|---|---|---|---|"]
+    for label, file, wanted, column, bar, aim in _BARS:
+        rows = results.get(file, {}).get("rows", [])
+        values = [row[column] for row in rows if wanted.items() <= row.items() and column in row]
+        measured = f"{values[0]:.3f}" if values else "not measured"
+        lines.append(f"| {label} | {file} | {measured} | ≤ {bar:.2f} | {aim:.2f} |")
+    fractions = [kernel["of_copy"] for kernel in results.get("gpu", {}).get("kernels", []) if kernel["shape"][0] > 3]
+    measured = f"{min(fractions):.2f} to {max(fractions):.2f}" if fractions else "not measured"
+    lines.append(f"| fused passes' bandwidth / copy bandwidth | gpu | {measured} | ≥ 0.80 | 0.90 |")
+    return "\n".join(lines) + "\n"
+
+
+def _section(name: str, result: dict[str, Any], figure: Path) -> str:
+    environment = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
+    blocks = [f"## {name}\n", f"`{result['command']}`: {environment}.\n", f"![ratios of {name}]({figure})\n"]
+    keys = dict.fromkeys((row["model"], row["mode"], row["compiled"], row["dtype"]) for row in result["rows"])
+    for model, mode, compiled, dtype in keys:
+        rows = [
+            row
+            for row in result["rows"]
+            if (row["model"], row["mode"], row["compiled"], row["dtype"]) == (model, mode, compiled, dtype)
+        ]
+        blocks.append(f"### {model}, {mode}, {'compiled' if compiled else 'eager'}, {dtype}\n")
+        blocks.append(_table(rows, mode))
+    return "\n".join(blocks)
+
+
+def _table(rows: list[dict[str, Any]], mode: str) -> str:
+    saved = "saved_mib" in rows[0]
+    header = [f"{mode}_step_time (ms)", "min", "max", f"{mode}_samples_per_sec", "n", "ratio", "quartiles"]
+    header += ["saved (MiB)", "saved ratio"] if saved else []
+    header += ["peak (MiB)", "peak ratio"] if "peak_mib" in rows[0] else []
+    lines = [f"| norm | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
+    for row in rows:
+        low, high = row["ratio_quartiles"]
+        cells = [
+            f"{row[f'{mode}_step_time']:.1f}", f"{row['step_time_min']:.1f}", f"{row['step_time_max']:.1f}",
+            f"{row[f'{mode}_samples_per_sec']:.2f}", str(row["n"]), f"{row['ratio']:.3f}", f"{low:.2f} to {high:.2f}",
+        ]  # fmt: skip
+        cells += [f"{row['saved_mib']:.1f}", f"{row['saved_ratio']:.3f}"] if saved else []
+        cells += [f"{row['peak_mib']:.0f}", f"{row['peak_ratio']:.3f}"] if "peak_mib" in row else []
+        lines.append(f"| {row['normalizer']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars of the ratios: step time of training on the left, saved bytes on the right."""
+    import matplotlib  # optional: the extra "plots"
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    chosen = [row for row in rows if row["mode"] == "train" and not row["compiled"]]
+    labels = [f"{row['model'].removesuffix('_patch16_224')}\n{row['normalizer']}" for row in chosen]
+    figure, axes = plt.subplots(1, 2, figsize=(12, 0.42 * len(chosen) + 1.4), sharey=True, layout="constrained")
+    titles = {
+        "ratio": "training step, eager: time / standard norm",
+        "saved_ratio": "bytes saved for the backward / standard norm",
+    }
+    for axis, (column, title) in zip(axes, titles.items(), strict=True):
+        values = [row[column] for row in chosen]
+        colours = ["#b0b0b0" if row["normalizer"] in ("batchnorm", "layernorm") else "#2a6f97" for row in chosen]
+        bars = axis.barh(labels, values, color=colours)
+        axis.bar_label(bars, fmt="%.2f", padding=3)
+        axis.axvline(1.0, color="black", linewidth=0.8)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlim(0, 1.2 * max(values))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

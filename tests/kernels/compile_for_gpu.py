@@ -22,7 +22,8 @@ FLAGS = {
         )
     ],
     passes._correct_kernel: [
-        {"POINTWISE": pointwise, "HAS_EXTRA": extra} for pointwise, extra in ((False, False), (True, False), (True, True))
+        {"POINTWISE": pointwise, "HAS_EXTRA": extra}
+        for pointwise, extra in ((False, False), (True, False), (True, True))
     ],
 }  # fmt: skip
 IMAGES = {"x", "y", "dz", "other", "h", "dx", "vector", "bias"}

@@ -1,9 +1,10 @@
-"""Run timm's own model tests on the zoo: python tests/run_timm_suite.py 'resnet18 or vit_nano' [OPTIONS].
+"""Run timm's own model tests on the zoo: python tests/run_timm_suite.py ['resnet18_patchnorm' 'vit_*' ...] [--OPTIONS].
 
-They come with the source distribution of the installed timm, which pip fetches into a temporary folder. The first
-argument is a pytest -k expression; '' runs every model of the zoo.
+They come with the source distribution of the installed timm, which pip fetches into a temporary folder. Without names
+or wildcards every model of the zoo is tested; what begins with a dash goes to pytest.
 """
 
+import fnmatch
 import subprocess
 import sys
 import tarfile
@@ -16,6 +17,21 @@ import timm.models
 from timm.models import _registry
 
 import affnorm_zoo  # noqa: F401
+
+
+class OnlyTheZoo:
+    """pytest plugin: keep the tests of the zoo's models that match, not those that timm runs on models of its own."""
+
+    def __init__(self, patterns):
+        names = [*timm.list_models(), *timm.list_models(include_tags=True)]
+        self.names = {n for n in names if any(fnmatch.fnmatch(n.partition(".")[0], p) for p in patterns or ["*"])}
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if self.model_of(item) in self.names]
+
+    @staticmethod
+    def model_of(item):
+        return item.callspec.params.get("model_name") if hasattr(item, "callspec") else None
 
 
 def narrow(list_function):
@@ -49,9 +65,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         suite = fetch_tests(Path(folder))
         options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(suite), "-c", str(suite / "pyproject.toml")]
-        if sys.argv[1:2] and sys.argv[1]:
-            options += ["-k", sys.argv[1]]
-        return int(pytest.main([*options, str(suite / "tests/test_models.py"), *sys.argv[2:]]))
+        patterns = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+        options += [argument for argument in sys.argv[1:] if argument.startswith("-")]
+        return int(pytest.main([*options, str(suite / "tests/test_models.py")], [OnlyTheZoo(patterns)]))
 
 
 if __name__ == "__main__":

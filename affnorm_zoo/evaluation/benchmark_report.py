@@ -13,8 +13,9 @@ autograd keeps for the backward, counted through its hooks, parameters and buffe
 To repeat it:
 
 ```bash
-python scripts/benchmark.py measure --output docs/benchmarks/cpu.json
-python scripts/benchmark.py measure --dtype bfloat16 --no-compile --rounds 3 --output docs/benchmarks/cpu_bf16.json
+python scripts/benchmark.py measure --rounds 12 --output docs/benchmarks/cpu.json
+python scripts/benchmark.py measure --dtype bfloat16 --no-compile --rounds 2 --batch-size 4 \\
+    --output docs/benchmarks/cpu_bf16.json
 python scripts/benchmark.py measure --device cuda --batch-size 256 --dtype bfloat16 --output docs/benchmarks/gpu.json
 python scripts/benchmark.py report
 ```

@@ -1,9 +1,8 @@
-import torch
 import torch.fx
 from timm.layers import register_notrace_module
-from torch import Tensor, nn
+from torch import Tensor
 
-from affnorm_zoo.functional.scale import resolve_scale
+from affnorm_zoo.layers._linear import NormalizedLinear
 from affnorm_zoo.ops.linear import norm_like
 from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
 
@@ -11,55 +10,17 @@ torch.fx.wrap("norm_like")  # a traced graph calls the op, and so keeps its grad
 
 
 @register_notrace_module
-class NormLikeLinear(nn.Linear):
+class NormLikeLinear(NormalizedLinear):
     """Linear layer on the L2-normalised input, (..., in_features) to (..., out_features).
 
         z = c x·Wᵀ / ‖x‖ + b
 
-    See :func:`affnorm_zoo.functional.norm_like_linear`. Its state dict is that of :class:`torch.nn.Linear`. The
-    weight starts with standard deviation 1/c, so that every output starts with an RMS of 1, whatever the input's.
-
-    Args:
-        in_features, out_features, bias, device, dtype: as in :class:`torch.nn.Linear`.
-        scale: ``"unit"``, ``"rms"`` or a pair (c, κ) whose κ is not used.
-        input_activation: ``"none"`` or ``"gelu"`` (the exact one), applied to the input without saving its output.
+    See :func:`affnorm_zoo.functional.norm_like_linear`; the arguments are those of :class:`NormalizedLinear`, and the
+    κ of a scale is not used.
     """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        scale: str | tuple[float, float] = "unit",
-        input_activation: str = "none",
-        device=None,
-        dtype=None,
-    ) -> None:
-        if input_activation not in ("none", "gelu"):
-            raise ValueError(f"input_activation must be 'none' or 'gelu', got {input_activation!r}")
-        self.input_activation = input_activation
-        self.scale = scale  # before the parent's constructor, which calls reset_parameters
-        self.c, _ = resolve_scale(scale, in_features)
-        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-
-    def reset_parameters(self) -> None:
-        """Draw the weight from N(0, 1/c²) and set the bias to zero."""
-        nn.init.normal_(self.weight, std=1 / self.c)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    @torch.no_grad()
-    def damp(self, factor: float) -> None:
-        """Multiply the response, bias aside, by ``factor``."""
-        self.weight.mul_(factor)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Linear's
         return norm_like(input, self.weight, self.bias, self.c, self.input_activation)
-
-    def extra_repr(self) -> str:
-        activation = "" if self.input_activation == "none" else f", input_activation={self.input_activation}"
-        return f"{super().extra_repr()}, scale={self.scale!r}{activation}"
 
 
 register_normalizer(

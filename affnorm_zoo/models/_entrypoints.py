@@ -1,4 +1,4 @@
-"""What the model files share: naming and registering one entry point per architecture and normaliser."""
+"""What the model files share: checking their options, and one entry point per architecture and normaliser."""
 
 import sys
 from collections.abc import Callable
@@ -6,6 +6,16 @@ from typing import Any
 
 from timm.models import register_model
 from torch import nn
+
+from affnorm_zoo.registry import NormalizerSpec
+
+
+def check_norm_scale(norm_scale: str, spec: NormalizerSpec) -> None:
+    """Raise ValueError unless the scale is known and the normaliser has one."""
+    if norm_scale not in ("rms", "unit"):
+        raise ValueError(f"norm_scale must be 'rms' or 'unit', got {norm_scale!r}")
+    if norm_scale != "rms" and not spec.is_bound:
+        raise ValueError(f"norm_scale is for divergence-free normalizers and does not apply to {spec.name!r}")
 
 
 def register_entrypoint(module_name: str, name: str, doc: str, build: Callable[..., nn.Module]) -> None:

@@ -10,7 +10,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from affnorm_zoo.factory import bind, init_bound_weights, norm_layer
-from affnorm_zoo.models._entrypoints import register_entrypoint
+from affnorm_zoo.models._entrypoints import check_norm_scale, register_entrypoint
 from affnorm_zoo.models._stem import adapt_stem, stem_scale
 from affnorm_zoo.registry import get_normalizer, list_normalizers
 
@@ -44,10 +44,7 @@ class NormalizedResNet(ResNet):
         **kwargs: Any,
     ) -> None:
         spec = get_normalizer(normalizer)
-        if norm_scale not in ("rms", "unit"):
-            raise ValueError(f"norm_scale must be 'rms' or 'unit', got {norm_scale!r}")
-        if norm_scale != "rms" and not spec.is_bound:
-            raise ValueError(f"norm_scale is for divergence-free normalizers and does not apply to {normalizer!r}")
+        check_norm_scale(norm_scale, spec)
         super().__init__(
             block, layers, in_chans=in_chans, norm_layer=norm_layer(normalizer), zero_init_last=zero_init_last, **kwargs
         )

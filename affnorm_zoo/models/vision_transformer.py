@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 
 from affnorm_zoo.factory import bind, init_bound_weights, norm_layer
-from affnorm_zoo.models._entrypoints import register_entrypoint
+from affnorm_zoo.models._entrypoints import check_norm_scale, register_entrypoint
 from affnorm_zoo.models.resnet import CIFAR10_MEAN, CIFAR10_STD
 from affnorm_zoo.registry import get_normalizer, list_normalizers
 
@@ -30,10 +30,7 @@ class NormalizedVisionTransformer(VisionTransformer):
 
     def __init__(self, *, normalizer: str, norm_scale: str = "rms", **kwargs: Any) -> None:
         spec = get_normalizer(normalizer)
-        if norm_scale not in ("rms", "unit"):
-            raise ValueError(f"norm_scale must be 'rms' or 'unit', got {norm_scale!r}")
-        if norm_scale != "rms" and not spec.is_bound:
-            raise ValueError(f"norm_scale is for divergence-free normalizers and does not apply to {normalizer!r}")
+        check_norm_scale(norm_scale, spec)
         super().__init__(norm_layer=norm_layer(normalizer, layout="NLC"), **kwargs)
         if spec.is_bound:
             bind(self, scale=norm_scale, init=kwargs.get("weight_init") != "skip")

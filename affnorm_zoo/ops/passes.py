@@ -74,23 +74,22 @@ def scale_cotangent(
         )
     groups = factor.shape[1]
     s = dbias = None
+    # a buffer of the size of dz costs a CPU more than the arithmetic: one serves for the products, for g and for h
+    one_buffer = not torch.compiler.is_compiling() and dz.dtype == factor.dtype
+    buffer = torch.empty_like(dz) if one_buffer else None
     g = dz
     if output is not None:
-        s = channel_dot(dz, output, groups)
-        g = activation_backward(dz, output, activation)
+        s = channel_dot(dz, output, groups, buffer)
+        g = activation_backward(dz, output, activation, buffer)
         if outer_bias is not None:
-            s = s - channel_dot(g, outer_bias.reshape(1, -1, 1, 1), groups)
+            s = s - channel_sum(g, outer_bias, groups)
     if outer_bias is not None:
         dbias = g.sum((0, 2, 3), dtype=factor.dtype).to(dz.dtype)
-    if g is dz:
-        h = (split_groups(g, groups) * factor.unsqueeze(2)).to(g.dtype).reshape(g.shape)
-    else:
-        h = g
-        split_groups(h, groups).mul_(factor.unsqueeze(2))
+    h = scale_groups(g, factor, buffer)
     if inner is not None:
         s = channel_dot(h, inner, groups)
     if probe is not None:
-        s = channel_dot(h, probe.reshape(1, -1, 1, 1), groups)
+        s = channel_sum(h, probe, groups)
     return h, s, dbias
 
 
@@ -128,16 +127,41 @@ def _kernels() -> Any:
     return passes
 
 
-def activation_backward(dz: Tensor, z: Tensor, activation: str) -> Tensor:
+def activation_backward(dz: Tensor, z: Tensor, activation: str, out: Tensor | None) -> Tensor:
     """Cotangent before the activation, from the one behind it and the activation's output."""
     if activation == "relu":
-        return aten.threshold_backward(dz, z, 0)
-    return aten.leaky_relu_backward(dz, z, LEAKY_SLOPE, True)
+        if out is None:
+            return aten.threshold_backward(dz, z, 0)
+        return aten.threshold_backward.grad_input(dz, z, 0, grad_input=out)
+    if out is None:
+        return aten.leaky_relu_backward(dz, z, LEAKY_SLOPE, True)
+    return aten.leaky_relu_backward.grad_input(dz, z, LEAKY_SLOPE, True, grad_input=out)
 
 
-def channel_dot(a: Tensor, b: Tensor, groups: int) -> Tensor:
-    """Σ_c a b of every position, group by group, in float32 or wider."""
-    return (split_groups(widen(a), groups) * split_groups(b, groups)).sum(dim=2)
+def scale_groups(g: Tensor, factor: Tensor, out: Tensor | None) -> Tensor:
+    """g · factor, in the dtype of g."""
+    groups = factor.shape[1]
+    if out is None:
+        return (split_groups(g, groups) * factor.unsqueeze(2)).to(g.dtype).reshape(g.shape)
+    torch.mul(split_groups(g, groups), factor.unsqueeze(2), out=split_groups(out, groups))
+    return out
+
+
+def channel_dot(a: Tensor, b: Tensor, groups: int, buffer: Tensor | None = None) -> Tensor:
+    """Σ_c a b of every position, group by group, in float32 or wider; ``buffer`` may hold the products."""
+    if buffer is None:
+        return (split_groups(widen(a), groups) * split_groups(b, groups)).sum(dim=2)
+    return split_groups(torch.mul(a, b, out=buffer), groups).sum(dim=2)
+
+
+def channel_sum(a: Tensor, vector: Tensor, groups: int) -> Tensor:
+    """Σ_c a · vector of every position, group by group, for one number a channel, in float32 or wider."""
+    exact = a.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(a.device.type)
+    if groups == 1 and exact and not torch.compiler.is_compiling():
+        if a.stride(1) == 1:
+            return torch.matmul(a.movedim(1, -1), vector).unsqueeze(1)
+        return torch.matmul(vector, a.flatten(2)).unflatten(1, a.shape[2:]).unsqueeze(1)
+    return channel_dot(a, vector.reshape(1, -1, 1, 1), groups)
 
 
 def split_groups(x: Tensor, groups: int) -> Tensor:

@@ -1,0 +1,37 @@
+"""The page and the README quote what the benchmark measured."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from affnorm_zoo.evaluation.benchmark_report import write_report
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_page_is_what_the_report_writes(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    for file in (ROOT / "docs/benchmarks").glob("*.json"):
+        (tmp_path / "benchmarks" / file.name).write_bytes(file.read_bytes())
+    write_report(tmp_path / "benchmarks", tmp_path / "performance.md")
+    assert (tmp_path / "performance.md").read_text() == (ROOT / "docs/performance.md").read_text()
+
+
+def rows(**wanted):
+    found = json.loads((ROOT / "docs/benchmarks/cpu.json").read_text())["rows"]
+    (row,) = (row for row in found if wanted.items() <= row.items())
+    return row
+
+
+@pytest.mark.parametrize("model", ["resnet50", "resnet18", "vit_small_patch16_224"])
+def test_the_readme_quotes_the_measured_ratios(model):
+    line = next(
+        line for line in (ROOT / "README.md").read_text().splitlines() if re.match(rf"\| `{model}_\w+` /", line)
+    )
+    name, saved, eager, compiled = (cell.strip() for cell in line.strip("|").split("|"))
+    normalizer = name.split("`")[1].removeprefix(model + "_")
+    measured = {c: rows(model=model, normalizer=normalizer, mode="train", compiled=c) for c in (False, True)}
+    assert saved == f"{measured[False]['saved_ratio']:.3f}"
+    assert (eager, compiled) == (f"{measured[False]['ratio']:.2f}", f"{measured[True]['ratio']:.2f}")

@@ -4,12 +4,13 @@ from typing import Any
 
 _PAGE = """# Performance
 
-Every number on this page was written by `scripts/benchmark.py report` from the JSON files in `docs/benchmarks/`, which
-`scripts/benchmark.py measure` wrote. Contenders take their steps in turns in one process. A ratio is the contender's
-median step over that of the first row of its table, which is timm's own model with its standard norm; the two
-numbers behind it are the quartiles of the ratios of single turns, and the last the ratio of the fastest steps. Where
-median and minimum disagree, or the quartiles hold 1, the machine was too noisy to tell the contenders apart. Saved bytes are those of all distinct tensors that
-autograd keeps for the backward, counted through its hooks, parameters and buffers aside.
+Every number on this page was written by `scripts/benchmark.py report` from the JSON files in `docs/benchmarks/`,
+which `scripts/benchmark.py measure` wrote. Contenders take their steps in turns in one process. A ratio is the
+contender's median step over that of the first row of its table, which is timm's own model with its standard norm; the
+two numbers behind it are the quartiles of the ratios of single turns, and the last the ratio of the fastest steps.
+Where median and minimum disagree, or the quartiles hold 1, the machine was too noisy to tell the contenders apart.
+Saved bytes are those of all distinct tensors that autograd keeps for the backward, counted through its hooks,
+parameters and buffers aside.
 
 To repeat it:
 

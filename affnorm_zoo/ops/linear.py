@@ -51,9 +51,13 @@ def _lean(
     if use_plain_path():
         return _plain(x, weight, bias, c, kappa, is_norm_like, input_activation)
     x, weight, bias = autocast_inputs(x, weight, bias)
-    if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
-        return _forward(apply_input_activation(x, input_activation), weight, bias, c, kappa, is_norm_like)[0]
-    return NormalizedLinearFunction.apply(x, weight, bias, c, kappa, is_norm_like, input_activation)
+    # the op works on rows: the product of more axes may be a view, which an autograd function must not hand out
+    rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        z = NormalizedLinearFunction.apply(rows, weight, bias, c, kappa, is_norm_like, input_activation)
+    else:
+        z = _forward(apply_input_activation(rows, input_activation), weight, bias, c, kappa, is_norm_like)[0]
+    return z.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def _plain(
@@ -72,7 +76,7 @@ def _plain(
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, c: float, kappa: float, is_norm_like: bool
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the factor c r of every vector, (vectors, 1, 1, 1)."""
+    """The output for rows x (M, in_features), and the factor c r of every row, (M, 1, 1, 1)."""
     factor = c * inverse_norm(passes.square_sum(_as_images(x), 1), kappa)
     inner_bias = None if is_norm_like or bias is None else kappa * bias
     z = F.linear(x, weight, inner_bias)
@@ -81,8 +85,8 @@ def _forward(
 
 
 def _as_images(x: Tensor) -> Tensor:
-    """(..., C) seen as images of one pixel, (vectors, C, 1, 1)."""
-    return x.reshape(-1, x.shape[-1], 1, 1) if x.numel() else x.new_empty((0, x.shape[-1], 1, 1))
+    """(M, C) seen as images of one pixel, (M, C, 1, 1)."""
+    return x[:, :, None, None]
 
 
 class NormalizedLinearFunction(torch.autograd.Function):
@@ -126,7 +130,7 @@ class NormalizedLinearFunction(torch.autograd.Function):
         if needs_bias and bias_inside is not None:
             dbias = ctx.kappa * rows.sum(0)
         if needs_x:
-            dx = (rows @ weight).reshape(x.shape)
+            dx = rows @ weight
             passes.correct_pointwise(_as_images(dx), a, (factor / ctx.c).square(), s)
             if ctx.input_activation == "gelu":
                 dx = torch.ops.aten.gelu_backward(dx, x)

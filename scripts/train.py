@@ -8,6 +8,8 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from accelerate import PartialState
+
 from affnorm_zoo.config import load_config
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub import export_run
@@ -31,18 +33,11 @@ def main() -> int:
     except NonFiniteError as error:
         print(f"training diverged: {error}; try a lower optim.lr or a longer optim.warmup_epochs", file=sys.stderr)
         return 1
-    if is_main_process():
+    if PartialState().is_main_process:
         export = export_run(output)
         print(f"top-1 {100 * report['val']['top1']:.2f} % of {report['val']['num_images']} held-out images")
         print(f'timm.create_model("local-dir:{export}", pretrained=True)')
     return 0
-
-
-def is_main_process() -> bool:
-    """Whether this process is the first of the run."""
-    from accelerate import PartialState
-
-    return PartialState().is_main_process
 
 
 if __name__ == "__main__":

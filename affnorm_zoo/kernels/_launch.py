@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-# Elements a program holds at once. 4096 float32 values in 4 warps are 32 registers a lane, half of what a lane has at
-# full occupancy, and leave room for a second operand of the same size.
+# Elements a program holds at once. 4096 float32 values in 4 warps are 32 registers a lane, which is all that a lane has
+# at full occupancy; with a second operand of the same size half of the occupancy is left.
 TILE = 4096
 NUM_WARPS = 4
 # The contiguous axis of a tile spans at least a 128-byte line of 16-bit values.

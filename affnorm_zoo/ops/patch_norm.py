@@ -134,6 +134,8 @@ class PatchNormFunction(torch.autograd.Function):
         from_input = False  # whether s needs dx₀
         if ctx.activation != "none":
             given |= {"activation": ctx.activation, "output": kept}
+        elif not needs_x:
+            pass  # s only corrects dx
         elif not _is_pointwise(weight, padding):
             if kept is None:
                 kept = convolve_again(x, weight, _inner_bias(bias, ctx.kappa, ctx.norm_like), *ctx.geometry)

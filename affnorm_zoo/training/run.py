@@ -46,11 +46,11 @@ def train(config: RunConfig, output: Path) -> dict[str, Any]:
     bare_model = setup.build_model(config.model, len(source.class_names), source.in_chans)
     preprocessing = resolve(config.data, source, bare_model.pretrained_cfg)
     optimizer = setup.build_optimizer(config.optim, bare_model)
-    # decided together, so that no process waits for one that has stopped
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            run_folder.create_run_folder(output)
-            run_folder.write_text(output / CONFIG_FILE, config_to_yaml(config))
+    run_folder.check_run_folder(output)  # by every process, so that none waits for one that has stopped
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        run_folder.write_text(output / CONFIG_FILE, config_to_yaml(config))
 
     model, optimizer = accelerator.prepare(setup.prepare_model(config.runtime, bare_model), optimizer)
     batches = ShardedBatches(

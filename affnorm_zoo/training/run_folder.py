@@ -15,15 +15,14 @@ from affnorm_zoo.errors import UsageError
 PACKAGES = ("torch", "timm", "accelerate", "huggingface-hub", "safetensors", "affnorm-zoo")
 
 
-def create_run_folder(path: Path) -> None:
-    """Make the folder.
+def check_run_folder(path: Path) -> None:
+    """See that the folder can be made or filled.
 
     Raises:
         UsageError: it exists and is not empty, or is a file.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"the output folder {path} is already in use: choose another --output, or remove it")
-    path.mkdir(parents=True, exist_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -19,6 +19,7 @@ FLOORS = {
     "models": 6, "evaluation": 6,
     "training": 7,
     "hub": 8,
+    "cli": 9, "run": 9,
 }  # fmt: skip
 
 

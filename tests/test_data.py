@@ -30,7 +30,7 @@ def test_a_global_batch_does_not_depend_on_the_number_of_processes(world_size):
         shards = [list(ShardedBatches(103, 24, micro, rank, world, seed=3)) for rank in range(world)]
         per_update = 24 // (micro * world)
         return [
-            {index for shard in shards for batch in shard[u * per_update : (u + 1) * per_update] for _, index in batch}
+            {index for shard in shards for batch in shard[u * per_update : (u + 1) * per_update] for _, index, _ in batch}
             for u in range(103 // 24)
         ]
 
@@ -46,8 +46,8 @@ def test_epochs_and_seeds_shuffle_differently():
     sampler = ShardedBatches(50, 10, 10, 0, 1, seed=0)
     first = list(sampler)
     sampler.set_epoch(1)
-    second = [[index for _, index in batch] for batch in sampler]
-    assert [[index for _, index in batch] for batch in first] != second
+    second = [[index for _, index, _ in batch] for batch in sampler]
+    assert [[index for _, index, _ in batch] for batch in first] != second
     assert list(ShardedBatches(50, 10, 10, 0, 1, seed=1)) != first
 
 
@@ -59,16 +59,16 @@ class RandomThings(torch.utils.data.Dataset):
 def test_augmentation_is_a_function_of_seed_epoch_and_index_and_leaves_the_generators_alone():
     dataset = SeededDataset(RandomThings(), seed=5)
     states = random.getstate(), torch.get_rng_state()
-    once = dataset[(2, 7)]
+    once = dataset[(2, 7, 0)]
     torch.rand(3)
-    assert dataset[(2, 7)] == once
-    assert dataset[(3, 7)][:3] != once[:3] != dataset[(2, 8)][:3]
-    assert SeededDataset(RandomThings(), seed=6)[(2, 7)][:3] != once[:3]
+    assert dataset[(2, 7, 0)] == once
+    assert dataset[(3, 7, 0)][:3] != once[:3] != dataset[(2, 8, 0)][:3]
+    assert SeededDataset(RandomThings(), seed=6)[(2, 7, 0)][:3] != once[:3]
     random.setstate(states[0])
     torch.set_rng_state(states[1])
     expected = torch.rand(2)
     torch.set_rng_state(states[1])
-    dataset[(0, 0)]
+    dataset[(0, 0, 0)]
     assert torch.equal(torch.rand(2), expected)
 
 
@@ -149,7 +149,7 @@ def break_no_images(root):
     ("damage", "message"),
     [
         (break_missing, "is not a folder; the nearest one that exists is"),
-        (break_no_val, "data.val_split: .* has no folder 'val'; it has train"),
+        (break_no_val, "data.val_split: .* has no folder 'val' and no val.tar; it has train"),
         (break_one_class, r"at least two; it has \['blue'\]"),
         (break_classes_differ, r"differ: only in the first \['red'\], only in the second \['pink'\]"),
         (break_empty_class, "has no images of 1 classes, such as red"),

@@ -3,68 +3,25 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from affnorm_zoo.errors import UsageError
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
+from affnorm_zoo.config.data import DataConfig
+from affnorm_zoo.config.optim import OptimConfig
+from affnorm_zoo.config.require import require
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Any timm model, ours or not. The data sets ``num_classes`` and, for the embedded digits, ``in_chans``."""
+    """Any timm model, ours or not. The data sets ``num_classes`` and, for grey images, ``in_chans``."""
 
     name: str = "resnet20_cifar_patchnorm"
+    pretrained: bool = False  # start from the name's published weights
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Images and their augmentation. Without a path: scikit-learn's handwritten digits, 8 px, grey."""
-
-    path: str | None = None  # a folder with one subfolder a split, and in each one subfolder a class
-    train_split: str = "train"
-    val_split: str = "val"
-    image_size: int | None = None  # in pixels; None: the model's
-    mean: tuple[float, ...] | None = None  # of the pixels in [0, 1]; None: the model's
-    std: tuple[float, ...] | None = None
-    crop: Literal["resized", "padded", "none"] = "padded"  # padded: shift by up to an eighth of the image
-    hflip: float = 0.0  # probability
-    auto_augment: str | None = None  # timm's notation, such as rand-m9-mstd0.5-inc1
-    workers: int = 0  # processes that decode images, a rank
+    grad_checkpointing: bool = False  # less memory for about a third more time
+    ema_decay: float | None = None  # of a moving average of the weights, an update; None: no average
+    ema_warmup: bool = True  # a shorter average at first
 
     def __post_init__(self) -> None:
-        _require(self.image_size is None or self.image_size > 0, f"data.image_size must be positive: {self.image_size}")
-        _require(0 <= self.hflip <= 1, f"data.hflip must lie in [0, 1], got {self.hflip}")
-        _require(
-            self.auto_augment is None or self.crop == "resized",
-            f"data.auto_augment needs data.crop=resized, got data.crop={self.crop}",
-        )
-        _require(self.workers >= 0, f"data.workers must not be negative, got {self.workers}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """Optimiser and schedule, by timm's names. One-dimensional parameters are exempt from weight decay."""
-
-    name: str = "adamw"
-    lr: float = 4e-3  # at the global batch size
-    momentum: float = 0.9  # of sgd, ignored by optimisers without one
-    weight_decay: float = 0.05
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: float = 1.0
-    min_lr: float = 0.0
-    clip_grad: float | None = None  # largest gradient norm
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require(self.lr > 0, f"optim.lr must be positive, got {self.lr}")
-        _require(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
-        _require(self.warmup_epochs >= 0, f"optim.warmup_epochs must not be negative, got {self.warmup_epochs}")
-        _require(0 <= self.min_lr < self.lr, f"optim.min_lr must lie in [0, optim.lr), got {self.min_lr}")
-        _require(self.clip_grad is None or self.clip_grad > 0, f"optim.clip_grad must be positive: {self.clip_grad}")
-        _require(0 <= self.label_smoothing < 1, f"optim.label_smoothing must lie in [0, 1): {self.label_smoothing}")
+        decay = self.ema_decay
+        require(decay is None or 0 < decay < 1, f"model.ema_decay must lie in (0, 1), got {decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,22 +32,59 @@ class TrainConfig:
     global_batch_size: int = 64  # images an update, over all processes
     micro_batch_size: int | None = None  # images a forward pass on one process; None: no accumulation
     seed: int = 0
+    max_updates: int | None = None  # stop there; the schedule stays that of all epochs
+    non_finite: Literal["stop", "skip"] = "stop"  # on a gradient that is no number; skip reads it at every update
+    max_skips: int = 10  # in a row
 
     def __post_init__(self) -> None:
-        _require(self.epochs > 0, f"train.epochs must be positive, got {self.epochs}")
-        _require(self.global_batch_size > 0, f"train.global_batch_size must be positive, got {self.global_batch_size}")
+        require(self.epochs > 0, f"train.epochs must be positive, got {self.epochs}")
+        require(self.global_batch_size > 0, f"train.global_batch_size must be positive, got {self.global_batch_size}")
         micro = self.micro_batch_size
-        _require(micro is None or micro > 0, f"train.micro_batch_size must be positive, got {micro}")
+        require(micro is None or micro > 0, f"train.micro_batch_size must be positive, got {micro}")
+        most = self.max_updates
+        require(most is None or most > 0, f"train.max_updates must be positive, got {most}")
+        require(self.max_skips > 0, f"train.max_skips must be positive, got {self.max_skips}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state is saved, and what is kept of it. A stop by a signal always saves."""
+
+    every_epochs: int = 1
+    every_minutes: float | None = 15.0  # within an epoch; None: at its end only
+    every_updates: int | None = None
+    keep_last: int = 2
+    milestones: tuple[int, ...] = ()  # epochs whose end is kept for good
+    best_metric: str = "val.top1"  # or val.top5, val.loss, val.ece, and the same of ema
+
+    def __post_init__(self) -> None:
+        require(self.every_epochs > 0, f"checkpoint.every_epochs must be positive, got {self.every_epochs}")
+        minutes, updates = self.every_minutes, self.every_updates
+        require(minutes is None or minutes > 0, f"checkpoint.every_minutes must be positive, got {minutes}")
+        require(updates is None or updates > 0, f"checkpoint.every_updates must be positive, got {updates}")
+        require(self.keep_last > 0, f"checkpoint.keep_last must be positive, got {self.keep_last}")
+        known = [f"{weights}.{metric}" for weights in ("val", "ema") for metric in ("top1", "top5", "loss", "ece")]
+        require(
+            self.best_metric in known,
+            f"checkpoint.best_metric must be one of {', '.join(known)}, got {self.best_metric!r}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where and in which precision; numbers that decide the result stand elsewhere."""
+    """Where, how fast and how visibly; numbers that decide the result stand elsewhere."""
 
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what the launcher says
     channels_last: bool = False
     compile: bool = False
+    sync_bn: bool = False  # batch statistics over all processes, for the batch-norm baselines
+    deterministic: bool = False  # torch's deterministic algorithms, where they cost speed
+    log_updates: int = 50  # updates a line of metrics.jsonl
+    trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio and whatever else accelerate knows
+
+    def __post_init__(self) -> None:
+        require(self.log_updates > 0, f"runtime.log_updates must be positive, got {self.log_updates}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +95,16 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        _require(
-            self.optim.warmup_epochs < self.train.epochs,
-            f"optim.warmup_epochs ({self.optim.warmup_epochs}) must be below train.epochs ({self.train.epochs})",
+        warmup, epochs, off = self.optim.warmup_epochs, self.train.epochs, self.data.mixup_off_epoch
+        require(warmup < epochs, f"optim.warmup_epochs ({warmup}) must be below train.epochs ({epochs})")
+        require(off is None or off < epochs, f"data.mixup_off_epoch ({off}) must be below train.epochs ({epochs})")
+        require(
+            not self.checkpoint.best_metric.startswith("ema") or self.model.ema_decay is not None,
+            f"checkpoint.best_metric={self.checkpoint.best_metric} needs an average: set model.ema_decay",
         )
+        late = [epoch for epoch in self.checkpoint.milestones if not 0 < epoch <= epochs]
+        require(not late, f"checkpoint.milestones must lie in 1 to train.epochs ({epochs}), got {late}")

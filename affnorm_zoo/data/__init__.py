@@ -1,9 +1,10 @@
 from .digits import Digits as Digits
+from .mixing import BatchAugment as BatchAugment
 from .pipeline import Normalize as Normalize
-from .pipeline import Preprocessing as Preprocessing
 from .pipeline import eval_loader as eval_loader
-from .pipeline import resolve_preprocessing as resolve_preprocessing
 from .pipeline import train_loader as train_loader
 from .sampler import ShardedBatches as ShardedBatches
 from .sources import Source as Source
 from .sources import open_source as open_source
+from .transforms import Preprocessing as Preprocessing
+from .transforms import resolve_preprocessing as resolve_preprocessing

@@ -1,81 +1,55 @@
 """Datasets to batches: decode and augment in the workers as 8-bit pixels, normalise on the device."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
-from timm.data import create_transform
 from timm.data.loader import fast_collate
-from timm.data.transforms import ToNumpy
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from torchvision import transforms
 
 from affnorm_zoo.config import DataConfig
+from affnorm_zoo.data import in_memory
 from affnorm_zoo.data.sampler import SeededDataset, ShardedBatches
 from affnorm_zoo.data.sources import Source
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How images reach the model: size in pixels, statistics of the pixels in [0, 1], test-time crop."""
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float
-    interpolation: str
-
-
-def resolve_preprocessing(config: DataConfig, source: Source, pretrained_cfg: dict) -> Preprocessing:
-    """Take each value from the config, else from the data, else from the model."""
-    size = config.image_size or source.image_size or pretrained_cfg["input_size"][-1]
-    return Preprocessing(
-        input_size=(source.in_chans, size, size),
-        mean=tuple(config.mean or source.mean or pretrained_cfg["mean"]),
-        std=tuple(config.std or source.std or pretrained_cfg["std"]),
-        crop_pct=1.0 if source.image_size else pretrained_cfg.get("crop_pct") or 1.0,
-        interpolation=pretrained_cfg.get("interpolation") or "bicubic",
-    )
-
-
-def train_transform(config: DataConfig, preprocessing: Preprocessing) -> Callable:
-    """PIL image to uint8 array (C, H, W), augmented."""
-    size = preprocessing.input_size[-1]
-    if config.crop == "resized":
-        return create_transform(
-            preprocessing.input_size,
-            is_training=True,
-            use_prefetcher=True,
-            hflip=config.hflip,
-            auto_augment=config.auto_augment,
-            color_jitter=0.0,
-            interpolation=preprocessing.interpolation,
-            mean=preprocessing.mean,
-        )
-    steps: list[Callable] = [transforms.Resize(size), transforms.CenterCrop(size)]
-    if config.crop == "padded":
-        steps = [transforms.Resize(size), transforms.RandomCrop(size, padding=max(size // 8, 1))]
-    if config.hflip:
-        steps.append(transforms.RandomHorizontalFlip(config.hflip))
-    return transforms.Compose([*steps, ToNumpy()])
-
-
-def eval_transform(preprocessing: Preprocessing) -> Callable:
-    """PIL image to uint8 array (C, H, W), resized and cropped as timm does at test time."""
-    return create_transform(
-        preprocessing.input_size,
-        is_training=False,
-        use_prefetcher=True,
-        interpolation=preprocessing.interpolation,
-        crop_pct=preprocessing.crop_pct,
-    )
+from affnorm_zoo.data.transforms import Preprocessing, eval_transform, shift_range, train_transform
+from affnorm_zoo.data.workers import check_shared_memory, shield_worker
+from affnorm_zoo.errors import UsageError
 
 
 def train_loader(
-    source: Source, config: DataConfig, batches: ShardedBatches, preprocessing: Preprocessing
-) -> DataLoader:
-    """Loader of (images uint8, labels) micro-batches, in the order of ``batches``."""
+    source: Source,
+    config: DataConfig,
+    batches: ShardedBatches,
+    preprocessing: Preprocessing,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 a constant
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Loader of (images uint8, labels) micro-batches, in the order of ``batches``.
+
+    Data that are small, square and augmented by shifts and flips only are decoded once and stay on the device.
+
+    Raises:
+        UsageError: the batches of the workers do not fit into shared memory, or ``data.in_memory=yes`` and the
+            images are not square.
+    """
+    size = preprocessing.input_size[-1]
+    image_bytes = source.in_chans * size**2
+    if _fits_in_memory(config, len(source.train) * image_bytes):
+        try:
+            images, labels = in_memory.decode(source.train, in_memory.WholeImage(size), config.workers)
+        except in_memory.OddSizeError as error:
+            if config.in_memory == "yes":
+                raise UsageError(f"data.in_memory=yes needs square images: {str(error).splitlines()[-1]}") from error
+        else:
+            return in_memory.InMemoryLoader(
+                images,
+                labels,
+                batches,
+                padding=shift_range(size) if config.crop == "padded" else 0,
+                hflip=config.hflip,
+                seed=batches.seed,
+                device=device,
+            )
+    check_shared_memory(config.workers, batches.micro_batch_size * image_bytes)
     source.train.transform = train_transform(config, preprocessing)
     return DataLoader(
         SeededDataset(source.train, batches.seed),
@@ -84,6 +58,9 @@ def train_loader(
         collate_fn=fast_collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=config.workers > 0,
+        worker_init_fn=shield_worker,
+        timeout=config.timeout_seconds if config.workers else 0,
+        generator=torch.Generator(),  # a new iterator draws from it, and must not move the run's own generators
     )
 
 
@@ -98,6 +75,8 @@ def eval_loader(
         num_workers=workers,
         collate_fn=fast_collate,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=shield_worker,
+        generator=torch.Generator(),
     )
 
 
@@ -110,3 +89,9 @@ class Normalize:
 
     def __call__(self, images: Tensor) -> Tensor:
         return images.to(self.mean.device, torch.float32, non_blocking=True).sub_(self.mean).div_(self.std)
+
+
+def _fits_in_memory(config: DataConfig, num_bytes: int) -> bool:
+    if config.in_memory != "auto":
+        return config.in_memory == "yes"
+    return config.crop != "resized" and num_bytes <= in_memory.MAX_BYTES

@@ -2,18 +2,21 @@
 
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+Key = tuple[int, int, int]  # epoch, index, repeat
 
-class ShardedBatches(Sampler[list[tuple[int, int]]]):
-    """Micro-batches of one process, as (epoch, index) pairs.
+
+class ShardedBatches(Sampler[list[Key]]):
+    """Micro-batches of one process, as (epoch, index, repeat) keys.
 
     The epoch's permutation is cut into global batches, and process r of W takes every W-th image of each from the
     r-th on; so the content of a global batch does not depend on W. What does not fill a last global batch is left out
-    of the epoch.
+    of the epoch, or with ``drop_last=False`` makes a smaller one, of a multiple of W images.
 
     Args:
         num_samples: size of the dataset.
@@ -21,10 +24,19 @@ class ShardedBatches(Sampler[list[tuple[int, int]]]):
         micro_batch_size: images a batch of this process.
         rank, world_size: this process and their number.
         seed: of the permutations.
+        repeats: how often an image stands in a global batch, augmented anew; an epoch then shows fewer of them.
     """
 
     def __init__(
-        self, num_samples: int, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int, seed: int
+        self,
+        num_samples: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        repeats: int = 1,
+        drop_last: bool = True,
     ) -> None:
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
@@ -32,35 +44,58 @@ class ShardedBatches(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
+        self.repeats = repeats
+        rest = 0 if drop_last else num_samples % global_batch_size
+        self.num_updates = num_samples // global_batch_size + (rest >= world_size)  # an epoch
         self.epoch = 0
+        self.first_update = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation of the next iteration."""
+    def set_epoch(self, epoch: int, first_update: int = 0) -> None:
+        """Choose the permutation of the next iteration, and the update of the epoch that it begins with."""
         self.epoch = epoch
+        self.first_update = first_update
+
+    def share(self, update: int) -> int:
+        """Images that each process adds to an update of the epoch."""
+        return min(self.global_batch_size, self.num_samples - update * self.global_batch_size) // self.world_size
+
+    def num_micro_batches(self, update: int) -> int:
+        """Batches of this process that make up an update of the epoch."""
+        return -(-self.share(update) // self.micro_batch_size)
+
+    def global_batch(self, epoch: int, update: int) -> list[Key]:
+        """Every image of an update, over all processes."""
+        order = _permutation(self.seed, epoch, self.num_samples)
+        start = update * self.global_batch_size
+        positions = np.arange(start, start + self.share(update) * self.world_size)
+        return [(epoch, int(order[p // self.repeats]), int(p % self.repeats)) for p in positions]
 
     def __len__(self) -> int:
-        per_update = self.global_batch_size // (self.micro_batch_size * self.world_size)
-        return self.num_samples // self.global_batch_size * per_update
+        return sum(self.num_micro_batches(update) for update in range(self.first_update, self.num_updates))
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples)
-        for start in range(0, self.num_samples - self.global_batch_size + 1, self.global_batch_size):
-            mine = order[start : start + self.global_batch_size][self.rank :: self.world_size]
-            for micro in mine.reshape(-1, self.micro_batch_size):
-                yield [(self.epoch, int(index)) for index in micro]
+    def __iter__(self) -> Iterator[list[Key]]:
+        for update in range(self.first_update, self.num_updates):
+            mine = self.global_batch(self.epoch, update)[self.rank :: self.world_size]
+            for start in range(0, len(mine), self.micro_batch_size):
+                yield mine[start : start + self.micro_batch_size]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(num_samples)
 
 
 class SeededDataset(Dataset):
-    """Run a dataset's random augmentation from a seed of (seed, epoch, index), in whichever process it runs."""
+    """Run a dataset's random augmentation from a seed of (seed, epoch, index, repeat), in whichever process it runs."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
 
-    def __getitem__(self, key: tuple[int, int]) -> object:
-        epoch, index = key
+    def __getitem__(self, key: Key) -> object:
+        _, index, _ = key
         state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-        words = np.random.SeedSequence((self.seed, epoch, index)).generate_state(3)
+        words = np.random.SeedSequence((self.seed, *key)).generate_state(3)
         random.seed(int(words[0]))
         np.random.seed(words[1])
         # the CPU generator itself: torch.manual_seed would also reach for the GPU

@@ -1,23 +1,27 @@
 """From a path to checked datasets: what is wrong with it is said before a model is built."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.data import ImageDataset
+import numpy as np
 from timm.data.readers import create_reader
 
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data.digits import DIGITS_CLASSES, DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Digits
+from affnorm_zoo.data.images import Images
 from affnorm_zoo.errors import UsageError
+
+_NUM_PROBES = 64  # images a split that are decoded before anything else happens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A training and a validation set with the same classes, not transformed yet.
 
-    ``image_size``, ``mean`` and ``std`` are None where the data leave them to the model. ``in_chans`` is the number
-    of channels of the stored images.
+    ``image_size``, ``mean``, ``std`` and ``crop_pct`` are None where the data leave them to the model. ``in_chans`` is
+    the number of channels of the images.
     """
 
     name: str
@@ -28,14 +32,22 @@ class Source:
     image_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    crop_pct: float | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What must stay the same when a run is resumed, wherever the data have moved to."""
+        return {"num_train": len(self.train), "num_val": len(self.val), "class_names": list(self.class_names)}
 
 
 def open_source(config: DataConfig) -> Source:
     """Open the data that ``config`` names; the embedded digits if it names none.
 
+    ``data.path`` is a folder with one subfolder or one tar file a split, whose own subfolders name the classes, or
+    ``hfds/NAME``, a dataset of the Hugging Face Hub or the path of one, with columns ``image`` and ``label``.
+
     Raises:
-        UsageError: the folder or a split is missing, a split has no images or fewer than two classes, or the
-            classes of the two splits differ.
+        UsageError: the data or a split is missing, a split has no images or fewer than two classes, the classes of
+            the two splits differ, a label lies outside the classes, or an image of a sample cannot be decoded.
     """
     if config.path is None:
         return Source(
@@ -47,49 +59,104 @@ def open_source(config: DataConfig) -> Source:
             image_size=DIGITS_SIZE,
             mean=DIGITS_MEAN,
             std=DIGITS_STD,
+            crop_pct=1.0,
         )
-    root = Path(config.path)
-    train_classes = _classes(root, config.train_split, "data.train_split")
-    val_classes = _classes(root, config.val_split, "data.val_split")
-    if train_classes != val_classes:
-        only_train = sorted(set(train_classes) - set(val_classes))[:3]
-        only_val = sorted(set(val_classes) - set(train_classes))[:3]
-        raise UsageError(
-            f"the classes of {root}/{config.train_split} ({len(train_classes)}) and {config.val_split} "
-            f"({len(val_classes)}) differ: only in the first {only_train}, only in the second {only_val}"
-        )
-    class_map = {name: index for index, name in enumerate(train_classes)}
-    return Source(
-        name=root.name,
-        train=_open_split(root / config.train_split, class_map),
-        val=_open_split(root / config.val_split, class_map),
-        class_names=tuple(train_classes),
+    open_split = _open_hfds if config.path.startswith("hfds/") else _open_local
+    train = open_split(config, config.train_split, "data.train_split")
+    val = open_split(config, config.val_split, "data.val_split")
+    names = _class_names(train)
+    _check_same_classes(config, names, _class_names(val))
+    splits = {config.train_split: train, config.val_split: val}
+    for split, reader in splits.items():
+        _check_labels(f"{config.path}, split {split!r}", reader, names)
+    source = Source(
+        name=Path(config.path).name,
+        train=Images(train, len(names), config.max_bad_images),
+        val=Images(val, len(names)),
+        class_names=names,
     )
+    _probe(source.val)
+    return source
 
 
-def _classes(root: Path, split: str, key: str) -> list[str]:
+def _open_local(config: DataConfig, split: str, key: str) -> Any:
+    """One of timm's readers for a folder of class folders, a folder of tars, or a tar."""
+    assert config.path is not None
+    root = Path(config.path)
     if not root.is_dir():
         existing = next(parent for parent in [*root.absolute().parents] if parent.is_dir())
         raise UsageError(f"data.path: {root} is not a folder; the nearest one that exists is {existing}")
-    folder = root / split
-    if not folder.is_dir():
-        found = sorted(path.name for path in root.iterdir() if path.is_dir())
-        raise UsageError(f"{key}: {root} has no folder {split!r}; it has {', '.join(found[:8]) or 'no folders at all'}")
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if len(classes) < 2:
-        raise UsageError(f"{folder} must hold one folder a class, at least two; it has {classes or 'none'}")
-    return classes
-
-
-def _open_split(folder: Path, class_map: dict[str, int]) -> ImageDataset:
+    folder, tar = root / split, root / f"{split}.tar"
+    if not folder.is_dir() and not tar.is_file():
+        found = sorted(path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
+        raise UsageError(
+            f"{key}: {root} has no folder {split!r} and no {split}.tar; it has "
+            f"{', '.join(found[:8]) or 'no folders at all'}"
+        )
+    if tar.is_file() and not folder.is_dir():
+        # an open tar would be shared by forked workers, whose reads then move each other's position
+        return create_reader("", root=str(tar), cache_tarfiles=False, cache_tarinfo=False)
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if len(names) < 2:
+        raise UsageError(f"{folder} must hold one folder a class, at least two; it has {names or 'none'}")
     try:
-        reader = create_reader("", root=str(folder), class_map=class_map)
+        return create_reader("", root=str(folder), class_map={name: index for index, name in enumerate(names)})
     except RuntimeError as error:  # timm's word for a folder without images
         raise UsageError(f"{folder} holds no images: {error}") from error
-    counts = [0] * len(class_map)
-    for _, label in reader.samples:
-        counts[label] += 1
-    empty = [name for name, index in class_map.items() if counts[index] == 0]
+
+
+def _open_hfds(config: DataConfig, split: str, key: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(f"data.path={config.path} needs: pip install 'affnorm-zoo[hfds]'") from error
+    try:
+        return create_reader(config.path, split=split)
+    except (ValueError, OSError, KeyError, datasets.exceptions.DatasetsError) as error:
+        raise UsageError(
+            f"{key}={split}: {config.path} cannot be read: {' '.join(str(error).split())[:400]}"
+        ) from error
+
+
+def _class_names(reader: Any) -> tuple[str, ...]:
+    return tuple(sorted(reader.class_to_idx, key=reader.class_to_idx.get)) if reader.class_to_idx else ()
+
+
+def _check_same_classes(config: DataConfig, train: tuple[str, ...], val: tuple[str, ...]) -> None:
+    if len(train) < 2:
+        raise UsageError(f"{config.path} must have at least two classes, named by its folders or features; got {train}")
+    if train != val:
+        only_train, only_val = sorted(set(train) - set(val))[:3], sorted(set(val) - set(train))[:3]
+        raise UsageError(
+            f"the classes of {config.path}/{config.train_split} ({len(train)}) and {config.val_split} "
+            f"({len(val)}) differ: only in the first {only_train}, only in the second {only_val}"
+        )
+
+
+def _labels(reader: Any) -> Iterable[int]:
+    if hasattr(reader, "dataset"):
+        return reader.dataset[reader.label_key]
+    if hasattr(reader, "targets"):
+        return reader.targets
+    return [label for _, label in reader.samples]
+
+
+def _check_labels(where: str, reader: Any, names: tuple[str, ...]) -> None:
+    labels = np.asarray(list(_labels(reader)), dtype=np.int64)
+    outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    if len(outside):
+        first = int(outside[0])
+        raise UsageError(
+            f"{where}: {len(outside)} images have a label outside the {len(names)} classes, such as "
+            f"{reader.filename(first) or first} with {labels[first]}"
+        )
+    counts = np.bincount(labels, minlength=len(names))
+    empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
     if empty:
-        raise UsageError(f"{folder} has no images of {len(empty)} classes, such as {', '.join(empty[:3])}")
-    return ImageDataset(str(folder), reader=reader)
+        raise UsageError(f"{where} has no images of {len(empty)} classes, such as {', '.join(empty[:3])}")
+
+
+def _probe(images: Images) -> None:
+    """Decode a few validation images, which must all be sound; a bad one then stops a run before it begins."""
+    for index in np.linspace(0, len(images) - 1, num=min(_NUM_PROBES, len(images)), dtype=int):
+        images[int(index)]

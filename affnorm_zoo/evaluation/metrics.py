@@ -1,37 +1,80 @@
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
-from torch import nn
+from timm.utils import distribute_bn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from affnorm_zoo.data import Normalize
 
+_NUM_BINS = 15  # of the calibration error
+
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, normalize: Normalize, accelerator: Accelerator) -> dict[str, float]:
-    """Top-1, top-5 and loss over all processes, exact for shares of any size.
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    normalize: Normalize,
+    accelerator: Accelerator,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Top-1, top-5, loss and calibration over all processes, exact for shares of any size.
 
-    Counts are integers and the loss is summed in float64; they are added over the processes once, at the end. The
-    model is unwrapped, so that uneven shares cannot make a collective wait.
+    Counts are integers and real sums are taken in float64; they are added over the processes once, at the end. The
+    model is unwrapped, so that uneven shares cannot make a collective wait, and the running statistics of batch norm
+    are those of the first process on all of them.
+
+    Args:
+        interrupted: asked before every batch; once it is true on one process, nobody gets a result.
 
     Returns:
-        ``top1`` and ``top5`` as fractions in [0, 1], the mean cross-entropy ``loss``, and ``num_images``.
+        ``top1`` and ``top5`` as fractions in [0, 1], the mean cross-entropy ``loss``, the expected calibration error
+        ``ece`` in [0, 1], and ``num_images``; None if interrupted.
+
+    Source:
+        Calibration error: Guo et al. 2017, https://arxiv.org/abs/1706.04599, eq. 3, with 15 bins.
     """
     model = accelerator.unwrap_model(model)
+    if accelerator.num_processes > 1:
+        distribute_bn(model, accelerator.num_processes, reduce=False)
     was_training = model.training
     model.eval()
-    counts = torch.zeros(3, dtype=torch.int64, device=accelerator.device)  # top-1, top-5, images
-    loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    device = accelerator.device
+    counts = torch.zeros(4, dtype=torch.int64, device=device)  # top-1, top-5, images, interrupted
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    bins = torch.zeros(2, _NUM_BINS, dtype=torch.float64, device=device)  # sums of confidence, of correctness
     for images, labels in loader:
-        labels = labels.to(accelerator.device, non_blocking=True)
+        if interrupted():
+            counts[3] += 1
+            break
+        labels = labels.to(device, non_blocking=True)
         with accelerator.autocast():
             logits = model(normalize(images))
         logits = logits.float()
         ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        counts += torch.stack((ranked[:, 0].sum(), ranked.sum(), torch.tensor(len(labels), device=labels.device)))
+        counts[:2] += torch.stack((ranked[:, 0].sum(), ranked.sum()))
+        counts[2] += len(labels)
         loss_sum += F.cross_entropy(logits, labels, reduction="none").double().sum()
+        _add_calibration(bins, logits, ranked[:, 0])
     model.train(was_training)
-    counts = accelerator.reduce(counts, "sum")
-    loss_sum = accelerator.reduce(loss_sum, "sum")
-    top1, top5, total = counts.tolist()
-    return {"top1": top1 / total, "top5": top5 / total, "loss": loss_sum.item() / total, "num_images": total}
+    top1, top5, total, stopped = accelerator.reduce(counts, "sum").tolist()
+    loss_sum, bins = accelerator.reduce(loss_sum, "sum"), accelerator.reduce(bins, "sum")
+    if stopped:
+        return None
+    return {
+        "top1": top1 / total,
+        "top5": top5 / total,
+        "loss": loss_sum.item() / total,
+        "ece": (bins[0] - bins[1]).abs().sum().item() / total,
+        "num_images": total,
+    }
+
+
+def _add_calibration(bins: Tensor, logits: Tensor, correct: Tensor) -> None:
+    """Add each image's confidence and correctness to the bin of its confidence."""
+    confidence = logits.double().softmax(1).amax(1)
+    index = (confidence * _NUM_BINS).long().clamp(max=_NUM_BINS - 1)
+    bins[0].index_add_(0, index, confidence)
+    bins[1].index_add_(0, index, correct.double())

@@ -1,4 +1,5 @@
 import difflib
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import timm
 from timm.models import parse_model_name
 from torch import nn
 
+from affnorm_zoo.data import Source
 from affnorm_zoo.errors import UsageError
 
 
@@ -43,3 +45,34 @@ def load_model(name: str, **kwargs: Any) -> nn.Module:
         return timm.create_model(name, pretrained=True, **kwargs)
     except RuntimeError as error:
         raise UsageError(f"the weights of {name} could not be loaded: {' '.join(str(error).split())[:500]}") from error
+
+
+def expand_names(patterns: list[str]) -> list[str]:
+    """Replace wildcards: of paths by the folders there are, of timm names by those with weights.
+
+    Raises:
+        UsageError: nothing matches a pattern.
+    """
+    names = []
+    for pattern in patterns:
+        if not any(character in pattern for character in "*?["):
+            names.append(pattern)
+            continue
+        if "/" in pattern:
+            found = sorted(glob.glob(pattern))  # noqa: PTH207 a pattern may be absolute
+        else:
+            found = timm.list_models(pattern, pretrained=True)
+        if not found:
+            where = "no folder" if "/" in pattern else "no timm model with weights"
+            raise UsageError(f"{where} matches {pattern!r}")
+        names += found
+    return names
+
+
+def check_fit(model: nn.Module, source: Source) -> None:
+    """Raise UsageError unless the model's classes and channels are the data's."""
+    if model.num_classes != len(source.class_names):
+        raise UsageError(f"the model has {model.num_classes} classes, but {source.name} has {len(source.class_names)}")
+    in_chans = model.pretrained_cfg["input_size"][0]
+    if in_chans != source.in_chans:
+        raise UsageError(f"the model takes {in_chans} channels, but the images of {source.name} have {source.in_chans}")

@@ -13,7 +13,7 @@ from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.card import write_card
 from affnorm_zoo.training import setup
-from affnorm_zoo.training.run import CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE
+from affnorm_zoo.training.run_folder import CONFIG_FILE, EMA_WEIGHTS_FILE, REPORT_FILE, WEIGHTS_FILE
 
 EXPORT_FOLDER = "export"
 
@@ -22,7 +22,8 @@ def export_run(run: Path) -> Path:
     """Make of a finished run a folder that ``timm.create_model("local-dir:...", pretrained=True)`` loads.
 
     It holds ``model.safetensors``, ``config.json`` and the model card ``README.md``. It is built beside its place,
-    loaded back and compared with the run's model, logit by logit, before it is moved there.
+    loaded back and compared with the run's model, logit by logit, before it is moved there. The weights are the
+    averaged ones, if the run has kept an average.
 
     Returns:
         The folder, ``run/export``.
@@ -35,11 +36,14 @@ def export_run(run: Path) -> Path:
         raise UsageError(f"{run} is not a finished run: it has no {' and no '.join(missing)}")
     config = load_config([run / CONFIG_FILE])
     report = json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
+    weights_file = WEIGHTS_FILE
+    if "ema" in report:
+        weights_file, report["val"] = EMA_WEIGHTS_FILE, report["ema"]
     preprocessing = Preprocessing(**report["preprocessing"])
     class_names = tuple(report["class_names"])
     in_chans = preprocessing.input_size[0]
     model = setup.build_model(config.model, len(class_names), in_chans)
-    model.load_state_dict(load_file(run / WEIGHTS_FILE))
+    model.load_state_dict(load_file(run / weights_file))
     setup.describe_preprocessing(model, preprocessing, class_names)
 
     temporary = run / f".{EXPORT_FOLDER}.tmp"

@@ -1,3 +1,4 @@
+from ._entrypoints import zoo_models as zoo_models
 from .resnet import NormalizedCifarResNet as NormalizedCifarResNet
 from .resnet import NormalizedResNet as NormalizedResNet
 from .vision_transformer import NormalizedVisionTransformer as NormalizedVisionTransformer

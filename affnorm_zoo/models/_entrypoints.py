@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import timm
 from timm.models import register_model
 from torch import nn
 
@@ -33,3 +34,9 @@ def register_entrypoint(module_name: str, name: str, doc: str, build: Callable[.
     create.__doc__ = doc
     setattr(sys.modules[module_name], name, create)
     register_model(create)
+
+
+def zoo_models() -> list[str]:
+    """Names of the models that this package has given timm."""
+    package = __name__.partition(".")[0] + "."
+    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(package)]

@@ -1,92 +1,179 @@
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
-from affnorm_zoo.data import Normalize
+from affnorm_zoo.data import BatchAugment, Normalize, ShardedBatches
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training.state import RunState
 
 
 class NonFiniteError(RuntimeError):
-    """The gradient is no longer a number, so that the next step would spoil the weights."""
+    """A gradient is no longer a number; the message names the update and its images."""
+
+
+@dataclass
+class Window:
+    """What one window of micro-batches left: its mean loss on this process, and its gradient norm before clipping."""
+
+    number: int  # over all epochs, from 1
+    loss: Tensor
+    grad_norm: Tensor
+    lr: float
+    num_images: int
+    seconds: float
+    wait_seconds: float  # of these, for the loader
 
 
 @dataclass
 class Trainer:
     """The parts of a run that change the weights, and one epoch of using them.
 
-    ``micro_batches`` is the number of batches whose gradients make one update; the gradient is the mean over the
-    images of all of them, on all processes. ``updates`` counts the steps taken.
+    A window is the micro-batches whose gradients make one update: the gradient is the mean over the images of all of
+    them, on all processes. Everything random in it is seeded by (seed, epoch, window, process).
     """
 
     accelerator: Accelerator
-    model: nn.Module
-    optimizer: Optimizer
+    state: RunState
     schedule: Scheduler | None
     loss: nn.Module
     normalize: Normalize
-    micro_batches: int
-    clip_grad: float | None
+    augment: BatchAugment
+    batches: ShardedBatches
+    loader: Iterable
+    seed: int
+    clip_norm: float | None = None
+    clip: Callable[[], None] | None = None  # any other way of clipping
     channels_last: bool = False
-    updates: int = 0
+    skip_non_finite: bool = False
+    max_skips: int = 10
+    pending: list[Window] = field(default_factory=list)  # not read yet; reading waits for the device
 
-    def train_epoch(self, batches: Iterable) -> dict[str, float]:
-        """Go through the batches once.
-
-        Returns:
-            Mean loss over the epoch, mean gradient norm before clipping, learning rate at the end, images a second.
+    def windows(self) -> Iterator[None]:
+        """Train to the end of the epoch under way, and pause after every window.
 
         Raises:
-            NonFiniteError: the gradient norm of an update is not finite; the weights are those before it.
+            NonFiniteError: more than ``max_skips`` gradients in a row are not finite.
+            UsageError: a batch cannot be loaded.
         """
-        self.model.train()
-        start = time.perf_counter()
-        loss_sum = torch.zeros((), device=self.accelerator.device)
-        norm_sum, num_updates, num_images = 0.0, 0, 0
-        for number, (images, labels) in enumerate(batches, start=1):
-            is_update = number % self.micro_batches == 0
-            loss_sum += self._backward(images, labels, synchronise=is_update)
-            num_images += len(labels)
-            if is_update:
-                norm_sum += self._update()
-                num_updates += 1
-        mean_loss = self.accelerator.reduce(loss_sum, "mean").item() / (num_updates * self.micro_batches)
-        seconds = time.perf_counter() - start
-        return {
-            "loss": mean_loss,
-            "grad_norm": norm_sum / num_updates,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_second": num_images * self.accelerator.num_processes / seconds,
-        }
+        progress = self.state.progress
+        self.state.model.train()
+        self.augment.set_epoch(progress.epoch)
+        self.batches.set_epoch(progress.epoch, progress.window)
+        iterator = iter(self.loader)
+        for window in range(progress.window, self.batches.num_updates):
+            self._train_window(iterator, window)
+            yield
 
-    def _backward(self, images: torch.Tensor, labels: torch.Tensor, synchronise: bool) -> torch.Tensor:
-        """Add one micro-batch to the gradient and return its loss."""
-        x = self.normalize(images)
+    def drain(self) -> list[Window]:
+        """Read the windows since the last call; the loss is now the mean over all processes.
+
+        Raises:
+            NonFiniteError: one of them had a gradient that is no number, and the config does not skip these.
+        """
+        windows, self.pending = self.pending, []
+        if not windows:
+            return []
+        losses = self.accelerator.reduce(torch.stack([w.loss for w in windows]), "mean").tolist()
+        norms = torch.stack([w.grad_norm.to(torch.float32) for w in windows]).tolist()
+        for window, loss, norm in zip(windows, losses, norms, strict=True):
+            window.loss, window.grad_norm = torch.tensor(loss), torch.tensor(norm)
+            self.state.progress.loss_sum += loss
+            if not math.isfinite(norm) and not self.skip_non_finite and self.accelerator.scaler is None:
+                raise self._non_finite(window.number, norm, window.lr)
+        return windows
+
+    def _train_window(self, iterator: Iterator, window: int) -> None:
+        """Go through the micro-batches of a window, and step."""
+        progress, start = self.state.progress, time.perf_counter()
+        # set_seed takes 32 bits
+        words = np.random.SeedSequence((self.seed, progress.epoch, window, self.accelerator.process_index))
+        set_seed(int(words.generate_state(1)[0]))
+        share, count = self.batches.share(window), self.batches.num_micro_batches(window)
+        loss = torch.zeros((), device=self.accelerator.device)
+        wait = 0.0
+        for number in range(count):
+            asked = time.perf_counter()
+            images, labels = self._next(iterator, window)
+            wait += time.perf_counter() - asked
+            loss += self._backward(images, labels, weight=len(labels) / share, synchronise=number == count - 1)
+        lr = max(group["lr"] for group in self.state.optimizer.param_groups)
+        norm = self._step(lr)
+        progress.window += 1
+        progress.windows += 1
+        progress.samples += share * self.accelerator.num_processes
+        num_images = share * self.accelerator.num_processes
+        seconds = time.perf_counter() - start
+        self.pending.append(Window(progress.windows, loss, norm, lr, num_images, seconds, wait))
+
+    def _backward(self, images: Tensor, labels: Tensor, weight: float, synchronise: bool) -> Tensor:
+        """Add one micro-batch to the gradient and return its part of the loss."""
+        model = self.state.model
+        x, targets = self.augment(self.normalize(images), labels.to(self.accelerator.device, non_blocking=True))
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        with nullcontext() if synchronise else self.accelerator.no_sync(self.model):
+        with nullcontext() if synchronise else self.accelerator.no_sync(model):
             with self.accelerator.autocast():
-                loss = self.loss(self.model(x), labels.to(x.device, non_blocking=True))
-            self.accelerator.backward(loss / self.micro_batches)
-        return loss.detach()
+                loss = self.loss(model(x), targets) * weight
+            self.accelerator.backward(loss)
+        return loss.detach().float()
 
-    def _update(self) -> float:
-        """Take one step and return the norm of the gradient before clipping."""
-        limit = self.clip_grad if self.clip_grad is not None else math.inf
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
-            rate = self.optimizer.param_groups[0]["lr"]
-            raise NonFiniteError(f"the gradient norm is {norm} at update {self.updates}, learning rate {rate:.3g}")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if not self.accelerator.optimizer_step_was_skipped:
-            self.updates += 1
+    def _step(self, lr: float) -> Tensor:
+        """Clip, step, average and advance the schedule; return the norm of the gradient before clipping."""
+        state, progress = self.state, self.state.progress
+        limit = self.clip_norm if self.clip_norm is not None else math.inf
+        norm = self.accelerator.clip_grad_norm_(state.model.parameters(), limit)
+        if self.skip_non_finite and not math.isfinite(float(norm)):
+            state.optimizer.zero_grad()
+            progress.skips += 1
+            if progress.skips > self.max_skips:
+                raise self._non_finite(progress.windows + 1, float(norm), lr)
+            return torch.as_tensor(norm)
+        if self.clip is not None:
+            self.clip()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        if not self.accelerator.optimizer_step_was_skipped:  # as the scaler of float16 does after an overflow
+            progress.skips = 0
+            progress.updates += 1
+            if state.ema is not None:
+                state.ema.update(state.bare_model, progress.updates)
             if self.schedule is not None:
-                self.schedule.step_update(self.updates)
-        return norm
+                self.schedule.step_update(progress.updates)
+        return torch.as_tensor(norm)
+
+    def _next(self, iterator: Iterator, window: int) -> Any:
+        """The next batch; what goes wrong in a worker is told with the images that were wanted."""
+        try:
+            return next(iterator)
+        except UsageError as error:  # a worker's, with its traceback before the message
+            raise UsageError(str(error).strip().splitlines()[-1].removeprefix(_USAGE_ERROR)) from error
+        except RuntimeError as error:
+            epoch, cause = self.state.progress.epoch, str(error).splitlines()[0]
+            raise UsageError(
+                f"the loader failed at update {self.state.progress.windows + 1}, epoch {epoch + 1}, images "
+                f"{self._images(epoch, window)}: {cause}; data.workers=0 may show why"
+            ) from error
+
+    def _images(self, epoch: int, window: int) -> str:
+        names = [str(index) for _, index, _ in self.batches.global_batch(epoch, window)]
+        return ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+
+    def _non_finite(self, number: int, norm: float, lr: float) -> NonFiniteError:
+        skips = self.state.progress.skips
+        return NonFiniteError(
+            f"the gradient norm is {norm} at update {number}{f', {skips} in a row' if skips else ''}, learning rate "
+            f"{lr:.3g}, images {self._images(*divmod(number - 1, self.batches.num_updates))}"
+        )
+
+
+_USAGE_ERROR = f"{UsageError.__module__}.{UsageError.__qualname__}: "

@@ -1,148 +1,281 @@
 import dataclasses
-import sys
+import logging
+import shutil
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from filelock import FileLock
 from safetensors.torch import save_file
-from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from affnorm_zoo.config import RunConfig, config_to_yaml
-from affnorm_zoo.data import Normalize, ShardedBatches, eval_loader, open_source, train_loader
-from affnorm_zoo.data import resolve_preprocessing as resolve
+from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import evaluate
-from affnorm_zoo.training import run_folder, setup
-from affnorm_zoo.training.loop import Trainer
+from affnorm_zoo.training import run_folder, watch
+from affnorm_zoo.training.assemble import Parts, assemble
+from affnorm_zoo.training.interrupt import Interrupt
+from affnorm_zoo.training.keeper import Keeper
+from affnorm_zoo.training.plan import peak_flops
+from affnorm_zoo.training.plots import plot_curves
+from affnorm_zoo.training.processes import build_accelerator, on_main
+from affnorm_zoo.training.resume import check_same_run, choose_checkpoint, describe_facts
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.yaml"
-REPORT_FILE = "report.json"
-METRICS_FILE = "metrics.jsonl"
+_logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, output: Path) -> dict[str, Any]:
-    """Train a model and leave its weights, resolved config, metrics and report in ``output``.
+class PreemptedError(RuntimeError):
+    """The run was told to stop, has saved its state, and can be resumed. ``signum`` is the signal."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+def train(
+    config: RunConfig, output: Path, *, resume: str = "none", overwrite: bool = False, allow_changes: bool = False
+) -> dict[str, Any]:
+    """Train a model and leave its weights, config, metrics, checkpoints and report in ``output``.
 
     Everything that can be wrong with the config, the data or the folder is said before the first step, and before
-    the folder is made. The folder then holds ``config.yaml``, ``metrics.jsonl`` (one line an epoch), and at the end
-    ``model.safetensors`` and ``report.json``.
+    the folder is made. ``run_state.json`` says at any time how the run stands.
+
+    Args:
+        config: what to train.
+        output: the run folder; on several machines, one that all of them see.
+        resume: ``"none"``, ``"auto"`` (from the newest sound checkpoint in ``output``, if there is one) or the path of
+            a checkpoint.
+        overwrite: whether a folder in use is emptied; otherwise it is an error.
+        allow_changes: whether a resumed run may differ from the saved one in what decides the result.
 
     Returns:
-        The report, on every process.
+        The report, on every process; that of the finished run, if ``resume="auto"`` finds one.
 
     Raises:
         UsageError: something that the caller can put right.
         NonFiniteError: the training diverged.
+        PreemptedError: a signal asked for a stop; the state is saved.
     """
-    accelerator = setup.build_accelerator(config.runtime)
-    source = open_source(config.data)
-    micro = setup.resolve_micro_batch(config.train, accelerator.num_processes, len(source.train))
-    set_seed(config.train.seed)
-    bare_model = setup.build_model(config.model, len(source.class_names), source.in_chans)
-    preprocessing = resolve(config.data, source, bare_model.pretrained_cfg)
-    optimizer = setup.build_optimizer(config.optim, bare_model)
-    run_folder.check_run_folder(output)  # by every process, so that none waits for one that has stopped
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        run_folder.write_text(output / CONFIG_FILE, config_to_yaml(config))
+    watch.check_trackers(config.runtime.trackers)
+    accelerator = build_accelerator(
+        config.runtime, log_with=list(config.runtime.trackers) or None, project_dir=str(output)
+    )
+    finished = on_main(accelerator, lambda: _finished_report(output, resume))
+    if finished:
+        return finished
+    with Interrupt() as interrupt:
+        parts = assemble(config, accelerator)
+        locks: list[FileLock] = []
+        notes = on_main(
+            accelerator,
+            lambda: _open_folder(config, output, parts, accelerator, resume, overwrite, allow_changes, locks),
+        )
+        try:
+            return _train(config, output, parts, interrupt, notes)
+        except PreemptedError as error:
+            _write_state(parts, output, "preempted", message=str(error))
+            raise
+        except BaseException as error:
+            _write_state(parts, output, "failed", message=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            for lock in locks:
+                lock.release()
 
-    model, optimizer = accelerator.prepare(setup.prepare_model(config.runtime, bare_model), optimizer)
-    batches = ShardedBatches(
-        len(source.train),
-        config.train.global_batch_size,
-        micro,
-        accelerator.process_index,
-        accelerator.num_processes,
-        config.train.seed,
+
+def _finished_report(output: Path, resume: str) -> dict[str, Any]:
+    if resume == "auto" and run_folder.read_json(output / run_folder.STATE_FILE).get("state") == "completed":
+        return run_folder.read_json(output / run_folder.REPORT_FILE)
+    return {}
+
+
+def _open_folder(
+    config: RunConfig,
+    output: Path,
+    parts: Parts,
+    accelerator: Accelerator,
+    resume: str,
+    overwrite: bool,
+    allow_changes: bool,
+    locks: list[FileLock],
+) -> dict[str, Any]:
+    """Lock the folder, choose the checkpoint and write down what is about to run; nothing before all is checked."""
+    if run_folder.is_used(output) and resume == "none" and not overwrite:
+        raise UsageError(
+            f"the output folder {output} is already in use: choose another --output, go on with --resume auto, or "
+            "replace it with --overwrite"
+        )
+    folder = choose_checkpoint(resume, output)
+    versions = {name: run_folder.version(name) for name in ("torch", "timm", "affnorm-zoo")}
+    facts = describe_facts(parts.source.describe(), parts.parameters, accelerator.num_processes, versions)
+    notes = check_same_run(folder, config, facts, allow_changes) if folder else []
+    locks.append(run_folder.claim(output))
+    if overwrite and resume == "none":
+        for item in output.iterdir():
+            if item.name != run_folder.LOCK_FILE:
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+    record = run_folder.read_json(output / run_folder.RUN_FILE)
+    resumes = [*record.get("resumes", []), {"checkpoint": str(folder), "notes": notes}] if folder else []
+    run_folder.write_text(output / run_folder.CONFIG_FILE, config_to_yaml(config))
+    run_folder.write_json(
+        output / run_folder.RUN_FILE,
+        {
+            "facts": facts,
+            "learning_rate": config.optim.learning_rate(config.train.global_batch_size),
+            "micro_batch_size": parts.micro_batch_size,
+            "forward_flops": parts.forward_flops,
+            "preprocessing": dataclasses.asdict(parts.preprocessing),
+            "distributed_type": accelerator.distributed_type.value,
+            "git_commit": run_folder.git_commit(),
+            "environment": run_folder.describe_environment(),
+            "resumes": resumes,
+        },
     )
-    micro_batches = config.train.global_batch_size // (micro * accelerator.num_processes)
-    trainer = Trainer(
-        accelerator=accelerator,
-        model=model,
-        optimizer=optimizer,
-        schedule=setup.build_schedule(config.optim, optimizer, config.train.epochs, len(batches) // micro_batches),
-        loss=nn.CrossEntropyLoss(label_smoothing=config.optim.label_smoothing),
-        normalize=Normalize(preprocessing, accelerator.device),
-        micro_batches=micro_batches,
-        clip_grad=config.optim.clip_grad,
-        channels_last=config.runtime.channels_last,
+    for note in notes:
+        _logger.warning("the rest of the run will not be bit-equal to an uninterrupted one: %s", note)
+    return {"checkpoint": str(folder) if folder else None, "notes": notes}
+
+
+def _train(
+    config: RunConfig, output: Path, parts: Parts, interrupt: Interrupt, start: dict[str, Any]
+) -> dict[str, Any]:
+    """Go through the epochs, from the checkpoint on if there is one, and write the report."""
+    trainer, accelerator = parts.trainer, parts.trainer.accelerator
+    progress = trainer.state.progress
+    if start["checkpoint"]:
+        trainer.state.load(Path(start["checkpoint"]))
+        if trainer.schedule is not None:
+            trainer.schedule.step_update(progress.updates)
+    metrics = output / run_folder.METRICS_FILE
+    if accelerator.is_main_process:
+        watch.trim_metrics(metrics, progress.windows, progress.epoch)
+        metrics.touch()
+        if config.runtime.trackers:
+            accelerator.init_trackers("affnorm_zoo", watch.flatten(dataclasses.asdict(config)))
+    _write_state(parts, output, "running")
+    updates_per_epoch = trainer.batches.num_updates
+    log = watch.RunLog(
+        metrics,
+        accelerator,
+        config.train.epochs * updates_per_epoch,
+        3 * parts.forward_flops,
+        peak_flops(accelerator.device, accelerator.mixed_precision),
     )
-    set_seed(config.train.seed, device_specific=True)  # dropout differs between processes, the weights do not
-    train_batches = train_loader(source, config.data, batches, preprocessing)
-    val_batches = eval_loader(
-        source.val,
-        preprocessing,
-        batch_size=2 * micro,
-        workers=config.data.workers,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+    keeper = Keeper(output / run_folder.CHECKPOINTS, config.checkpoint, updates_per_epoch)
+    begin = time.perf_counter()
+    log.start(progress.windows)
+    try:
+        while progress.epoch < config.train.epochs and not _is_capped(config, parts):
+            _run_epoch(config, parts, interrupt, log, keeper)
+    finally:
+        log.close()
+    return _finish(config, output, parts, time.perf_counter() - begin)
+
+
+def _run_epoch(config: RunConfig, parts: Parts, interrupt: Interrupt, log: watch.RunLog, keeper: Keeper) -> None:
+    """Train to the end of the epoch, evaluate, save; or save and stop where a signal says so."""
+    trainer, progress = parts.trainer, parts.trainer.state.progress
+    for _ in trainer.windows():
+        log.advance()
+        wants_save = trainer.accelerator.is_main_process and keeper.is_due_within_epoch(progress)
+        stop, save = interrupt.agree(wants_save)
+        if stop or save or progress.windows % config.runtime.log_updates == 0:
+            log.record_windows(trainer.drain(), progress.epoch)
+        if stop:
+            _preempt(parts, keeper, interrupt)
+        if save:
+            keeper.save(trainer.state)
+        if _is_capped(config, parts):
+            break
+    windows = trainer.drain()
+    log.record_windows(windows, progress.epoch)
+    record = _evaluate(parts, interrupt)
+    if interrupt.agree()[0] or record is None:
+        _preempt(parts, keeper, interrupt)
+    progress.epoch, progress.window, progress.loss_sum = progress.epoch + 1, 0, 0.0
+    keeper.note_result(progress, record)
+    progress.evaluated = record
+    log.record_epoch(record, _epoch_line(record, config.train.epochs))
+    if keeper.is_due_after_epoch(progress, progress.epoch == config.train.epochs or _is_capped(config, parts)):
+        keeper.save(trainer.state)
+
+
+def _evaluate(parts: Parts, interrupt: Interrupt) -> dict[str, Any] | None:
+    """Measure the weights, and their average if there is one."""
+    trainer = parts.trainer
+    state, progress = trainer.state, trainer.state.progress
+    record: dict[str, Any] = {"epoch": progress.epoch + 1, "update": progress.windows, "updates": progress.updates}
+    arguments = (parts.val_loader, trainer.normalize, trainer.accelerator, lambda: interrupt.signum != 0)
+    record["train"] = {"loss": progress.loss_sum / progress.window}
+    record["val"] = evaluate(state.model, *arguments)
+    if state.ema is not None and record["val"] is not None:
+        with state.ema.averaged(state.model) as averaged:
+            record["ema"] = evaluate(averaged, *arguments)
+    return None if None in record.values() else record
+
+
+def _preempt(parts: Parts, keeper: Keeper, interrupt: Interrupt) -> NoReturn:
+    keeper.save(parts.trainer.state)
+    progress = parts.trainer.state.progress
+    raise PreemptedError(
+        f"stopped by signal {interrupt.signum} after update {progress.windows} of epoch {progress.epoch + 1}; "
+        "go on with --resume auto",
+        interrupt.signum,
     )
-    start = time.perf_counter()
-    last = _run_epochs(trainer, train_batches, batches, val_batches, config.train.epochs, output)
+
+
+def _is_capped(config: RunConfig, parts: Parts) -> bool:
+    return config.train.max_updates is not None and parts.trainer.state.progress.windows >= config.train.max_updates
+
+
+def _finish(config: RunConfig, output: Path, parts: Parts, seconds: float) -> dict[str, Any]:
+    """Leave weights, curves and the report."""
+    state, accelerator, progress = parts.trainer.state, parts.trainer.accelerator, parts.trainer.state.progress
     report = {
         "model": config.model.name,
-        "data": source.name,
-        "class_names": list(source.class_names),
-        "num_train_images": len(source.train),
-        "preprocessing": dataclasses.asdict(preprocessing),
+        "data": parts.source.name,
+        "class_names": list(parts.source.class_names),
+        "num_train_images": len(parts.source.train),
+        "preprocessing": dataclasses.asdict(parts.preprocessing),
         "seed": config.train.seed,
-        "epochs": config.train.epochs,
-        "updates": trainer.updates,
-        "parameters": sum(p.numel() for p in bare_model.parameters()),
-        "val": last["val"],
-        "train_loss": last["train"]["loss"],
-        "seconds": time.perf_counter() - start,
+        "epochs": progress.epoch,
+        "updates": progress.updates,
+        "samples": progress.samples,
+        "parameters": parts.parameters,
+        "train_loss": progress.evaluated["train"]["loss"],
+        **{part: metrics for part, metrics in progress.evaluated.items() if part in ("val", "ema")},
+        "best": progress.best,
+        "seconds": seconds,
         "num_processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
         "environment": run_folder.describe_environment(),
     }
-    if accelerator.is_main_process:
-        weights = _plain_weights(accelerator, model)
-        run_folder.write_atomically(output / WEIGHTS_FILE, lambda path: save_file(weights, path))
-        run_folder.write_json(output / REPORT_FILE, report)
-    accelerator.wait_for_everyone()
+    weights: dict[str, Any] = {run_folder.WEIGHTS_FILE: state.model_weights()}
+    if state.ema is not None:
+        weights[run_folder.EMA_WEIGHTS_FILE] = state.ema_weights()
+    on_main(accelerator, partial(_write_results, output, weights, report))
     return report
 
 
-def _run_epochs(
-    trainer: Trainer,
-    train_batches: DataLoader,
-    batches: ShardedBatches,
-    val_batches: DataLoader,
-    epochs: int,
-    output: Path,
-) -> dict[str, Any]:
-    """Train and evaluate ``epochs`` times, log each, and return the last record."""
-    accelerator = trainer.accelerator
-    record: dict[str, Any] = {}
-    for epoch in range(epochs):
-        batches.set_epoch(epoch)
-        show = accelerator.is_main_process and sys.stderr.isatty()
-        progress = tqdm(train_batches, desc=f"epoch {epoch + 1}/{epochs}", disable=not show, leave=False)
-        train_metrics = trainer.train_epoch(progress)
-        val_metrics = evaluate(trainer.model, val_batches, trainer.normalize, accelerator)
-        record = {"epoch": epoch + 1, "updates": trainer.updates, "train": train_metrics, "val": val_metrics}
-        if accelerator.is_main_process:
-            run_folder.append_metrics(output / METRICS_FILE, record)
-            print(_epoch_line(record, epochs), flush=True)  # noqa: T201 the run's own log
-    return record
+def _write_results(output: Path, weights: dict[str, Any], report: dict[str, Any]) -> None:
+    for name, tensors in weights.items():
+        run_folder.write_atomically(output / name, partial(save_file, tensors))
+    plot_curves(output / run_folder.METRICS_FILE, output / "curves.png")
+    run_folder.write_json(output / run_folder.REPORT_FILE, report)
+    run_folder.write_state(output, "completed", epoch=report["epochs"], updates=report["updates"])
+
+
+def _write_state(parts: Parts, output: Path, state: str, **details: Any) -> None:
+    if parts.trainer.accelerator.is_main_process:
+        progress = parts.trainer.state.progress
+        run_folder.write_state(output, state, epoch=progress.epoch, update=progress.windows, **details)
 
 
 def _epoch_line(record: dict[str, Any], epochs: int) -> str:
-    train, val = record["train"], record["val"]
-    return (
-        f"epoch {record['epoch']:>3}/{epochs}  loss {train['loss']:.4f}  grad {train['grad_norm']:.2f}  "
-        f"lr {train['lr']:.2e}  {train['images_per_second']:.0f} img/s  "
-        f"val loss {val['loss']:.4f}  top-1 {100 * val['top1']:.2f} %"
-    )
-
-
-def _plain_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
-    plain = accelerator.unwrap_model(model, keep_torch_compile=False)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in plain.state_dict().items()}
+    parts = [f"epoch {record['epoch']:>3}/{epochs}  loss {record['train']['loss']:.4f}"]
+    for weights in ("val", "ema"):
+        if weights in record:
+            metrics = record[weights]
+            parts.append(f"{weights} loss {metrics['loss']:.4f}  top-1 {100 * metrics['top1']:.2f} %")
+    return "  ".join(parts)

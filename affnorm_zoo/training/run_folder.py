@@ -1,28 +1,66 @@
-"""What a run leaves behind: every file is written beside its place and moved there when it is whole."""
+"""What a run leaves behind, and who may write to it. Files are written beside their place and moved there whole."""
 
 import json
 import os
 import platform
+import socket
+import subprocess
 from collections.abc import Callable
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from affnorm_zoo.errors import UsageError
 
 PACKAGES = ("torch", "timm", "accelerate", "huggingface-hub", "safetensors", "affnorm-zoo")
+WEIGHTS_FILE = "model.safetensors"
+EMA_WEIGHTS_FILE = "ema.safetensors"
+CONFIG_FILE = "config.yaml"
+RUN_FILE = "run.json"
+STATE_FILE = "run_state.json"
+REPORT_FILE = "report.json"
+METRICS_FILE = "metrics.jsonl"
+LOCK_FILE = "run.lock"
+CHECKPOINTS = "checkpoints"
 
 
-def check_run_folder(path: Path) -> None:
-    """See that the folder can be made or filled.
+def claim(path: Path) -> FileLock:
+    """Make the folder and keep every other run out of it until the lock is released or its process is gone.
 
     Raises:
-        UsageError: it exists and is not empty, or is a file.
+        UsageError: the path is a file or cannot be written to, or another run holds it.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"the output folder {path} is already in use: choose another --output, or remove it")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / LOCK_FILE)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        holder = read_json(path / STATE_FILE)
+        process = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'this host')}"
+        raise UsageError(
+            f"another run writes to {path} ({process}): wait for it, stop it, or choose another --output"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"the output folder {path} cannot be written to: {error}") from error
+    return lock
+
+
+def is_used(path: Path) -> bool:
+    """Whether something other than a lock lies in the folder."""
+    return path.is_file() or (path.is_dir() and any(item.name != LOCK_FILE for item in path.iterdir()))
+
+
+def write_state(path: Path, state: str, **details: Any) -> None:
+    """Say whether the run is running, completed, preempted or failed; launchers do not pass exit codes on."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_json(
+        path / STATE_FILE,
+        {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "time": now, **details},
+    )
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -36,7 +74,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
-    write_atomically(path, lambda temporary: _dump(temporary, json.dumps(content, indent=2) + "\n"))
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:
@@ -44,10 +82,9 @@ def write_text(path: Path, content: str) -> None:
     write_atomically(path, lambda temporary: _dump(temporary, content))
 
 
-def append_metrics(path: Path, record: dict[str, Any]) -> None:
-    """Add one line of JSON to a log."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a file that :func:`write_json` has written; empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def describe_environment() -> dict[str, Any]:
@@ -59,6 +96,17 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
     }
+
+
+def git_commit() -> str | None:
+    """The commit of the repository that the run was started in, marked if the tree differs from it."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
 
 
 def _dump(path: Path, content: str) -> None:

@@ -1,13 +1,16 @@
 """Everything a run needs before its first step, each part with the checks that belong to it."""
 
-import os
+from collections.abc import Callable
 
 import timm
 import torch
-from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
+from timm.models import model_parameters
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import dispatch_clip_grad
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,34 +19,8 @@ from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_model_name
 
-_ACCELERATE_PRECISION = {"auto": None, "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-
-
-def build_accelerator(config: RuntimeConfig) -> Accelerator:
-    """Connect the processes.
-
-    Raises:
-        UsageError: the launcher started more processes than have found each other, or sets gradient accumulation
-            or a precision of its own beside the config's.
-    """
-    launched_precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    wanted_precision = _ACCELERATE_PRECISION[config.precision]
-    if wanted_precision and launched_precision not in (None, "no", wanted_precision):
-        raise UsageError(
-            f"runtime.precision={config.precision}, but the launcher says {launched_precision}: set only one of them"
-        )
-    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=wanted_precision)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise UsageError(
-            f"the launcher started {launched} processes, but accelerate sees {accelerator.num_processes}: "
-            "on CPUs use 'accelerate launch --multi_gpu --num_processes N' with runtime.device=cpu"
-        )
-    if accelerator.gradient_accumulation_steps != 1:
-        raise UsageError(
-            "gradient accumulation is set by train.micro_batch_size: unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-        )
-    return accelerator
+# what they need for their next step is not all in their state dict, or not made of tensors and numbers
+UNRESUMABLE_OPTIMIZERS: dict[str, str] = {}
 
 
 def resolve_micro_batch(config: TrainConfig, num_processes: int, num_images: int) -> int:
@@ -65,17 +42,30 @@ def resolve_micro_batch(config: TrainConfig, num_processes: int, num_images: int
     return micro
 
 
-def build_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
-    """Build the untrained model for the data.
+def build_model(config: ModelConfig, num_classes: int, in_chans: int, *, pretrained: bool = False) -> nn.Module:
+    """Build the model for the data, untrained unless ``pretrained``.
 
     Raises:
-        UsageError: timm does not know the name, or the model does not take an argument.
+        UsageError: timm does not know the name, the model does not take an argument, has no weights to start from,
+            or cannot checkpoint its activations.
     """
     check_model_name(config.name)
     try:
-        return timm.create_model(config.name, num_classes=num_classes, in_chans=in_chans, **config.kwargs)
+        model = timm.create_model(
+            config.name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **config.kwargs
+        )
     except (TypeError, ValueError) as error:
         raise UsageError(f"model {config.name} cannot be built with model.kwargs={config.kwargs}: {error}") from error
+    except RuntimeError as error:
+        if not pretrained:
+            raise
+        raise UsageError(f"the weights of {config.name} could not be loaded: {error}") from error
+    if config.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except AssertionError as error:
+            raise UsageError(f"model.grad_checkpointing: {config.name} does not support it: {error}") from error
+    return model
 
 
 def describe_preprocessing(model: nn.Module, preprocessing: Preprocessing, class_names: tuple[str, ...]) -> None:
@@ -93,36 +83,75 @@ def describe_preprocessing(model: nn.Module, preprocessing: Preprocessing, class
         model.pretrained_cfg.pop(key, None)
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
+def build_optimizer(config: OptimConfig, model: nn.Module, global_batch_size: int) -> Optimizer:
     """Build timm's optimiser of that name; one-dimensional parameters are not decayed.
 
     Raises:
-        UsageError: timm does not know the name or the optimiser refuses an argument.
+        UsageError: timm does not know the name, the optimiser refuses an argument, or it cannot be resumed.
     """
+    if config.name in UNRESUMABLE_OPTIMIZERS:
+        raise UsageError(
+            f"optim.name={config.name} cannot be resumed: {UNRESUMABLE_OPTIMIZERS[config.name]}; choose another"
+        )
     try:
         return create_optimizer_v2(
-            model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+            model,
+            opt=config.name,
+            lr=config.learning_rate(global_batch_size),
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            layer_decay=config.layer_decay,
+            **config.kwargs,
         )
-    except (AssertionError, TypeError, ValueError) as error:
-        raise UsageError(f"optim.name={config.name}: {error}") from error
+    except (AssertionError, ImportError, TypeError, ValueError) as error:
+        raise UsageError(f"optim.name={config.name} with optim.kwargs={config.kwargs}: {error}") from error
 
 
 def build_schedule(config: OptimConfig, optimizer: Optimizer, epochs: int, updates_per_epoch: int) -> Scheduler | None:
-    """Build timm's schedule of the learning rate, counted in updates; None for a constant rate without warm-up."""
-    if config.schedule == "constant" and not config.warmup_epochs:
+    """Build timm's schedule of the learning rate, a function of the updates alone.
+
+    Raises:
+        UsageError: timm does not know the schedule or refuses an argument.
+    """
+    constant = config.schedule == "constant"
+    if constant and not config.warmup_epochs and config.layer_decay is None:
         return None
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine" if config.schedule == "cosine" else "step",
-        num_epochs=epochs,
-        decay_epochs=epochs + 1,  # "step" never steps: constant after the warm-up
-        min_lr=config.min_lr,
-        warmup_epochs=config.warmup_epochs,
-        warmup_prefix=False,
-        step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
-    )
+    arguments = {
+        "sched": "step" if constant else config.schedule,
+        "num_epochs": epochs,
+        "min_lr": config.min_lr,
+        "warmup_epochs": config.warmup_epochs,
+        "warmup_prefix": False,
+        "step_on_epochs": False,
+        "updates_per_epoch": updates_per_epoch,
+        **({"decay_epochs": epochs + 1} if constant else {}),  # "step" that never steps
+        **config.schedule_kwargs,
+    }
+    try:
+        schedule, _ = create_scheduler_v2(optimizer, **arguments)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UsageError(f"optim.schedule={config.schedule} with {config.schedule_kwargs}: {error}") from error
+    if schedule is None and not constant:
+        raise UsageError(f"optim.schedule={config.schedule!r} is not one of timm's, such as cosine, step or constant")
     return schedule
+
+
+def build_loss(config: OptimConfig, mixes: bool) -> nn.Module:
+    """Loss of logits (N, num_classes) and labels (N,), or probabilities where images are mixed."""
+    if config.loss == "bce":
+        return BinaryCrossEntropy(smoothing=0.0 if mixes else config.label_smoothing)
+    return SoftTargetCrossEntropy() if mixes else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+
+
+def build_clip(config: OptimConfig, model: nn.Module) -> Callable[[], None] | None:
+    """What limits gradients by value, or adaptively all but the classifier's; None for the norm, which accelerate does.
+
+    Adaptive clipping: Brock et al. 2021, https://arxiv.org/abs/2102.06171, eq. 3.
+    """
+    if config.clip_grad is None or config.clip_mode == "norm":
+        return None
+    parameters = list(model_parameters(model, exclude_head=config.clip_mode == "agc"))
+    return lambda: dispatch_clip_grad(parameters, config.clip_grad, mode=config.clip_mode)
 
 
 def prepare_model(config: RuntimeConfig, model: nn.Module) -> nn.Module:
@@ -130,3 +159,16 @@ def prepare_model(config: RuntimeConfig, model: nn.Module) -> nn.Module:
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return torch.compile(model) if config.compile else model  # type: ignore[return-value]
+
+
+def synchronize_batch_norm(config: RuntimeConfig, model: nn.Module, device: torch.device, world_size: int) -> nn.Module:
+    """Take batch statistics over all processes where the config asks for it.
+
+    Raises:
+        UsageError: it does on a CPU, where torch has no such layer.
+    """
+    if not config.sync_bn or world_size == 1:
+        return model
+    if device.type == "cpu":
+        raise UsageError("runtime.sync_bn needs GPUs: torch synchronises batch statistics only there")
+    return convert_sync_batchnorm(model)

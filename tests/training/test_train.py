@@ -32,8 +32,9 @@ def run(*command, processes=0, ok=True):
     return result
 
 
-def metrics(run_folder):
-    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+def metrics(run_folder, kind="epoch"):
+    records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == kind]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,8 @@ def test_the_default_reads_digits(finished):
     assert len(metrics(folder)) == report["epochs"]
     assert f"top-1 {100 * report['val']['top1']:.2f} %" in result.stdout
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "model.safetensors", "report.json", "export",
+        "config.yaml", "metrics.jsonl", "model.safetensors", "report.json", "export", "run.json", "run_state.json",
+        "run.lock", "checkpoints", "curves.png",
     }  # fmt: skip
     assert load_config([folder / "config.yaml"]) == load_config()
 

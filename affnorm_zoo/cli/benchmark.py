@@ -1,0 +1,73 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from affnorm_zoo.evaluation.benchmark import Bench, environment
+from affnorm_zoo.evaluation.benchmark_report import write_report
+from affnorm_zoo.evaluation.kernel_check import check_kernels
+
+CONTENDERS = {
+    "resnet50": ["batchnorm", "patchnorm", "patchnorm_ws", "groupnorm", "none"],
+    "resnet18": ["batchnorm", "patchnorm", "patchnorm_ws", "groupnorm", "none"],
+    "vit_small_patch16_224": ["layernorm", "affinelike", "normlike", "rmsnorm"],
+}
+_path = click.Path(path_type=Path)
+
+
+@click.group()
+def benchmark() -> None:
+    """Time networks side by side, and write the page of results."""
+
+
+@benchmark.command()
+@click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"]), show_default=True)
+@click.option("--model", "models", multiple=True, type=click.Choice(list(CONTENDERS)), default=list(CONTENDERS))
+@click.option("--batch-size", default=8, show_default=True)
+@click.option("--img-size", default=224, show_default=True)
+@click.option("--dtype", default="float32", type=click.Choice(["float32", "bfloat16"]), show_default=True)
+@click.option("--rounds", default=15, show_default=True, help="Steps of each; the first is not counted.")
+@click.option("--no-compile", is_flag=True, help="Leave out what takes minutes to compile.")
+@click.option("--output", type=_path, required=True, help="JSON file.")
+def measure(
+    device: str,
+    models: tuple[str, ...],
+    batch_size: int,
+    img_size: int,
+    dtype: str,
+    rounds: int,
+    no_compile: bool,
+    output: Path,
+) -> None:
+    """Measure time and memory, and on a GPU check the kernels."""
+    place = torch.device(device)
+    results: dict[str, Any] = {
+        "command": " ".join(sys.argv),
+        "environment": environment(place),
+        "rows": [],
+        "kernels": [],
+    }
+    if place.type == "cuda":
+        results["kernels"] = check_kernels()
+    for name in models:
+        bench = Bench(name, batch_size, img_size, place, getattr(torch, dtype), rounds)
+        contenders = CONTENDERS[name]
+        for compiled in (False,) if no_compile else (False, True):
+            chosen = contenders[:2] if compiled else contenders  # a compilation takes a minute
+            for rows in (bench.train(chosen, compiled), bench.infer(chosen, compiled)):
+                results["rows"] += rows
+                for row in rows:
+                    click.echo(json.dumps(row))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+@benchmark.command()
+@click.option("--folder", type=_path, default=Path("docs/benchmarks"), show_default=True)
+@click.option("--page", type=_path, default=Path("docs/performance.md"), show_default=True)
+def report(folder: Path, page: Path) -> None:
+    """Turn the JSON files into tables and figures."""
+    write_report(folder, page)

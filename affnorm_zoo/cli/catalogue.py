@@ -1,0 +1,43 @@
+import click
+import timm
+import torch
+
+from affnorm_zoo.cli.report import reported_errors
+from affnorm_zoo.evaluation import check_model_name
+from affnorm_zoo.models import zoo_models
+from affnorm_zoo.registry import get_normalizer, list_normalizers
+from affnorm_zoo.training.plan import count_flops
+
+
+@click.command("list")
+@click.argument("pattern", default="*")
+@click.option("--pretrained", is_flag=True, help="Only names with published weights, tags included.")
+def list_models(pattern: str, pretrained: bool) -> None:
+    """Print the zoo's model names, or those that match PATTERN ('resnet50*')."""
+    ours = set(zoo_models())
+    for name in timm.list_models(pattern, pretrained=pretrained):
+        if name.split(".")[0] in ours:
+            click.echo(name)
+
+
+@click.command()
+@click.argument("name")
+def info(name: str) -> None:
+    """Say what a model is: its normaliser, size, cost and weights."""
+    with reported_errors():
+        check_model_name(name)
+    with torch.device("meta"):
+        model = timm.create_model(name.split(".")[0])
+    cfg = model.pretrained_cfg
+    rows = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M",
+        "forward": f"{count_flops(model, cfg['input_size']) / 2e9:.2f} GMACs an image of {cfg['input_size'][-1]} px",
+        "weights": ", ".join(timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)) or "none published",
+    }
+    for normalizer in sorted(list_normalizers(), key=len, reverse=True):
+        if name.split(".")[0].endswith("_" + normalizer):
+            spec = get_normalizer(normalizer)
+            rows["normaliser"] = f"{spec.name}: {spec.formula} ({spec.summary})"
+            break
+    for key, value in rows.items():
+        click.echo(f"{key:<12}{value}")

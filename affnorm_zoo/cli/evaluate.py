@@ -1,0 +1,47 @@
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from affnorm_zoo.cli.report import USAGE, reported_errors, split_config
+from affnorm_zoo.config import load_config
+from affnorm_zoo.data import open_source
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.evaluation import evaluate_model, expand_names, write_results
+from affnorm_zoo.training.processes import build_accelerator
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--batch-size", default=128, show_default=True, help="Images a process.")
+@click.option("--results", type=click.Path(path_type=Path), help="CSV file with timm's columns.")
+def evaluate(models: tuple[str, ...], batch_size: int, results: Path | None) -> None:
+    """Measure models on the validation split; one line of JSON each.
+
+    MODELS are export folders, local-dir:PATH, hf-hub:ORG/NAME or timm names with weights, any of them with wildcards
+    ('runs/*/export', 'resnet20_cifar_*'), and overrides such as data.path=PATH data.val_split=test. Without data.path
+    the images are the embedded digits. A model that does not fit is named and passed over.
+    """
+    names, overrides = split_config(models)
+    with reported_errors():
+        config = load_config(overrides=overrides)
+        accelerator = build_accelerator(config.runtime)
+        source = open_source(config.data)
+        chosen = expand_names(names)
+    rows, failed = [], False
+    for name in chosen:
+        try:
+            row = evaluate_model(name, config.data, source, accelerator, batch_size)
+        except UsageError as error:
+            failed = True
+            if accelerator.is_main_process:
+                click.echo(f"error: {error}", err=True)
+            continue
+        rows.append(row)
+        if accelerator.is_main_process:
+            click.echo(json.dumps(row))
+    if results is not None and accelerator.is_main_process:
+        write_results(rows, results)
+    if failed:
+        sys.exit(USAGE)

@@ -1,0 +1,17 @@
+import click
+
+from affnorm_zoo._version import __version__
+from affnorm_zoo.cli.benchmark import benchmark
+from affnorm_zoo.cli.catalogue import info, list_models
+from affnorm_zoo.cli.evaluate import evaluate
+from affnorm_zoo.cli.train import train
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Divergence-free normalisers for timm models: look up, train, evaluate, measure."""
+
+
+for command in (list_models, info, train, evaluate, benchmark):
+    cli.add_command(command)

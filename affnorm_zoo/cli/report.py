@@ -1,0 +1,38 @@
+"""How commands speak of what went wrong: one line, and a code that scripts can tell apart."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training import NonFiniteError, PreemptedError
+
+USAGE, DIVERGED = 2, 1
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Print what the caller can put right as one line and exit: 2 for usage, 128 + n for signal n."""
+    try:
+        yield
+    except UsageError as error:
+        fail(f"error: {error}", USAGE)
+    except NonFiniteError as error:
+        fail(f"training diverged: {error}; try a lower optim.lr or a longer optim.warmup_epochs", DIVERGED)
+    except PreemptedError as error:
+        fail(str(error), 128 + error.signum)
+
+
+def fail(message: str, code: int) -> None:
+    """Say why, and exit."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(message, err=True)
+    sys.exit(code)
+
+
+def split_config(items: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Divide a command line into config files and ``section.key=value`` overrides."""
+    return [item for item in items if "=" not in item], [item for item in items if "=" in item]

@@ -1,0 +1,60 @@
+from datetime import datetime
+from pathlib import Path
+
+import click
+from accelerate import PartialState
+
+from affnorm_zoo.cli.report import reported_errors, split_config
+from affnorm_zoo.config import config_to_yaml, load_config
+from affnorm_zoo.hub import export_run
+from affnorm_zoo.training import dry_run as make_plan
+from affnorm_zoo.training import train as train_model
+
+
+@click.command()
+@click.argument("config", nargs=-1)
+@click.option("--output", type=click.Path(path_type=Path), help="Run folder. Default: runs/DATE-TIME.")
+@click.option(
+    "--resume",
+    default="none",
+    metavar="auto|none|PATH",
+    help="Go on from the newest checkpoint of --output if there is one (auto), or from a checkpoint.",
+)
+@click.option("--overwrite", is_flag=True, help="Empty a run folder that is in use.")
+@click.option("--allow-changes", is_flag=True, help="Resume although settings differ that decide the result.")
+@click.option("--dry-run", is_flag=True, help="Check everything, take one step, print the plan, write nothing.")
+@click.option("--print-config", is_flag=True, help="Print the merged config and stop.")
+def train(
+    config: tuple[str, ...],
+    output: Path | None,
+    resume: str,
+    overwrite: bool,
+    allow_changes: bool,
+    dry_run: bool,
+    print_config: bool,
+) -> None:
+    """Train one model, then export it.
+
+    CONFIG are YAML files, later ones win, and overrides such as optim.lr=0.2. Without any, a small PatchNorm network
+    learns handwritten digits that come with the installation. Several processes: put `accelerate launch` before the
+    script.
+    """
+    output = output or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    with reported_errors():
+        merged = load_config(*split_config(config))
+        if print_config:
+            click.echo(config_to_yaml(merged), nl=False)
+            return
+        if dry_run:
+            plan = make_plan(merged)
+            if PartialState().is_main_process:
+                click.echo(plan.as_text())
+            return
+        report = train_model(merged, output, resume=resume, overwrite=overwrite, allow_changes=allow_changes)
+        if PartialState().is_main_process:
+            export = export_run(output)
+            weights = "ema" if "ema" in report else "val"
+            name = "top-1 of the averaged weights" if weights == "ema" else "top-1"
+            click.echo(f"{name} {100 * report[weights]['top1']:.2f} % of {report['val']['num_images']} held-out images")
+            click.echo(f'timm.create_model("local-dir:{export}", pretrained=True)')
+        PartialState().destroy_process_group()

@@ -1,0 +1,58 @@
+from dataclasses import dataclass
+from typing import Literal
+
+from affnorm_zoo.config.require import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images and their augmentation. Without a path: scikit-learn's handwritten digits, 8 px, grey."""
+
+    path: str | None = None  # a folder with one subfolder or tar a split, hfds/NAME or wds/FOLDER
+    train_split: str = "train"
+    val_split: str = "val"
+    preset: str | None = None  # known data whose size, mean, std and crop are taken, such as cifar10
+    image_size: int | None = None  # in pixels; None: the preset's, else the model's
+    mean: tuple[float, ...] | None = None  # of the pixels in [0, 1]; None: likewise
+    std: tuple[float, ...] | None = None
+    crop_pct: float | None = None  # share of the resized image that is seen at test time; None: likewise
+    crop: Literal["resized", "padded", "none"] = "padded"  # padded: shift by up to an eighth of the image
+    hflip: float = 0.0  # probability
+    auto_augment: str | None = None  # timm's notation, such as rand-m9-mstd0.5-inc1
+    erase: float = 0.0  # probability of erasing a rectangle of the normalised image
+    mixup: float = 0.0  # alpha; 0: none
+    cutmix: float = 0.0  # alpha; 0: none
+    mixup_off_epoch: int | None = None  # epochs after which images are no longer mixed
+    repeats: int = 1  # different augmentations of an image in one global batch
+    drop_last: bool = True  # leave out what does not fill a last global batch
+    in_memory: Literal["auto", "yes", "no"] = "auto"  # decode once, augment on the device
+    workers: int = 0  # processes that decode images, a rank
+    timeout_seconds: int = 300  # longest wait for a batch from a worker
+    max_bad_images: int = 0  # training images a process may fail to decode and replace by their neighbours
+
+    def __post_init__(self) -> None:
+        require(self.image_size is None or self.image_size > 0, f"data.image_size must be positive: {self.image_size}")
+        for name in ("hflip", "erase"):
+            require(0 <= getattr(self, name) <= 1, f"data.{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("mixup", "cutmix", "workers", "max_bad_images"):
+            require(getattr(self, name) >= 0, f"data.{name} must not be negative, got {getattr(self, name)}")
+        require(self.crop_pct is None or 0 < self.crop_pct <= 1, f"data.crop_pct must lie in (0, 1]: {self.crop_pct}")
+        require(self.repeats > 0, f"data.repeats must be positive, got {self.repeats}")
+        require(self.timeout_seconds > 0, f"data.timeout_seconds must be positive, got {self.timeout_seconds}")
+        require(
+            self.auto_augment is None or self.crop == "resized",
+            f"data.auto_augment needs data.crop=resized, got data.crop={self.crop}",
+        )
+        require(
+            self.in_memory != "yes" or self.crop != "resized",
+            "data.in_memory=yes augments by shifts and flips: it needs data.crop=padded or none",
+        )
+        require(self.drop_last or not self.mixes, "data.mixup and data.cutmix need data.drop_last=true")
+        off = self.mixup_off_epoch
+        require(off is None or self.mixes, "data.mixup_off_epoch needs data.mixup or data.cutmix")
+        require(off is None or off > 0, f"data.mixup_off_epoch must be positive, got {off}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are blended with each other."""
+        return self.mixup > 0 or self.cutmix > 0

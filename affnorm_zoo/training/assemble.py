@@ -1,0 +1,116 @@
+"""A config and processes to the parts of a run, checked, with nothing written yet."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+from affnorm_zoo.config import RunConfig
+from affnorm_zoo.data import (
+    BatchAugment,
+    Normalize,
+    Preprocessing,
+    ShardedBatches,
+    Source,
+    eval_loader,
+    open_source,
+    resolve_preprocessing,
+    train_loader,
+)
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training import setup
+from affnorm_zoo.training.ema import build_ema
+from affnorm_zoo.training.loop import Trainer
+from affnorm_zoo.training.plan import count_flops
+from affnorm_zoo.training.processes import is_sharded
+from affnorm_zoo.training.state import Progress, RunState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """All that a run works with."""
+
+    source: Source
+    preprocessing: Preprocessing
+    trainer: Trainer
+    val_loader: DataLoader
+    micro_batch_size: int
+    forward_flops: int  # an image
+    parameters: int
+    pretrained_cfg: dict[str, Any]
+
+
+def assemble(config: RunConfig, accelerator: Accelerator) -> Parts:
+    """Open the data, then build everything else for them.
+
+    Raises:
+        UsageError: something that the caller can put right.
+    """
+    data, device = config.data, accelerator.device
+    source = open_source(data)
+    micro = setup.resolve_micro_batch(config.train, accelerator.num_processes, len(source.train))
+    if data.mixes and micro % 2:
+        raise UsageError(f"data.mixup and data.cutmix pair images: the micro-batch must be even, got {micro}")
+    set_seed(config.train.seed)
+    bare_model = setup.build_model(
+        config.model, len(source.class_names), source.in_chans, pretrained=config.model.pretrained
+    ).to(device)
+    preprocessing = resolve_preprocessing(data, source, bare_model.pretrained_cfg)
+    flops = count_flops(bare_model, preprocessing.input_size)
+    parameters = sum(p.numel() for p in bare_model.parameters())
+    bare_model = setup.synchronize_batch_norm(config.runtime, bare_model, device, accelerator.num_processes)
+    prepared = setup.prepare_model(config.runtime, bare_model)
+    optimizer = setup.build_optimizer(config.optim, bare_model, config.train.global_batch_size)
+    sharded = is_sharded(accelerator)
+    ema = None if sharded else build_ema(config.model, bare_model, sharded)
+    model, optimizer = accelerator.prepare(prepared, optimizer)
+    if sharded:
+        bare_model = accelerator.unwrap_model(model, keep_torch_compile=False)
+        ema = build_ema(config.model, bare_model, sharded)
+    batches = ShardedBatches(
+        len(source.train),
+        config.train.global_batch_size,
+        micro,
+        accelerator.process_index,
+        accelerator.num_processes,
+        config.train.seed,
+        data.repeats,
+        data.drop_last,
+    )
+    uses_norm = config.optim.clip_mode == "norm"
+    trainer = Trainer(
+        accelerator=accelerator,
+        state=RunState(accelerator, model, bare_model, optimizer, ema, Progress()),
+        schedule=setup.build_schedule(config.optim, optimizer, config.train.epochs, batches.num_updates),
+        loss=setup.build_loss(config.optim, data.mixes),
+        normalize=Normalize(preprocessing, device),
+        augment=BatchAugment(data, len(source.class_names), config.optim.label_smoothing, device),
+        batches=batches,
+        loader=train_loader(source, data, batches, preprocessing, device),
+        seed=config.train.seed,
+        clip_norm=config.optim.clip_grad if uses_norm else None,
+        clip=setup.build_clip(config.optim, bare_model),
+        channels_last=config.runtime.channels_last,
+        skip_non_finite=config.train.non_finite == "skip",
+        max_skips=config.train.max_skips,
+    )
+    val_loader = eval_loader(
+        source.val,
+        preprocessing,
+        batch_size=2 * micro,
+        workers=data.workers,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    return Parts(
+        source=source,
+        preprocessing=preprocessing,
+        trainer=trainer,
+        val_loader=val_loader,
+        micro_batch_size=micro,
+        forward_flops=flops,
+        parameters=parameters,
+        pretrained_cfg=bare_model.pretrained_cfg,
+    )

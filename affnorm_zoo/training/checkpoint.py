@@ -1,0 +1,118 @@
+"""Checkpoints that are whole or not there: built beside their place, listed in a manifest, flushed, then renamed."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from affnorm_zoo.errors import UsageError
+
+MANIFEST = "manifest.json"
+BEST = "best"
+_logger = logging.getLogger(__name__)
+_TEMPORARY = ".tmp"
+
+
+def checkpoint_name(update: int) -> str:
+    """The folder's name of the checkpoint after this many updates; names sort as numbers do."""
+    return f"update_{update:08d}"
+
+
+def commit(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary folder, and make it ``folder`` when all of it is on the disk.
+
+    A crash at any moment leaves the old state of things and at most a folder that ends in ``.tmp``.
+    """
+    temporary = folder.with_name(folder.name + _TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in temporary.iterdir()}
+        (temporary / MANIFEST).write_text(json.dumps(files, indent=2), encoding="utf-8")
+        for path in temporary.iterdir():
+            _flush(path)
+        _flush(temporary)
+        if folder.exists():  # left by an attempt that was not resumed from
+            _remove(folder)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _flush(folder.parent)
+
+
+def verify(folder: Path) -> None:
+    """See that a checkpoint is what was written.
+
+    Raises:
+        UsageError: it is not a checkpoint, or a file is missing or differs from the manifest.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}")
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{folder} is damaged: {MANIFEST} is not JSON") from error
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UsageError(f"{folder} is damaged: {name} is missing")
+        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+            raise UsageError(f"{folder} is damaged: {name} differs from what was saved")
+
+
+def find_latest(root: Path) -> Path | None:
+    """The newest sound checkpoint below ``root``; damaged ones are named in a warning and passed over."""
+    for folder in sorted(root.glob("update_????????"), reverse=True):
+        try:
+            verify(folder)
+        except UsageError as error:
+            _logger.warning("%s; an earlier one is taken", error)
+        else:
+            return folder
+    return None
+
+
+def point_to_best(folder: Path) -> None:
+    """Let the link ``best`` beside a checkpoint lead to it."""
+    temporary = folder.with_name(BEST + _TEMPORARY)
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name)
+    temporary.replace(folder.with_name(BEST))
+
+
+def prune(root: Path, keep_last: int, pinned: Collection[str]) -> None:
+    """Remove what no run will miss: temporary folders, and all but the last and the pinned checkpoints."""
+    for folder in root.glob(f"*{_TEMPORARY}"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in sorted(root.glob("update_????????"))[:-keep_last]:
+        if folder.name not in pinned:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Take a folder away under a name that nobody takes for a checkpoint, then delete it."""
+    condemned = folder.with_name(f"{folder.name}.old{_TEMPORARY}")
+    shutil.rmtree(condemned, ignore_errors=True)
+    folder.rename(condemned)
+    shutil.rmtree(condemned)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,65 @@
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import distributed
+
+from affnorm_zoo.training.processes import parent_command
+
+
+class Interrupt:
+    """A request to stop, by SIGTERM or Ctrl-C, that the training loop grants after saving; a second one kills.
+
+    ``with Interrupt() as interrupt`` installs the handlers and puts the old ones back.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._group: Any = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "Interrupt":
+        _die_with_launcher()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._previous[signum] = signal.signal(signum, self._handle)
+        if distributed.is_initialized() and distributed.get_world_size() > 1:
+            # asked after every update: on the CPU, so that no process waits for its GPU to answer
+            self._group = distributed.new_group(backend="gloo")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def agree(self, *wishes: bool) -> list[bool]:
+        """Tell the other processes whether to stop, and further ``wishes``; a wish of one is granted by all.
+
+        Every process must call it at the same update.
+
+        Returns:
+            Whether to stop, and each wish.
+        """
+        flags = torch.tensor([self.signum, *map(int, wishes)])
+        if self._group is not None:
+            distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._group)
+        self.signum = int(flags[0])
+        return [bool(flag) for flag in flags]
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 the signature of handlers
+        if self.signum:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.signum = signum
+
+
+def _die_with_launcher() -> None:
+    """Be told when ``accelerate launch`` dies, which for a single process passes no signal on."""
+    if sys.platform == "linux" and any("accelerate" in part for part in parent_command()[:3]):
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)

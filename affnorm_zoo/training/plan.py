@@ -1,0 +1,82 @@
+"""What a run will cost, before it costs anything."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+# dense peak of one device in TFLOP/s, from the makers' data sheets: bfloat16 or float16 with float32 sums, float32
+_PEAK_TFLOPS = {
+    "H200": (989.0, 67.0),
+    "H100 80GB HBM3": (989.0, 67.0),
+    "H100 PCIe": (756.0, 51.0),
+    "A100": (312.0, 19.5),
+    "L40S": (362.0, 91.6),
+    "L4": (121.0, 30.3),
+    "V100": (125.0, 15.7),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71.0, 35.6),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Sizes of a run: counts, and bytes on one process.
+
+    ``forward_flops`` counts two for a multiply-add of convolutions and matrix products; the normalisers' own passes
+    are not counted. ``activation_bytes`` are the tensors that the backward pass of one micro-batch holds.
+    """
+
+    parameters: int
+    forward_flops: int  # an image
+    updates_per_epoch: int
+    total_updates: int
+    global_batch_size: int
+    micro_batch_size: int
+    micro_batches: int
+    num_processes: int
+    learning_rate: float  # after scaling
+    weight_bytes: int  # weights, gradients, the optimiser's state, the average
+    activation_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """A few lines for people."""
+        return (
+            f"parameters        {self.parameters / 1e6:.2f} M\n"
+            f"forward           {self.forward_flops / 2e9:.2f} GMACs an image\n"
+            f"batch             {self.global_batch_size} images an update: {self.num_processes} processes x "
+            f"{self.micro_batches} micro-batches x {self.micro_batch_size}\n"
+            f"updates           {self.updates_per_epoch} an epoch, {self.total_updates} in all\n"
+            f"learning rate     {self.learning_rate:.3g} at its highest\n"
+            f"memory a process  {(self.weight_bytes + self.activation_bytes) / 2**20:.0f} MiB: "
+            f"{self.weight_bytes / 2**20:.0f} for weights, gradients and optimiser, "
+            f"{self.activation_bytes / 2**20:.0f} for activations"
+        )
+
+
+def count_flops(model: nn.Module, input_size: tuple[int, ...]) -> int:
+    """Floating-point operations of a forward pass on one image, a multiply-add as two."""
+    was_training = model.training
+    parameter = next(model.parameters())
+    x = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(x)
+    model.train(was_training)
+    return counter.get_total_flops()
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """The device's floating-point operations a second at its best, where they are known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    for known, (half, single) in _PEAK_TFLOPS.items():
+        if known in name:
+            return 1e12 * (half if precision in ("bf16", "fp16") else single)
+    return None

@@ -1,0 +1,108 @@
+"""Whether a checkpoint may be gone on from: what of its run must be the same, and what may differ."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from affnorm_zoo.config import RunConfig, load_config
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training import checkpoint
+from affnorm_zoo.training.run_folder import CHECKPOINTS, CONFIG_FILE, RUN_FILE, read_json
+
+_logger = logging.getLogger(__name__)
+
+# changes nothing in the numbers
+FREE = {
+    "data.path", "data.workers", "data.timeout_seconds", "data.max_bad_images", "train.max_updates",
+    "checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.every_updates", "checkpoint.keep_last",
+    "checkpoint.milestones", "runtime.device", "runtime.log_updates", "runtime.trackers",
+}  # fmt: skip
+# the same images in the same order, but sums are rounded and random numbers drawn in another way
+NOTED = {
+    "train.micro_batch_size", "model.grad_checkpointing", "runtime.precision", "runtime.channels_last",
+    "runtime.compile", "runtime.sync_bn", "runtime.deterministic",
+}  # fmt: skip
+
+
+def choose_checkpoint(resume: str, output: Path) -> Path | None:
+    """The checkpoint that ``--resume`` means: none, the newest sound one of the run, or one by its path.
+
+    Raises:
+        UsageError: the path is not a sound checkpoint.
+    """
+    if resume == "none":
+        return None
+    if resume == "auto":
+        return checkpoint.find_latest(output / CHECKPOINTS)
+    folder = Path(resume)
+    if not folder.is_dir():
+        raise UsageError(f"--resume {resume}: there is no such folder; give auto, none or the path of a checkpoint")
+    checkpoint.verify(folder)
+    return folder
+
+
+def check_same_run(folder: Path, config: RunConfig, facts: dict[str, Any], allow_changes: bool) -> list[str]:
+    """Compare the run that a checkpoint belongs to with the one that is to go on from it.
+
+    Args:
+        folder: the checkpoint, inside its run's folder.
+        config: of the run that goes on.
+        facts: what :func:`describe_facts` says of it.
+        allow_changes: whether differences that change the result are accepted.
+
+    Returns:
+        A note for every difference that makes the rest of the run differ from an uninterrupted one.
+
+    Raises:
+        UsageError: something that decides the result differs.
+    """
+    run = folder.resolve().parent.parent
+    if not (run / CONFIG_FILE).is_file():
+        raise UsageError(f"{folder} does not lie in a run folder: {run} has no {CONFIG_FILE}")
+    old, new = _flatten(asdict(load_config([run / CONFIG_FILE]))), _flatten(asdict(config))
+    changed = {name: (old.get(name), new.get(name)) for name in {*old, *new} if old.get(name) != new.get(name)}
+    notes = [f"{name} was {before} and is {now}" for name, (before, now) in changed.items() if name in NOTED]
+    refused = [
+        f"{name} was {before} and is {now}" for name, (before, now) in changed.items() if name not in NOTED | FREE
+    ]
+    before_facts = read_json(run / RUN_FILE).get("facts", {})
+    for name, value in facts.items():
+        before = before_facts.get(name)
+        if before == value:
+            continue
+        text = f"{name} was {_short(before)} and is {_short(value)}"
+        (notes if name.startswith(("num_processes", "version")) else refused).append(text)
+    if refused and not allow_changes:
+        raise UsageError(
+            f"{folder} belongs to another run: {'; '.join(sorted(refused))}. Start a new run, or accept the changes "
+            "by --allow-changes"
+        )
+    return sorted(notes + refused)
+
+
+def describe_facts(
+    source_facts: dict[str, Any], parameters: int, num_processes: int, versions: dict[str, str]
+) -> dict[str, Any]:
+    """What of a run its config does not say, and a resume must know."""
+    return {
+        **source_facts,
+        "parameters": parameters,
+        "num_processes": num_processes,
+        **{f"version of {name}": number for name, number in versions.items()},
+    }
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and value and not name.endswith("kwargs"):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

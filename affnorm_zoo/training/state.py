@@ -1,0 +1,165 @@
+"""All that a run must remember to go on as if it had never stopped."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training.ema import ModelEma, ShardEma
+from affnorm_zoo.training.processes import is_sharded
+from affnorm_zoo.training.tensors import join_tensors, split_tensors, to_plain
+
+MODEL_FILE = "model.safetensors"
+EMA_FILE = "ema.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+
+
+@dataclass
+class Progress:
+    """Where a run stands, always between two updates.
+
+    ``epoch`` and ``window`` are the epoch under way and the windows of micro-batches that it has behind it;
+    ``windows`` counts them over all epochs, and ``updates`` those whose gradient was finite and moved the weights.
+    Random numbers need no memory: they are functions of the seed and of the place in the run.
+    """
+
+    epoch: int = 0
+    window: int = 0
+    windows: int = 0
+    updates: int = 0
+    samples: int = 0
+    skips: int = 0  # windows without a finite gradient, in a row
+    loss_sum: float = 0.0  # of the windows of the epoch that have been read
+    best: dict[str, Any] = field(default_factory=dict)  # metric, value, epoch, checkpoint
+    evaluated: dict[str, Any] = field(default_factory=dict)  # the last epoch's record
+
+
+@dataclass
+class RunState:
+    """The parts of a run that change, and their way into files and back.
+
+    Weights are written as a plain timm model's, without wrappers, so that a checkpoint does not depend on the number
+    of processes or on compilation. There are no pickles: tensors are safetensors, the rest is JSON.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module  # as prepared by accelerate
+    bare_model: nn.Module
+    optimizer: Optimizer
+    ema: ModelEma | ShardEma | None
+    progress: Progress
+
+    def gather(self) -> dict[str, Any]:
+        """Copy everything to the CPU; every process must call it, and the main one has the result.
+
+        Raises:
+            UsageError: the optimiser keeps something that cannot be saved.
+        """
+        try:
+            optimizer, tensors = split_tensors(self._optimizer_state())
+        except TypeError as error:
+            raise UsageError(f"optim.name cannot be resumed: {error}; choose another optimiser") from error
+        state = {
+            MODEL_FILE: self.model_weights(),
+            OPTIMIZER_FILE: tensors,
+            STATE_FILE: {"progress": asdict(self.progress), "optimizer": optimizer, "scaler": self._scaler_state()},
+        }
+        if self.ema is not None:
+            state[EMA_FILE] = self.ema_weights()
+        return state
+
+    def model_weights(self) -> dict[str, Tensor]:
+        """The whole model's state dict on the CPU; every process must call it."""
+        return to_plain(_unshard(self.bare_model.state_dict()))
+
+    def ema_weights(self) -> dict[str, Tensor]:
+        """The same of the average."""
+        assert self.ema is not None
+        return to_plain(_unshard(self.ema.state_dict()))
+
+    def load(self, folder: Path) -> None:
+        """Take over a verified checkpoint; every process must call it and see the folder."""
+        record = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        self._load_model(load_file(folder / MODEL_FILE))
+        self._load_optimizer(join_tensors(record["optimizer"], load_file(folder / OPTIMIZER_FILE)))
+        if self.ema is not None:
+            self.ema.load_state_dict(_reshard(load_file(folder / EMA_FILE), self.ema.state_dict()))
+        if self.accelerator.scaler is not None and record["scaler"]:
+            self.accelerator.scaler.load_state_dict(record["scaler"])
+        for name, value in record["progress"].items():
+            setattr(self.progress, name, value)
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        if is_sharded(self.accelerator):
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            return get_optimizer_state_dict(self.model, _plain(self.optimizer), options=options)
+        return _plain(self.optimizer).state_dict()
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        if is_sharded(self.accelerator):
+            options = StateDictOptions(full_state_dict=True)
+            set_optimizer_state_dict(self.model, _plain(self.optimizer), state, options=options)
+        else:
+            _plain(self.optimizer).load_state_dict(_restore_tuples(state, _plain(self.optimizer).state_dict()))
+
+    def _load_model(self, state: dict[str, Tensor]) -> None:
+        if is_sharded(self.accelerator):
+            set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True))
+        else:
+            self.bare_model.load_state_dict(state)
+
+    def _scaler_state(self) -> dict[str, Any]:
+        return {} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
+
+
+def save_state(state: dict[str, Any], folder: Path) -> None:
+    """Write what :meth:`RunState.gather` has collected into a folder that exists."""
+    for name, content in state.items():
+        if name.endswith(".json"):
+            (folder / name).write_text(json.dumps(content), encoding="utf-8")
+        else:
+            save_file(content, folder / name)
+
+
+def _plain(optimizer: Optimizer) -> Optimizer:
+    """The optimiser inside accelerate's."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _restore_tuples(state: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """Make tuples of those options that the optimiser keeps as tuples, such as betas: JSON knows only lists."""
+    for group, model_group in zip(state["param_groups"], like["param_groups"], strict=True):
+        for name, value in model_group.items():
+            if isinstance(value, tuple) and isinstance(group.get(name), list):
+                group[name] = tuple(group[name])
+    return state
+
+
+def _unshard(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
+
+
+@torch.no_grad()
+def _reshard(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    sharded = {}
+    for name, value in state.items():
+        target = like[name]
+        if isinstance(target, DTensor):
+            value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+        sharded[name] = value
+    return sharded

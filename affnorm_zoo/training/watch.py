@@ -1,0 +1,152 @@
+"""What can be seen of a run: metrics.jsonl always, a bar or plain lines, trackers, and curves at the end."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import LoggerType
+from tqdm import tqdm
+
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training.loop import Window
+
+_logger = logging.getLogger(__name__)
+_SECONDS_A_LINE = 10  # between plain lines
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """See that accelerate knows the trackers and that they are installed; it drops the others in silence.
+
+    Raises:
+        UsageError: one is unknown or not installed.
+    """
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(map(str, LOGGER_TYPE_TO_CLASS)))
+            raise UsageError(f"runtime.trackers: {name!r} is not known: choose from {known}")
+        if name not in installed_trackers():
+            raise UsageError(f"runtime.trackers: {name} is not installed: pip install {name}")
+
+
+def installed_trackers() -> list[str]:
+    """The trackers that accelerate can use here."""
+    from accelerate.tracking import get_available_trackers
+
+    return [LoggerType(tracker).value for tracker in get_available_trackers()]
+
+
+def trim_metrics(path: Path, windows: int, epochs: int) -> None:
+    """Keep the lines of the first ``windows`` updates and ``epochs`` whole epochs, and drop one torn by a crash."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["update"] <= windows if record["kind"] == "update" else record["epoch"] <= epochs:
+            kept.append(line + "\n")
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+class RunLog:
+    """The log of one process; all but the main one's are silent.
+
+    Args:
+        path: of metrics.jsonl.
+        peak_flops, flops: of the device a second and of a training step an image; None where they are not known.
+    """
+
+    def __init__(
+        self, path: Path, accelerator: Accelerator, total: int, flops: float | None, peak_flops: float | None
+    ) -> None:
+        self.path = path
+        self.accelerator = accelerator
+        self.total = total
+        self.flops_ratio = flops / (peak_flops * accelerator.num_processes) if flops and peak_flops else None
+        self.bar: tqdm | None = None
+        self._last_line = time.perf_counter()
+
+    def start(self, windows: int) -> None:
+        """Show a bar from this update on, if a terminal is there to see it."""
+        if self.accelerator.is_main_process and sys.stderr.isatty():
+            self.bar = tqdm(total=self.total, initial=windows, unit="update", dynamic_ncols=True, smoothing=0.05)
+
+    def advance(self) -> None:
+        """Count one update."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def record_windows(self, windows: list[Window], epoch: int) -> None:
+        """Log updates that have been read: one line each, their mean on the terminal."""
+        if not windows or not self.accelerator.is_main_process:
+            return
+        seconds = sum(window.seconds for window in windows)
+        speed = sum(window.num_images for window in windows) / seconds
+        wait = sum(window.wait_seconds for window in windows) / seconds
+        shared = {"images_per_second": round(speed, 1), "data_wait": round(wait, 4)}
+        if self.flops_ratio is not None:
+            shared["mfu"] = round(speed * self.flops_ratio, 4)
+        with self.path.open("a", encoding="utf-8") as file:
+            for window in windows:
+                loss, norm = float(window.loss), float(window.grad_norm)
+                record = {"kind": "update", "update": window.number, "epoch": epoch + 1, "loss": loss,
+                          "grad_norm": norm, "lr": window.lr, **shared}  # fmt: skip
+                file.write(json.dumps(record) + "\n")
+        last = windows[-1]
+        self._track(
+            {"loss": float(last.loss), "grad_norm": float(last.grad_norm), "lr": last.lr, **shared}, last.number
+        )
+        text = (
+            f"loss {float(last.loss):.4f}  grad {float(last.grad_norm):.2f}  lr {last.lr:.2e}  {speed:.0f} img/s  "
+            f"wait {100 * wait:.0f} %"
+        )
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
+        elif time.perf_counter() - self._last_line > _SECONDS_A_LINE:
+            self._last_line = time.perf_counter()
+            print(f"update {last.number}/{self.total}  {text}", flush=True)  # noqa: T201 the run's own log
+
+    def record_epoch(self, record: dict[str, Any], text: str) -> None:
+        """Log the end of an epoch."""
+        if not self.accelerator.is_main_process:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": "epoch", **record}) + "\n")
+        metrics = {f"{part}/{name}": value for part in ("val", "ema") for name, value in record.get(part, {}).items()}
+        self._track(metrics, record["update"])
+        tqdm.write(text) if self.bar is not None else print(text, flush=True)  # noqa: T201 likewise
+
+    def close(self) -> None:
+        """Take the bar away and let the trackers finish."""
+        if self.bar is not None:
+            self.bar.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    def _track(self, metrics: dict[str, Any], update: int) -> None:
+        """Tell the trackers; what goes wrong there, over a network mostly, must not end the training."""
+        try:
+            self.accelerator.log(metrics, step=update)
+        except Exception as error:
+            _logger.warning("a tracker failed at update %d: %s", update, error)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names and scalars, which is all that some trackers take."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat

@@ -25,7 +25,7 @@ class DataConfig:
     mixup_off_epoch: int | None = None  # epochs after which images are no longer mixed
     repeats: int = 1  # different augmentations of an image in one global batch
     drop_last: bool = True  # leave out what does not fill a last global batch
-    in_memory: Literal["auto", "yes", "no"] = "auto"  # decode once, augment on the device
+    in_memory: Literal["auto", "always", "never"] = "auto"  # decode once, augment on the device
     workers: int = 0  # processes that decode images, a rank
     timeout_seconds: int = 300  # longest wait for a batch from a worker
     max_bad_images: int = 0  # training images a process may fail to decode and replace by their neighbours
@@ -44,8 +44,8 @@ class DataConfig:
             f"data.auto_augment needs data.crop=resized, got data.crop={self.crop}",
         )
         require(
-            self.in_memory != "yes" or self.crop != "resized",
-            "data.in_memory=yes augments by shifts and flips: it needs data.crop=padded or none",
+            self.in_memory != "always" or self.crop != "resized",
+            "data.in_memory=always augments by shifts and flips: it needs data.crop=padded or none",
         )
         require(self.drop_last or not self.mixes, "data.mixup and data.cutmix need data.drop_last=true")
         off = self.mixup_off_epoch

@@ -28,7 +28,7 @@ def train_loader(
     Data that are small, square and augmented by shifts and flips only are decoded once and stay on the device.
 
     Raises:
-        UsageError: the batches of the workers do not fit into shared memory, or ``data.in_memory=yes`` and the
+        UsageError: the batches of the workers do not fit into shared memory, or ``data.in_memory=always`` and the
             images are not square.
     """
     size = preprocessing.input_size[-1]
@@ -37,8 +37,8 @@ def train_loader(
         try:
             images, labels = in_memory.decode(source.train, in_memory.WholeImage(size), config.workers)
         except in_memory.OddSizeError as error:
-            if config.in_memory == "yes":
-                raise UsageError(f"data.in_memory=yes needs square images: {str(error).splitlines()[-1]}") from error
+            if config.in_memory == "always":
+                raise UsageError(f"data.in_memory=always needs square images: {str(error).splitlines()[-1]}") from error
         else:
             return in_memory.InMemoryLoader(
                 images,
@@ -93,5 +93,5 @@ class Normalize:
 
 def _fits_in_memory(config: DataConfig, num_bytes: int) -> bool:
     if config.in_memory != "auto":
-        return config.in_memory == "yes"
+        return config.in_memory == "always"
     return config.crop != "resized" and num_bytes <= in_memory.MAX_BYTES

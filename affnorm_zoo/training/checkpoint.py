@@ -79,10 +79,12 @@ def find_latest(root: Path) -> Path | None:
 
 def point_to_best(folder: Path) -> None:
     """Let the link ``best`` beside a checkpoint lead to it."""
-    temporary = folder.with_name(BEST + _TEMPORARY)
+    best, temporary = folder.with_name(BEST), folder.with_name(BEST + _TEMPORARY)
+    if best.is_dir() and not best.is_symlink():  # the run was copied by something that follows links
+        _remove(best)
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(folder.name)
-    temporary.replace(folder.with_name(BEST))
+    temporary.replace(best)
 
 
 def prune(root: Path, keep_last: int, pinned: Collection[str]) -> None:

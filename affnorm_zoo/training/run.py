@@ -61,7 +61,7 @@ def train(
     accelerator = build_accelerator(
         config.runtime, log_with=list(config.runtime.trackers) or None, project_dir=str(output)
     )
-    finished = on_main(accelerator, lambda: _finished_report(output, resume))
+    finished = on_main(accelerator, lambda: _finished_report(config, output, resume))
     if finished:
         return finished
     with Interrupt() as interrupt:
@@ -84,10 +84,13 @@ def train(
                 lock.release()
 
 
-def _finished_report(output: Path, resume: str) -> dict[str, Any]:
-    if resume == "auto" and run_folder.read_json(output / run_folder.STATE_FILE).get("state") == "completed":
-        return run_folder.read_json(output / run_folder.REPORT_FILE)
-    return {}
+def _finished_report(config: RunConfig, output: Path, resume: str) -> dict[str, Any]:
+    """The report of a run that has nothing left to do; empty otherwise."""
+    if resume != "auto" or run_folder.read_json(output / run_folder.STATE_FILE).get("state") != "completed":
+        return {}
+    report, most = run_folder.read_json(output / run_folder.REPORT_FILE), config.train.max_updates
+    is_done = report["epochs"] >= config.train.epochs or (most is not None and report["windows"] >= most)
+    return report if is_done else {}
 
 
 def _open_folder(
@@ -193,11 +196,12 @@ def _run_epoch(config: RunConfig, parts: Parts, interrupt: Interrupt, log: watch
     record = _evaluate(parts, interrupt)
     if interrupt.agree()[0] or record is None:
         _preempt(parts, keeper, interrupt)
-    progress.epoch, progress.window, progress.loss_sum = progress.epoch + 1, 0, 0.0
+    if progress.window == trainer.batches.num_updates:  # a run that max_updates cuts off can go on from here
+        progress.epoch, progress.window, progress.loss_sum = progress.epoch + 1, 0, 0.0
     keeper.note_result(progress, record)
     progress.evaluated = record
     log.record_epoch(record, _epoch_line(record, config.train.epochs))
-    if keeper.is_due_after_epoch(progress, progress.epoch == config.train.epochs or _is_capped(config, parts)):
+    if keeper.is_due_after_epoch(progress, is_last=progress.epoch == config.train.epochs or _is_capped(config, parts)):
         keeper.save(trainer.state)
 
 
@@ -241,6 +245,7 @@ def _finish(config: RunConfig, output: Path, parts: Parts, seconds: float) -> di
         "seed": config.train.seed,
         "epochs": progress.epoch,
         "updates": progress.updates,
+        "windows": progress.windows,
         "samples": progress.samples,
         "parameters": parts.parameters,
         "train_loss": progress.evaluated["train"]["loss"],

@@ -1,0 +1,121 @@
+"""Runs of the training suite: in this process, or as a user starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from affnorm_zoo.config import load_config
+from affnorm_zoo.training import train
+
+ROOT = Path(__file__).parents[1]
+# five updates an epoch, about a second
+TINY = (
+    "model.name=resnet20_cifar_patchnorm", "train.epochs=2", "train.global_batch_size=256", "train.micro_batch_size=128",
+    "optim.lr=1e-3", "runtime.device=cpu", "runtime.log_updates=4",
+)  # fmt: skip
+EVERYTHING = (
+    "data.mixup=0.2", "data.cutmix=1.0", "data.erase=0.5", "data.hflip=0.5", "model.kwargs.drop_path_rate=0.2",
+    "model.kwargs.drop_rate=0.1", "model.ema_decay=0.9", "optim.layer_decay=0.9", "optim.clip_grad=1.0",
+)  # fmt: skip
+
+
+def train_here(output, *overrides, files=(), **kwargs):
+    """Train in this process, which forgets the precision of the run before."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return train(load_config(files, [*TINY, *overrides]), Path(output), **kwargs)
+
+
+def environment(**extra):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", **extra}
+
+
+def command(*arguments, processes=0, launcher=False):
+    """The command line of a script, through accelerate if asked for."""
+    launch = []
+    if processes:
+        launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+                  "--main_process_port", "0"]  # fmt: skip
+    elif launcher:
+        launch = ["-m", "accelerate.commands.launch", "--num_processes", "1"]
+    return [sys.executable, *launch, *map(str, arguments)]
+
+
+def run(*arguments, processes=0, launcher=False, ok=True, **extra):
+    """Run a script to its end."""
+    result = subprocess.run(
+        command(*arguments, processes=processes, launcher=launcher),
+        cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (result.returncode == 0) == ok, result.stdout + result.stderr
+    return result
+
+
+def start(*arguments, processes=0, launcher=False, **extra):
+    """Begin a script in a process group of its own."""
+    return subprocess.Popen(
+        command(*arguments, processes=processes, launcher=launcher), cwd=ROOT, env=environment(**extra),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(condition, seconds=90):
+    """Wait until the condition holds, and return what it gave."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise TimeoutError(f"not within {seconds} s")
+
+
+def metrics(folder, kind="epoch"):
+    records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == kind]
+
+
+def state(folder):
+    return json.loads((Path(folder) / "run_state.json").read_text())
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in (Path(folder) / "checkpoints").iterdir())
+
+
+def timeless(records):
+    """Records without what the clock wrote."""
+    return [{k: v for k, v in record.items() if k not in ("images_per_second", "data_wait")} for record in records]
+
+
+def assert_same_run(one, two):
+    """Weights, averages, every update's loss, norm and rate, and every epoch's metrics are equal to the bit."""
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert (Path(one) / name).exists() == (Path(two) / name).exists()
+        if (Path(one) / name).exists():
+            a, b = load_file(Path(one) / name), load_file(Path(two) / name)
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[key], b[key]) for key in a), name
+    for kind in ("update", "epoch"):
+        assert timeless(metrics(one, kind)) == timeless(metrics(two, kind))
+
+
+def kill_at(monkeypatch, update, signum=signal.SIGTERM):
+    """Let this process receive a signal right after an update."""
+    from affnorm_zoo.training.watch import RunLog
+
+    counted = []
+
+    def advance(log):
+        counted.append(1)
+        if len(counted) == update:
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(RunLog, "advance", advance)

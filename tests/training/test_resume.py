@@ -1,0 +1,259 @@
+"""A run that was stopped goes on as if it had not been, or says why it cannot."""
+
+import json
+import logging
+import shutil
+import signal
+
+import pytest
+import timm
+import torch
+from runs import (
+    EVERYTHING,
+    TINY,
+    assert_same_run,
+    checkpoints,
+    kill_at,
+    metrics,
+    run,
+    state,
+    train_here,
+)
+from safetensors.torch import load_file
+
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training import PreemptedError
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run with everything that is random switched on."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train_here(folder, *EVERYTHING)
+    return folder
+
+
+def stop_and_resume(folder, monkeypatch, at, *overrides):
+    with monkeypatch.context() as patch:
+        kill_at(patch, at)
+        with pytest.raises(PreemptedError, match=f"after update {at} "):
+            train_here(folder, *overrides)
+    assert state(folder)["state"] == "preempted"
+    train_here(folder, *overrides, resume="auto")
+    assert state(folder)["state"] == "completed"
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 7])
+def test_a_stop_anywhere_changes_no_bit(at, whole, tmp_path, monkeypatch):
+    stop_and_resume(tmp_path / "run", monkeypatch, at, *EVERYTHING)
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("data.workers=2", "data.in_memory=never"),
+        ("data.in_memory=never",),
+        ("train.micro_batch_size=64", "data.repeats=2", "optim.name=sgd", "optim.schedule=step", "optim.lr=0.01"),
+        ("data.drop_last=false", "model.name=resnet20_cifar_batchnorm", "data.mixup=0", "data.cutmix=0"),
+        ("runtime.precision=bf16", "optim.name=muon"),
+    ],
+    ids=["workers", "worker pipeline", "accumulation", "short last window", "bf16"],
+)
+def test_nor_in_other_pipelines(overrides, tmp_path, monkeypatch):
+    train_here(tmp_path / "whole", *EVERYTHING, *overrides)
+    stop_and_resume(tmp_path / "stopped", monkeypatch, 7, *EVERYTHING, *overrides)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_two_processes_resume_in_fresh_ones(tmp_path):
+    arguments = ("scripts/train.py", *TINY, *EVERYTHING)
+    run(*arguments, "--output", tmp_path / "whole", processes=2)
+    run(*arguments, "train.max_updates=4", "--output", tmp_path / "cut", processes=2)
+    assert len(metrics(tmp_path / "cut", "update")) == 4
+    run(*arguments, "--output", tmp_path / "cut", "--resume", "auto", processes=2)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_workers_do_not_change_a_run(tmp_path):
+    for workers in (0, 2):
+        train_here(tmp_path / str(workers), *EVERYTHING, "data.in_memory=never", f"data.workers={workers}")
+    assert_same_run(tmp_path / "0", tmp_path / "2")
+
+
+def test_ctrl_c_saves_too(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_at(patch, 3, signal.SIGINT)
+        with pytest.raises(PreemptedError):
+            train_here(tmp_path, *EVERYTHING)
+    assert checkpoints(tmp_path) == ["update_00000003"]
+    train_here(tmp_path, *EVERYTHING, resume="auto")
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_signal_while_evaluating_saves_the_epoch(whole, tmp_path, monkeypatch):
+    from affnorm_zoo.training import run as module
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(*arguments)
+
+    evaluate = module.evaluate
+    monkeypatch.setattr(module, "evaluate", interrupted)
+    with pytest.raises(PreemptedError, match="after update 5"):
+        train_here(tmp_path, *EVERYTHING)
+    monkeypatch.undo()
+    train_here(tmp_path, *EVERYTHING, resume="auto")
+    assert_same_run(whole, tmp_path)
+
+
+def copy_of_stopped(whole, tmp_path, monkeypatch):
+    """A run that has saved after updates 5 and 7."""
+    with monkeypatch.context() as patch:
+        kill_at(patch, 7)
+        with pytest.raises(PreemptedError):
+            train_here(tmp_path / "run", *EVERYTHING)
+    assert checkpoints(tmp_path / "run") == ["best", "update_00000005", "update_00000007"]
+    return tmp_path / "run"
+
+
+def truncate(folder):
+    data = (folder / "optimizer.safetensors").read_bytes()
+    (folder / "optimizer.safetensors").write_bytes(data[:-5])
+
+
+def flip_a_bit(folder):
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-100] ^= 1
+    (folder / "model.safetensors").write_bytes(bytes(data))
+
+
+def lose_a_file(folder):
+    (folder / "ema.safetensors").unlink()
+
+
+def lose_the_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_a_file, lose_the_manifest])
+def test_a_damaged_checkpoint_is_named_and_passed_over(damage, whole, tmp_path, monkeypatch, caplog):
+    folder = copy_of_stopped(whole, tmp_path, monkeypatch)
+    newest = folder / "checkpoints" / "update_00000007"
+    damage(newest)
+    with pytest.raises(UsageError, match=r"update_00000007 is (damaged|not a complete checkpoint)"):
+        train_here(tmp_path / "other", *EVERYTHING, resume=str(newest))
+    with caplog.at_level(logging.WARNING):
+        train_here(folder, *EVERYTHING, resume="auto")
+    assert "update_00000007" in caplog.text
+    assert "an earlier one is taken" in caplog.text
+    assert_same_run(whole, folder)
+
+
+def test_a_finished_run_is_left_alone_and_a_used_folder_is_refused(whole):
+    before = (whole / "metrics.jsonl").read_bytes(), (whole / "run.json").read_bytes()
+    report = train_here(whole, *EVERYTHING, resume="auto")
+    assert report == json.loads((whole / "report.json").read_text())
+    assert before == ((whole / "metrics.jsonl").read_bytes(), (whole / "run.json").read_bytes())
+    with pytest.raises(UsageError, match="already in use: choose another --output, go on with --resume auto"):
+        train_here(whole, *EVERYTHING)
+
+
+def test_overwrite_begins_anew(tmp_path):
+    train_here(tmp_path, "train.epochs=2", "train.max_updates=3")
+    (tmp_path / "mine.txt").write_text("old")
+    train_here(tmp_path, "train.epochs=2", "train.max_updates=2", overwrite=True)
+    assert not (tmp_path / "mine.txt").exists()
+    assert len(metrics(tmp_path, "update")) == 2
+
+
+REFUSED = {
+    "epochs": (("train.epochs=3",), "train.epochs was 2 and is 3"),
+    "rate": (("optim.lr=0.002",), r"optim.lr was 0.001 and is 0.002"),
+    "model": (("model.name=resnet56_cifar_patchnorm",), "model.name was resnet20_cifar_patchnorm"),
+    "seed": (("train.seed=1",), "train.seed was 0 and is 1"),
+    "batch": (("train.global_batch_size=128",), "train.global_batch_size was 256 and is 128"),
+    "augmentation": (("data.hflip=0.1",), "data.hflip was 0.5 and is 0.1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_resume_that_is_another_run_is_refused(case, whole, tmp_path):
+    overrides, message = REFUSED[case]
+    with pytest.raises(UsageError, match=message) as caught:
+        train_here(tmp_path / "run", *EVERYTHING, *overrides, resume=str(whole / "checkpoints/update_00000005"))
+    assert "--allow-changes" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_data_is_refused(whole, tmp_path, monkeypatch):
+    from affnorm_zoo.data import Source
+
+    described = Source.describe
+    monkeypatch.setattr(Source, "describe", lambda source: {**described(source), "num_train": 1000})
+    with pytest.raises(UsageError, match="num_train was 1437 and is 1000"):
+        train_here(tmp_path / "run", *EVERYTHING, resume=str(whole / "checkpoints/update_00000005"))
+
+
+def test_changes_are_accepted_when_asked_for_and_written_down(whole, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train_here(
+            tmp_path, *EVERYTHING, "train.epochs=3", "train.micro_batch_size=64",
+            resume=str(whole / "checkpoints/update_00000010"), allow_changes=True,
+        )  # fmt: skip
+    (entry,) = json.loads((tmp_path / "run.json").read_text())["resumes"]
+    assert entry["notes"] == ["train.epochs was 2 and is 3", "train.micro_batch_size was 128 and is 64"]
+    assert "not be bit-equal" in caplog.text
+    assert state(tmp_path)["epoch"] == 3
+
+
+def test_another_number_of_processes_is_noted(whole, tmp_path):
+    cut = tmp_path / "cut"
+    train_here(cut, "train.max_updates=4", "optim.lr=1e-4")
+    shutil.copytree(cut, tmp_path / "one")
+    rest = ("scripts/train.py", *TINY, "optim.lr=1e-4", "--resume", "auto", "--output")
+    result = run(*rest, cut, processes=2)
+    assert "num_processes was 1 and is 2" in result.stderr
+    train_here(tmp_path / "one", "optim.lr=1e-4", resume="auto")
+    one, two = metrics(tmp_path / "one", "update"), metrics(cut, "update")
+    assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-5)
+
+
+def test_a_path_that_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="there is no such folder; give auto, none or the path of a checkpoint"):
+        train_here(tmp_path / "run", resume=str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match="is not a complete checkpoint"):
+        train_here(tmp_path / "run", resume=str(tmp_path))
+
+
+def test_metrics_have_each_update_once_after_a_torn_line(whole, tmp_path, monkeypatch):
+    folder = copy_of_stopped(whole, tmp_path, monkeypatch)
+    shutil.rmtree(folder / "checkpoints" / "update_00000007")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "update", "upda')
+    train_here(folder, *EVERYTHING, resume="auto")
+    assert [record["update"] for record in metrics(folder, "update")] == list(range(1, 11))
+    assert [record["epoch"] for record in metrics(folder, "epoch")] == [1, 2]
+
+
+def test_what_is_kept_does_not_depend_on_a_stop(tmp_path, monkeypatch):
+    keeping = ("train.epochs=4", "checkpoint.keep_last=1", "checkpoint.milestones=[2]", "checkpoint.every_epochs=3")
+    train_here(tmp_path / "whole", *keeping)
+    stop_and_resume(tmp_path / "stopped", monkeypatch, 12, *keeping)
+    kept = checkpoints(tmp_path / "whole")
+    assert kept == checkpoints(tmp_path / "stopped")
+    assert {"update_00000010", "update_00000020", "best"} <= set(kept)
+    report = json.loads((tmp_path / "whole/report.json").read_text())
+    best = max(metrics(tmp_path / "whole"), key=lambda record: record["val"]["top1"])
+    assert report["best"]["value"] == best["val"]["top1"]
+    assert (tmp_path / "whole/checkpoints/best").resolve().name == f"update_{best['update']:08d}"
+
+
+def test_a_checkpoint_holds_plain_weights_and_no_pickle(whole):
+    folder = whole / "checkpoints" / "update_00000010"
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
+    model = timm.create_model("resnet20_cifar_patchnorm", in_chans=1)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.load_state_dict(load_file(folder / "ema.safetensors"))
+    final = load_file(whole / "model.safetensors")
+    assert all(torch.equal(tensor, final[name]) for name, tensor in load_file(folder / "model.safetensors").items())

@@ -30,7 +30,12 @@ def test_a_global_batch_does_not_depend_on_the_number_of_processes(world_size):
         shards = [list(ShardedBatches(103, 24, micro, rank, world, seed=3)) for rank in range(world)]
         per_update = 24 // (micro * world)
         return [
-            {index for shard in shards for batch in shard[u * per_update : (u + 1) * per_update] for _, index, _ in batch}
+            {
+                index
+                for shard in shards
+                for batch in shard[u * per_update : (u + 1) * per_update]
+                for _, index, _ in batch
+            }
             for u in range(103 // 24)
         ]
 

@@ -157,12 +157,21 @@ class Trainer:
             return next(iterator)
         except UsageError as error:  # a worker's, with its traceback before the message
             raise UsageError(str(error).strip().splitlines()[-1].removeprefix(_USAGE_ERROR)) from error
+        except OSError as error:  # a worker has died, which is told by its closed pipe and by a signal
+            try:
+                time.sleep(1)
+            except RuntimeError as death:
+                raise self._loader_failed(window, death) from error
+            raise self._loader_failed(window, error) from error
         except RuntimeError as error:
-            epoch, cause = self.state.progress.epoch, str(error).splitlines()[0]
-            raise UsageError(
-                f"the loader failed at update {self.state.progress.windows + 1}, epoch {epoch + 1}, images "
-                f"{self._images(epoch, window)}: {cause}; data.workers=0 may show why"
-            ) from error
+            raise self._loader_failed(window, error) from error
+
+    def _loader_failed(self, window: int, error: Exception) -> UsageError:
+        progress, cause = self.state.progress, str(error).splitlines()[0]
+        return UsageError(
+            f"the loader failed at update {progress.windows + 1}, epoch {progress.epoch + 1}, images "
+            f"{self._images(progress.epoch, window)}: {cause}; data.workers=0 may show why"
+        )
 
     def _images(self, epoch: int, window: int) -> str:
         names = [str(index) for _, index, _ in self.batches.global_batch(epoch, window)]

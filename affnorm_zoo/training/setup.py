@@ -19,8 +19,9 @@ from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_model_name
 
-# what they need for their next step is not all in their state dict, or not made of tensors and numbers
-UNRESUMABLE_OPTIMIZERS: dict[str, str] = {}
+UNSUPPORTED_OPTIMIZERS = {
+    "adahessian": "it differentiates the backward pass, which autocast and our layers do not keep"
+}
 
 
 def resolve_micro_batch(config: TrainConfig, num_processes: int, num_images: int) -> int:
@@ -87,12 +88,10 @@ def build_optimizer(config: OptimConfig, model: nn.Module, global_batch_size: in
     """Build timm's optimiser of that name; one-dimensional parameters are not decayed.
 
     Raises:
-        UsageError: timm does not know the name, the optimiser refuses an argument, or it cannot be resumed.
+        UsageError: timm does not know the name, the optimiser refuses an argument, or is not supported.
     """
-    if config.name in UNRESUMABLE_OPTIMIZERS:
-        raise UsageError(
-            f"optim.name={config.name} cannot be resumed: {UNRESUMABLE_OPTIMIZERS[config.name]}; choose another"
-        )
+    if config.name in UNSUPPORTED_OPTIMIZERS:
+        raise UsageError(f"optim.name={config.name} is not supported: {UNSUPPORTED_OPTIMIZERS[config.name]}")
     try:
         return create_optimizer_v2(
             model,

@@ -115,7 +115,7 @@ class RunState:
             options = StateDictOptions(full_state_dict=True)
             set_optimizer_state_dict(self.model, _plain(self.optimizer), state, options=options)
         else:
-            _plain(self.optimizer).load_state_dict(_restore_tuples(state, _plain(self.optimizer).state_dict()))
+            _plain(self.optimizer).load_state_dict(state)
 
     def _load_model(self, state: dict[str, Tensor]) -> None:
         if is_sharded(self.accelerator):
@@ -139,15 +139,6 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
 def _plain(optimizer: Optimizer) -> Optimizer:
     """The optimiser inside accelerate's."""
     return getattr(optimizer, "optimizer", optimizer)
-
-
-def _restore_tuples(state: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    """Make tuples of those options that the optimiser keeps as tuples, such as betas: JSON knows only lists."""
-    for group, model_group in zip(state["param_groups"], like["param_groups"], strict=True):
-        for name, value in model_group.items():
-            if isinstance(value, tuple) and isinstance(group.get(name), list):
-                group[name] = tuple(group[name])
-    return state
 
 
 def _unshard(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,355 @@
+"""What one update does: its gradient, its averages, and what happens when numbers end."""
+
+import json
+import logging
+import math
+import os
+
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from pictures import draw_folder
+from runs import EVERYTHING, TINY, assert_same_run, checkpoints, metrics, run, state, train_here
+from safetensors.torch import load_file
+from timm.optim import list_optimizers
+
+from affnorm_zoo.config import load_config
+from affnorm_zoo.data import BatchAugment
+from affnorm_zoo.data.workers import check_shared_memory
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training import NonFiniteError, setup
+from affnorm_zoo.training.assemble import assemble
+from affnorm_zoo.training.state import RunState, save_state
+
+
+def parts_of(*overrides):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return assemble(load_config(overrides=[*TINY, *overrides]), Accelerator(cpu=True))
+
+
+def gradient_of_window(parts, window):
+    """The gradient that the loop makes of a window, before any step."""
+    found = {}
+    trainer = parts.trainer
+    trainer._step = lambda lr: (
+        found.update({n: p.grad.clone() for n, p in trainer.state.bare_model.named_parameters()}),
+        torch.zeros(()),
+    )[1]
+    trainer.state.progress.window = window
+    next(trainer.windows())
+    return found
+
+
+@pytest.mark.parametrize(("micro", "window"), [(32, 0), (128, 1), (128, 5), (48, 5)], ids=str)
+def test_the_gradient_of_a_window_is_that_of_its_images_at_once(micro, window):
+    # 1437 images are five windows of 256 and one of 157, which micro-batches of 128 or 48 do not fill
+    batch = 256 if micro != 48 else 240
+    parts = parts_of(f"train.micro_batch_size={micro}", f"train.global_batch_size={batch}", "data.drop_last=false")
+    found = gradient_of_window(parts, window)
+    trainer = parts.trainer
+    model, loader = trainer.state.bare_model.double(), trainer.loader
+    model.zero_grad()
+    keys = trainer.batches.global_batch(0, window)
+    assert len(keys) == min(batch, 1437 - window * batch)
+    loader.batches = [keys]
+    ((images, labels),) = loader
+    torch.nn.functional.cross_entropy(model(trainer.normalize(images).double()), labels).backward()
+    for name, parameter in model.named_parameters():
+        # float32 sums of up to 256 images, against float64
+        torch.testing.assert_close(found[name].double(), parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def poison(monkeypatch, update, value=math.nan):
+    """Make the images of an update (from 0) no numbers."""
+    from affnorm_zoo.training.loop import Trainer
+
+    original = Trainer._backward
+
+    def backward(self, images, labels, weight, synchronise):
+        if self.state.progress.windows == update:
+            images = images.float() * value
+        return original(self, images, labels, weight, synchronise)
+
+    monkeypatch.setattr(Trainer, "_backward", backward)
+
+
+def test_a_gradient_that_is_no_number_stops_before_anything_is_saved(tmp_path, monkeypatch):
+    poison(monkeypatch, 6)
+    with pytest.raises(NonFiniteError, match="the gradient norm is nan at update 7, learning rate .*, images [0-9, ]+"):
+        train_here(tmp_path)
+    assert checkpoints(tmp_path) == ["best", "update_00000005"]
+    assert state(tmp_path)["state"] == "failed"
+    weights = load_file(tmp_path / "checkpoints/update_00000005/model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_or_is_skipped_when_asked_and_moves_nothing(tmp_path, monkeypatch):
+    poison(monkeypatch, 3)
+    report = train_here(tmp_path, "train.non_finite=skip", "model.ema_decay=0.9")
+    assert (report["windows"], report["updates"]) == (10, 9)
+    updates = metrics(tmp_path, "update")
+    assert math.isnan(updates[3]["grad_norm"])
+    assert updates[4]["lr"] == updates[3]["lr"]  # the schedule has waited
+    assert report["val"]["top1"] > 0.1
+
+
+def test_but_not_for_ever(tmp_path, monkeypatch):
+    poison(monkeypatch, 3)
+    poison(monkeypatch, 4)
+    with pytest.raises(NonFiniteError, match="at update 5, 2 in a row"):
+        train_here(tmp_path, "train.non_finite=skip", "train.max_skips=1")
+    assert state(tmp_path)["state"] == "failed"
+
+
+def test_a_metric_that_is_no_number_is_never_the_best(tmp_path, monkeypatch):
+    from affnorm_zoo.training import run as module
+
+    evaluate, losses = module.evaluate, iter([math.nan, 2.0, math.nan, 1.5])
+    monkeypatch.setattr(module, "evaluate", lambda *a: {**evaluate(*a), "loss": next(losses)})
+    report = train_here(tmp_path, "train.epochs=4", "checkpoint.best_metric=val.loss")
+    assert (report["best"]["value"], report["best"]["epoch"]) == (1.5, 4)
+
+
+def test_overflows_of_float16_advance_neither_average_nor_schedule():
+    parts = parts_of("model.ema_decay=0.9")
+    trainer, progress = parts.trainer, parts.trainer.state.progress
+    scaler = torch.amp.GradScaler("cpu", init_scale=3e38, growth_interval=10**6)  # the first gradients overflow
+    trainer.accelerator.scaler = scaler
+    trainer.accelerator.native_amp = True
+    trainer.state.optimizer = trainer.accelerator.prepare_optimizer(trainer.state.optimizer.optimizer)
+    before = {name: t.clone() for name, t in trainer.state.ema.state_dict().items()}
+    next(trainer.windows())
+    assert (progress.windows, progress.updates) == (1, 0)
+    assert all(torch.equal(t, before[name]) for name, t in trainer.state.ema.state_dict().items())
+    first = trainer.state.optimizer.param_groups[0]["lr"]
+    for _ in range(200):  # the scale halves until the gradients fit
+        if progress.updates:
+            break
+        assert trainer.state.optimizer.param_groups[0]["lr"] == first
+        progress.window = 0
+        next(trainer.windows())
+    assert progress.updates == 1
+    assert trainer.state.optimizer.param_groups[0]["lr"] != first
+    assert not all(torch.equal(t, before[name]) for name, t in trainer.state.ema.state_dict().items())
+    trainer.drain()  # the overflows were no failures
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+@pytest.mark.parametrize("model", ["resnet20_cifar_patchnorm", "resnet20_cifar_batchnorm"])
+def test_the_average_is_that_of_float64(model, warmup):
+    parts = parts_of("model.ema_decay=0.8", f"model.ema_warmup={warmup}", f"model.name={model}")
+    state_ = parts.trainer.state
+    truth = {name: t.double().clone() for name, t in state_.bare_model.state_dict().items()}
+    for _ in parts.trainer.windows():
+        k = max(state_.progress.updates - 1, 0)
+        decay = min(0.8, 1 - (1 + k) ** (-2 / 3)) if warmup else 0.8
+        decay = decay if k else 0.0  # the first update begins the average
+        for name, tensor in state_.bare_model.state_dict().items():
+            if tensor.is_floating_point():
+                truth[name].mul_(decay).add_(tensor.double(), alpha=1 - decay)
+            else:
+                truth[name] = tensor.double()
+    for name, tensor in state_.ema.state_dict().items():
+        # five float32 steps, each within an ulp of the larger of two values
+        torch.testing.assert_close(tensor.double(), truth[name].double(), rtol=1e-5, atol=1e-6)
+
+
+def test_mixing_ends_with_its_epoch():
+    config = load_config(overrides=["data.mixup=1.0", "data.mixup_off_epoch=2"]).data
+    augment = BatchAugment(config, 10, 0.0, torch.device("cpu"))
+    images, labels = torch.randn(8, 3, 4, 4), torch.arange(8)
+    for epoch, is_one_hot in ((0, False), (1, False), (2, True), (3, True)):
+        augment.set_epoch(epoch)
+        np.random.seed(epoch)
+        _, targets = augment(images.clone(), labels)
+        assert bool((targets.max(1).values == 1).all()) == is_one_hot
+        assert torch.allclose(targets.sum(1), torch.ones(8))
+
+
+def not_installed(name):
+    return name.startswith(("fused", "bnb")) or name in ("apex",)
+
+
+OPTIMIZERS = sorted(name for name in list_optimizers() if not not_installed(name))
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "kron" in name else ()) for name in OPTIMIZERS]
+)
+def test_every_optimiser_resumes_to_the_bit_or_is_refused_by_name(name, tmp_path):
+    overrides = (f"optim.name={name}", "model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=8",
+                 "model.kwargs.depth=1", "model.kwargs.embed_dim=24", "train.global_batch_size=64", "train.micro_batch_size=64")  # fmt: skip
+    try:
+        parts = parts_of(*overrides)
+    except UsageError as error:
+        assert name in setup.UNSUPPORTED_OPTIMIZERS
+        assert f"optim.name={name} is not supported" in str(error)
+        return
+    steps = parts.trainer.windows()
+    for _ in range(3):
+        next(steps)
+    save_state(parts.trainer.state.gather(), tmp_path)
+    other = parts_of(*overrides)
+    other.trainer.state.load(tmp_path)
+    if other.trainer.schedule is not None:
+        other.trainer.schedule.step_update(3)
+    others = other.trainer.windows()
+    for _ in range(3):
+        next(steps), next(others)
+    weights, resumed = parts.trainer.state.model_weights(), other.trainer.state.model_weights()
+    assert all(torch.equal(weights[key], resumed[key]) for key in weights)
+    assert [w.loss for w in parts.trainer.drain()[3:]] == [w.loss for w in other.trainer.drain()]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "tanh", "poly", "step", "multistep", "constant"])
+def test_every_schedule_is_a_function_of_the_updates(schedule):
+    parts = parts_of(f"optim.schedule={schedule}", "optim.schedule_kwargs={warmup_lr: 1e-6}", "train.epochs=5")
+    schedule_ = parts.trainer.schedule
+    rates = []
+    for update in (*range(25), *reversed(range(25))):
+        schedule_.step_update(update)
+        rates.append(parts.trainer.state.optimizer.param_groups[0]["lr"])
+    assert rates[:25] == rates[25:][::-1]
+    assert rates[0] == 1e-6
+    assert 0.9e-3 < max(rates) <= 1e-3
+
+
+def test_a_schedule_with_a_memory_is_refused():
+    with pytest.raises(UsageError, match="optim.schedule=plateau keeps a state"):
+        load_config(overrides=["optim.schedule=plateau"])
+    with pytest.raises(UsageError, match="optim.schedule=cosin"):
+        parts_of("optim.schedule=cosin")
+
+
+def test_the_rate_scales_as_it_is_told(tmp_path):
+    for rule, expected in (("linear", 2e-3), ("sqrt", 1e-3 * 2**0.5)):
+        config = load_config(overrides=["optim.lr_base=1e-3", f"optim.lr_scale={rule}"]).optim
+        assert config.learning_rate(512) == pytest.approx(expected)
+    train_here(tmp_path, "optim.lr=null", "optim.lr_base=1e-3", "optim.lr_base_size=128", "train.max_updates=1")
+    assert json.loads((tmp_path / "run.json").read_text())["learning_rate"] == pytest.approx(2e-3)
+
+
+def test_layers_decay_their_rates():
+    parts = parts_of("optim.layer_decay=0.5", "model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=8")
+    rates = {group["lr"] for group in parts.trainer.state.optimizer.param_groups}
+    assert len(rates) >= 6
+    ratios = [a / b for a, b in zip(sorted(rates), sorted(rates)[1:], strict=False)]
+    assert ratios == pytest.approx([0.5] * len(ratios))
+
+
+@pytest.mark.parametrize(("mode", "limit"), [("value", 0.01), ("agc", 0.01), ("norm", 0.1)])
+def test_clipping_bounds_what_it_says_and_logs_what_it_was(mode, limit):
+    parts = parts_of(f"optim.clip_mode={mode}", f"optim.clip_grad={limit}", "optim.name=sgd")
+    trainer, seen = parts.trainer, {}
+    original = trainer.state.optimizer.step
+    trainer.state.optimizer.step = lambda: (
+        seen.update({n: (p.grad.clone(), p.detach().clone()) for n, p in trainer.state.bare_model.named_parameters()}),
+        original(),
+    )
+    next(trainer.windows())
+    (window,) = trainer.drain()
+    total = torch.stack([g.norm() for g, _ in seen.values()]).norm()
+    assert total < window.grad_norm
+    if mode == "norm":
+        assert total == pytest.approx(limit, rel=1e-4)
+    elif mode == "value":
+        assert max(g.abs().max() for g, _ in seen.values()) <= limit
+    else:
+        for name, (gradient, weight) in seen.items():
+            if not name.startswith("fc"):
+                rows = (len(weight), -1) if weight.ndim > 1 else (1, -1)
+                bound = limit * weight.view(rows).norm(dim=1).clamp(min=1e-3)
+                assert (gradient.view(rows).norm(dim=1) <= bound * 1.0001).all(), name
+
+
+def test_checkpointed_activations_give_the_same_gradients(tmp_path):
+    for switch in ("false", "true"):
+        train_here(tmp_path / switch, f"model.grad_checkpointing={switch}", "model.name=resnet20_cifar_patchnorm")
+    assert_same_run(tmp_path / "false", tmp_path / "true")
+
+
+def test_bce_and_memory_layout_train(tmp_path):
+    report = train_here(tmp_path, "optim.loss=bce", "runtime.channels_last=true", "train.epochs=4", "optim.lr=4e-3",
+                        "train.global_batch_size=32", "train.micro_batch_size=32")  # fmt: skip
+    assert report["val"]["top1"] > 0.3
+
+
+@pytest.mark.slow
+def test_a_compiled_runs_checkpoint_is_an_uncompiled_ones(tmp_path):
+    arguments = ("scripts/train.py", *TINY)
+    run(*arguments, "runtime.compile=true", "train.max_updates=6", "--output", tmp_path / "compiled")
+    weights = load_file(tmp_path / "compiled/checkpoints/update_00000006/model.safetensors")
+    assert not [name for name in weights if name.startswith(("module.", "_orig_mod."))]
+    result = run(*arguments, "--output", tmp_path / "compiled", "--resume", "auto", processes=2)
+    assert "runtime.compile was True and is False" in result.stderr
+    assert state(tmp_path / "compiled")["state"] == "completed"
+    timm.create_model("resnet20_cifar_patchnorm", in_chans=1).load_state_dict(weights)
+
+
+def test_the_averaged_weights_are_what_is_exported(tmp_path):
+    run("scripts/train.py", *TINY, *EVERYTHING, "--output", tmp_path / "run")
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    measured = json.loads(run("scripts/evaluate.py", tmp_path / "run/export", "runtime.device=cpu").stdout)
+    assert measured["top1"] == report["ema"]["top1"]
+    assert measured["loss"] == pytest.approx(report["ema"]["loss"], rel=1e-6)
+    assert report["ema"]["loss"] != report["val"]["loss"]
+    card = (tmp_path / "run/export/README.md").read_text()
+    assert f"| top-1 | {100 * report['ema']['top1']:.2f} %" in card
+
+
+def test_pictures_are_not_replaced_in_silence(tmp_path, caplog):
+    root = draw_folder(tmp_path / "pictures")
+    (root / "train/red/0.png").write_bytes(b"no picture")
+    arguments = (f"data.path={root}", "data.image_size=16", "data.crop=none", "data.in_memory=never",
+                 "train.global_batch_size=24", "train.micro_batch_size=24")  # fmt: skip
+    with pytest.raises(UsageError, match=r"red/0.png cannot be decoded .*max_bad_images"):
+        train_here(tmp_path / "strict", *arguments)
+    with pytest.raises(UsageError, match=r"red/0.png cannot be decoded") as caught:
+        train_here(tmp_path / "worker", *arguments, "data.workers=1")
+    assert "\n" not in str(caught.value)
+    with caplog.at_level(logging.WARNING):
+        train_here(tmp_path / "lenient", *arguments, "data.max_bad_images=5")
+    assert "the next one takes its place (1 of 5 allowed)" in caplog.text
+
+
+def test_a_worker_that_dies_is_told_with_its_images(tmp_path, monkeypatch):
+    from affnorm_zoo.data import Digits
+
+    original = Digits.__getitem__
+
+    def dies(self, index):
+        if index == 77 and torch.utils.data.get_worker_info() is not None:
+            os._exit(3)
+        return original(self, index)
+
+    monkeypatch.setattr(Digits, "__getitem__", dies)
+    with pytest.raises(UsageError, match=r"the loader failed at update \d+, epoch 1, images .*worker"):
+        train_here(tmp_path, "data.in_memory=never", "data.workers=1", "data.drop_last=false")
+
+
+def test_a_worker_that_hangs_is_told_too(tmp_path, monkeypatch):
+    import time
+
+    from affnorm_zoo.data import Digits
+
+    monkeypatch.setattr(Digits, "__getitem__", lambda self, index: time.sleep(60))
+    with pytest.raises(UsageError, match=r"the loader failed at update 1, epoch 1, images .*timed out"):
+        train_here(tmp_path, "data.in_memory=never", "data.workers=1", "data.timeout_seconds=2")
+
+
+def test_workers_that_do_not_fit_into_shared_memory_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="4 workers hold up to .* lower data.workers"):
+        check_shared_memory(4, batch_bytes=2**50)
+    check_shared_memory(4, batch_bytes=2**10)
+    check_shared_memory(0, batch_bytes=2**50)
+
+
+def test_state_that_cannot_be_saved_is_named():
+    parts = parts_of()
+    parts.trainer.state.optimizer.state[next(parts.trainer.state.bare_model.parameters())]["thing"] = object()
+    with pytest.raises(UsageError, match="optim.name cannot be resumed: .*thing holds a object"):
+        RunState.gather(parts.trainer.state)

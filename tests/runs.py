@@ -18,7 +18,8 @@ from affnorm_zoo.training import train
 ROOT = Path(__file__).parents[1]
 # five updates an epoch, about a second
 TINY = (
-    "model.name=resnet20_cifar_patchnorm", "train.epochs=2", "train.global_batch_size=256", "train.micro_batch_size=128",
+    "model.name=resnet20_cifar_patchnorm", "train.epochs=2", "train.global_batch_size=256",
+    "train.micro_batch_size=128",
     "optim.lr=1e-3", "runtime.device=cpu", "runtime.log_updates=4",
 )  # fmt: skip
 EVERYTHING = (

@@ -119,7 +119,9 @@ def _open_hfds(config: DataConfig, split: str, key: str) -> Any:
 
 
 def _class_names(reader: Any) -> tuple[str, ...]:
-    return tuple(sorted(reader.class_to_idx, key=reader.class_to_idx.get)) if reader.class_to_idx else ()
+    # timm's reader of tars has a name of its own for it
+    indices = reader.class_to_idx if hasattr(reader, "class_to_idx") else reader.class_name_to_idx
+    return tuple(sorted(indices, key=indices.get))
 
 
 def _check_same_classes(config: DataConfig, train: tuple[str, ...], val: tuple[str, ...]) -> None:

@@ -71,7 +71,12 @@ class Trainer:
         self.batches.set_epoch(progress.epoch, progress.window)
         iterator = iter(self.loader)
         for window in range(progress.window, self.batches.num_updates):
-            self._train_window(iterator, window)
+            try:
+                self._train_window(iterator, window)
+            except RuntimeError as error:  # a worker's death is a signal, which can interrupt anything
+                if str(error).startswith("DataLoader "):
+                    raise self._loader_failed(window, str(error)) from error
+                raise
             yield
 
     def drain(self) -> list[Window]:
@@ -157,20 +162,15 @@ class Trainer:
             return next(iterator)
         except UsageError as error:  # a worker's, with its traceback before the message
             raise UsageError(str(error).strip().splitlines()[-1].removeprefix(_USAGE_ERROR)) from error
-        except OSError as error:  # a worker has died, which is told by its closed pipe and by a signal
-            try:
-                time.sleep(1)
-            except RuntimeError as death:
-                raise self._loader_failed(window, death) from error
-            raise self._loader_failed(window, error) from error
-        except RuntimeError as error:
-            raise self._loader_failed(window, error) from error
+        except OSError as error:  # the pipe of a dead worker, whose signal may be on its way
+            time.sleep(1)
+            raise self._loader_failed(window, str(error)) from error
 
-    def _loader_failed(self, window: int, error: Exception) -> UsageError:
-        progress, cause = self.state.progress, str(error).splitlines()[0]
+    def _loader_failed(self, window: int, cause: str) -> UsageError:
+        progress = self.state.progress
         return UsageError(
             f"the loader failed at update {progress.windows + 1}, epoch {progress.epoch + 1}, images "
-            f"{self._images(progress.epoch, window)}: {cause}; data.workers=0 may show why"
+            f"{self._images(progress.epoch, window)}: {cause.splitlines()[0]}; data.workers=0 may show why"
         )
 
     def _images(self, epoch: int, window: int) -> str:

@@ -19,9 +19,7 @@ from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_model_name
 
-UNSUPPORTED_OPTIMIZERS = {
-    "adahessian": "it differentiates the backward pass, which autocast and our layers do not keep"
-}
+UNSUPPORTED_OPTIMIZERS = {"adahessian": "it needs a backward pass that keeps its own graph"}
 
 
 def resolve_micro_batch(config: TrainConfig, num_processes: int, num_images: int) -> int:

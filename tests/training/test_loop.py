@@ -78,7 +78,7 @@ def poison(monkeypatch, update, value=math.nan):
 
 def test_a_gradient_that_is_no_number_stops_before_anything_is_saved(tmp_path, monkeypatch):
     poison(monkeypatch, 6)
-    with pytest.raises(NonFiniteError, match="the gradient norm is nan at update 7, learning rate .*, images [0-9, ]+"):
+    with pytest.raises(NonFiniteError, match=r"norm is nan at update 7, learning rate .*, images [0-9, ]+"):
         train_here(tmp_path)
     assert checkpoints(tmp_path) == ["best", "update_00000005"]
     assert state(tmp_path)["state"] == "failed"
@@ -178,17 +178,18 @@ OPTIMIZERS = sorted(name for name in list_optimizers() if not not_installed(name
 
 @pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if "kron" in name else ()) for name in OPTIMIZERS]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "kron" in name else ())
+        for name in OPTIMIZERS
+        if name not in setup.UNSUPPORTED_OPTIMIZERS
+    ],
 )
-def test_every_optimiser_resumes_to_the_bit_or_is_refused_by_name(name, tmp_path):
+def test_an_optimiser_resumes_to_the_bit(name, tmp_path):
     overrides = (f"optim.name={name}", "model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=8",
-                 "model.kwargs.depth=1", "model.kwargs.embed_dim=24", "train.global_batch_size=64", "train.micro_batch_size=64")  # fmt: skip
-    try:
-        parts = parts_of(*overrides)
-    except UsageError as error:
-        assert name in setup.UNSUPPORTED_OPTIMIZERS
-        assert f"optim.name={name} is not supported" in str(error)
-        return
+                 "model.kwargs.depth=1", "model.kwargs.embed_dim=24", "train.global_batch_size=64",
+                 "train.micro_batch_size=64")  # fmt: skip
+    parts = parts_of(*overrides)
     steps = parts.trainer.windows()
     for _ in range(3):
         next(steps)
@@ -205,6 +206,12 @@ def test_every_optimiser_resumes_to_the_bit_or_is_refused_by_name(name, tmp_path
     assert [w.loss for w in parts.trainer.drain()[3:]] == [w.loss for w in other.trainer.drain()]
 
 
+@pytest.mark.parametrize("name", setup.UNSUPPORTED_OPTIMIZERS)
+def test_or_is_refused_by_name(name):
+    with pytest.raises(UsageError, match=f"optim.name={name} is not supported: "):
+        parts_of(f"optim.name={name}")
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "tanh", "poly", "step", "multistep", "constant"])
 def test_every_schedule_is_a_function_of_the_updates(schedule):
     parts = parts_of(f"optim.schedule={schedule}", "optim.schedule_kwargs={warmup_lr: 1e-6}", "train.epochs=5")
@@ -219,9 +226,9 @@ def test_every_schedule_is_a_function_of_the_updates(schedule):
 
 
 def test_a_schedule_with_a_memory_is_refused():
-    with pytest.raises(UsageError, match="optim.schedule=plateau keeps a state"):
+    with pytest.raises(UsageError, match=r"optim.schedule=plateau keeps a state"):
         load_config(overrides=["optim.schedule=plateau"])
-    with pytest.raises(UsageError, match="optim.schedule=cosin"):
+    with pytest.raises(UsageError, match=r"optim.schedule=cosin"):
         parts_of("optim.schedule=cosin")
 
 
@@ -342,7 +349,7 @@ def test_a_worker_that_hangs_is_told_too(tmp_path, monkeypatch):
 
 
 def test_workers_that_do_not_fit_into_shared_memory_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="4 workers hold up to .* lower data.workers"):
+    with pytest.raises(UsageError, match=r"4 workers hold up to .* lower data.workers"):
         check_shared_memory(4, batch_bytes=2**50)
     check_shared_memory(4, batch_bytes=2**10)
     check_shared_memory(0, batch_bytes=2**50)
@@ -351,5 +358,5 @@ def test_workers_that_do_not_fit_into_shared_memory_are_refused(tmp_path):
 def test_state_that_cannot_be_saved_is_named():
     parts = parts_of()
     parts.trainer.state.optimizer.state[next(parts.trainer.state.bare_model.parameters())]["thing"] = object()
-    with pytest.raises(UsageError, match="optim.name cannot be resumed: .*thing holds a object"):
+    with pytest.raises(UsageError, match=r"optim.name cannot be resumed: .*thing holds a object"):
         RunState.gather(parts.trainer.state)

@@ -141,7 +141,7 @@ def kill_while_saving(folder, delay):
 
 
 def assert_whole_and_unmixed(folder):
-    """The newest checkpoint that passes verification holds weights, average and optimiser of one and the same update."""
+    """The newest checkpoint that passes verification holds the state of one and the same update."""
     found = checkpoint.find_latest(folder / "checkpoints")
     assert found is not None
     progress = json.loads((found / "state.json").read_text())["progress"]

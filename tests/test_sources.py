@@ -103,9 +103,10 @@ def test_what_is_wrong_with_a_dataset_is_said(tmp_path, offline):
     path = to_dataset(root)
     with pytest.raises(UsageError, match=r"data.val_split=vall: .* cannot be read: .*vall"):
         open_source(DataConfig(path=path, val_split="vall"))
+    shutil.rmtree(root.with_name("dataset"))
+    path = to_dataset(root, [0] * 24)
     with pytest.raises(UsageError, match=r"has no images of 2 classes, such as green, red"):
-        shutil.rmtree(root.with_name("dataset"))
-        open_source(DataConfig(path=to_dataset(root, [0] * 24), val_split="validation"))
+        open_source(DataConfig(path=path, val_split="validation"))
 
 
 def test_labels_outside_the_classes_are_refused(tmp_path):

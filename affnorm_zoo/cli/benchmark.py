@@ -6,9 +6,12 @@ from typing import Any
 import click
 import torch
 
+from affnorm_zoo.cli.report import reported_errors, split_config
+from affnorm_zoo.config import load_config
 from affnorm_zoo.evaluation.benchmark import Bench, environment
 from affnorm_zoo.evaluation.benchmark_report import write_report
 from affnorm_zoo.evaluation.kernel_check import check_kernels
+from affnorm_zoo.training.loop_benchmark import measure_loop
 
 CONTENDERS = {
     "resnet50": ["batchnorm", "patchnorm", "patchnorm_ws", "groupnorm", "none"],
@@ -63,6 +66,21 @@ def measure(
                     click.echo(json.dumps(row))
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+@benchmark.command()
+@click.argument("config", nargs=-1)
+@click.option("--rounds", default=10, show_default=True, help="Turns of each; one more is not counted.")
+@click.option("--updates", default=10, show_default=True, help="Of each a turn.")
+@click.option("--output", type=_path, required=True, help="JSON file.")
+def loop(config: tuple[str, ...], rounds: int, updates: int, output: Path) -> None:
+    """Time the training loop of CONFIG against the bare step of its network, and the loaders against each other."""
+    with reported_errors():
+        results = measure_loop(load_config(*split_config(config)), rounds, updates)
+    text = json.dumps(results, indent=1)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text + "\n", encoding="utf-8")
+    click.echo(text)
 
 
 @benchmark.command()

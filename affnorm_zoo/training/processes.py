@@ -40,7 +40,7 @@ def build_accelerator(config: RuntimeConfig, **kwargs) -> Accelerator:
         )
     try:
         accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=wanted_precision, **kwargs)
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise UsageError(f"accelerate cannot start: {' '.join(str(error).split())}") from error
     _check_processes(accelerator)
     if config.deterministic:
@@ -85,6 +85,8 @@ def _check_processes(accelerator: Accelerator) -> None:
             f"accelerate launch was asked for {wanted} processes and started one, as it does with --cpu: "
             "use 'accelerate launch --multi_gpu --num_processes N' with runtime.device=cpu"
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UsageError("precision fp16 needs a GPU, and on a CPU would be float32 in silence: use bf16 or fp32")
     for variable, kind in _PLUGINS.items():
         actual = accelerator.distributed_type
         if os.environ.get(variable, "false").lower() == "true" and actual != kind:

@@ -1,0 +1,121 @@
+"""The command line: thin over the same functions as the scripts."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+from click.testing import CliRunner
+from runs import ROOT, TINY, run, train_here
+from yaml import safe_load
+
+from affnorm_zoo.cli import cli
+from affnorm_zoo.hub import export_run
+from affnorm_zoo.models import zoo_models
+
+
+def call(*arguments, code=0):
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports")
+    for name in ("one", "two"):
+        train_here(folder / name, f"train.seed={len(name) + ord(name[0])}")
+        export_run(folder / name)
+    return folder
+
+
+def test_it_lists_the_zoo_and_says_what_a_model_is():
+    assert call("list").split() == zoo_models()
+    assert call("list", "resnet50_*").split() == timm.list_models("resnet50_patchnorm*")
+    assert call("list", "--pretrained").split() == []
+    text = call("info", "resnet50_patchnorm")
+    assert "25.53 M" in text
+    assert "4.09 GMACs an image of 224 px" in text
+    assert "none published" in text
+    assert "patchnorm: " in text
+    assert "did you mean resnet50_patchnorm" in call("info", "resnet50_pachnorm", code=2)
+
+
+def test_print_config_reads_back(tmp_path):
+    text = call("train", "configs/digits/resnet20_cifar_patchnorm.yaml", "optim.lr=0.1", "--print-config")
+    assert safe_load(text)["optim"]["lr"] == 0.1
+    (tmp_path / "config.yaml").write_text(text)
+    assert call("train", tmp_path / "config.yaml", "--print-config") == text
+
+
+def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(tmp_path):
+    result = run(
+        "-m", "affnorm_zoo.cli", "train", *TINY, "optim.lr=null", "optim.lr_base=1e-3", "--dry-run",
+        "--output", tmp_path / "run", PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert lines["parameters"] == "0.27 M"
+    assert "GMACs an image" in lines["forward"]
+    assert lines["batch"] == "256 images an update: 1 processes x 2 micro-batches x 128"
+    assert lines["updates"] == "5 an epoch, 10 in all"
+    assert "0.001 at its highest" in result.stdout
+    assert "for activations" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_models_are_measured_and_the_odd_one_is_named(exports, tmp_path):
+    table = tmp_path / "results.csv"
+    result = run(
+        "scripts/evaluate.py", exports / "*/export", "resnet20_cifar_patchnorm", "runtime.device=cpu", "--results",
+        table, ok=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "No pretrained weights exist" in result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["model"] for row in rows] == [str(exports / name / "export") for name in ("one", "two")]
+    for row, name in zip(rows, ("one", "two"), strict=True):
+        report = json.loads((exports / name / "report.json").read_text())
+        assert (row["top1"], row["top5"]) == (report["val"]["top1"], report["val"]["top5"])
+        assert row["ece"] == pytest.approx(report["val"]["ece"], abs=1e-6)
+    with table.open() as file:
+        (best, worst) = csv.DictReader(file)
+    assert list(best) == [
+        "model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation",
+    ]  # fmt: skip
+    assert float(best["top1"]) == pytest.approx(100 * max(row["top1"] for row in rows), abs=1e-4)
+    assert float(best["top1"]) >= float(worst["top1"])
+    assert float(best["top1"]) + float(best["top1_err"]) == pytest.approx(100)
+
+
+def test_a_pattern_without_a_match_is_an_error(tmp_path):
+    assert "no folder matches" in call("evaluate", f"{tmp_path}/*/export", code=2)
+    assert "no timm model with weights matches" in call("evaluate", "zzz*", code=2)
+
+
+def test_any_timm_script_knows_the_zoo(tmp_path):
+    script = tmp_path / "validate.py"
+    (tmp_path / "helper.py").write_text("WORD = 'beside'\n")
+    script.write_text(
+        "import sys, timm, helper\n"
+        "if __name__ == '__main__':\n"
+        "    model = timm.create_model(sys.argv[1], num_classes=int(sys.argv[2]))\n"
+        "    print(type(model).__name__, model.num_classes, helper.WORD)\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-m", "affnorm_zoo.run"]
+    result = subprocess.run(
+        [*command, script, "resnet18_patchnorm", "7"], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert result.stdout.split() == ["NormalizedResNet", "7", "beside"]
+    result = subprocess.run([*command, "nothing.py"], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "SCRIPT must be a file, got nothing.py" in result.stderr
+
+
+def test_the_loop_can_be_timed(tmp_path):
+    output = tmp_path / "loop.json"
+    run("scripts/benchmark.py", "loop", *TINY, "--rounds", 2, "--updates", 2, "--output", output)
+    results = json.loads(output.read_text())
+    assert results["loop_to_bare_step"] == results["loop"]["median"] / results["bare_step"]["median"]
+    assert results["in_memory_to_workers"] > 1

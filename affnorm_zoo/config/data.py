@@ -9,6 +9,7 @@ class DataConfig:
     """Images and their augmentation. Without a path: scikit-learn's handwritten digits, 8 px, grey."""
 
     path: str | None = None  # a folder with one subfolder or tar a split, hfds/NAME or wds/FOLDER
+    num_classes: int | None = None  # of wds/FOLDER, which does not say; others do
     train_split: str = "train"
     val_split: str = "val"
     preset: str | None = None  # known data whose size, mean, std and crop are taken, such as cifar10

@@ -6,5 +6,6 @@ from .pipeline import train_loader as train_loader
 from .sampler import ShardedBatches as ShardedBatches
 from .sources import Source as Source
 from .sources import open_source as open_source
+from .streams import StreamedBatches as StreamedBatches
 from .transforms import Preprocessing as Preprocessing
 from .transforms import resolve_preprocessing as resolve_preprocessing

@@ -11,6 +11,7 @@ from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data import in_memory
 from affnorm_zoo.data.sampler import SeededDataset, ShardedBatches
 from affnorm_zoo.data.sources import Source
+from affnorm_zoo.data.streams import Stream, StreamedBatches, StreamLoader, StreamShare
 from affnorm_zoo.data.transforms import Preprocessing, eval_transform, shift_range, train_transform
 from affnorm_zoo.data.workers import check_shared_memory, shield_worker
 from affnorm_zoo.errors import UsageError
@@ -19,7 +20,7 @@ from affnorm_zoo.errors import UsageError
 def train_loader(
     source: Source,
     config: DataConfig,
-    batches: ShardedBatches,
+    batches: ShardedBatches | StreamedBatches,
     preprocessing: Preprocessing,
     device: torch.device = torch.device("cpu"),  # noqa: B008 a constant
 ) -> Iterable[tuple[Tensor, Tensor]]:
@@ -31,9 +32,12 @@ def train_loader(
         UsageError: the batches of the workers do not fit into shared memory, or ``data.in_memory=always`` and the
             images are not square.
     """
+    if isinstance(batches, StreamedBatches):
+        source.train.transform = train_transform(config, preprocessing)
+        return StreamLoader(source.train, batches, config.workers, config.timeout_seconds)
     size = preprocessing.input_size[-1]
     image_bytes = source.in_chans * size**2
-    if _fits_in_memory(config, len(source.train) * image_bytes):
+    if _fits_in_memory(config, source.num_train * image_bytes):
         try:
             images, labels = in_memory.decode(source.train, in_memory.WholeImage(size), config.workers)
         except in_memory.OddSizeError as error:
@@ -66,9 +70,11 @@ def train_loader(
 
 def eval_loader(
     dataset, preprocessing: Preprocessing, *, batch_size: int, workers: int = 0, rank: int = 0, world_size: int = 1
-) -> DataLoader:
+) -> Iterable[tuple[Tensor, Tensor]]:
     """Loader of this process's share of a dataset: every image exactly once over all processes, none repeated."""
     dataset.transform = eval_transform(preprocessing)
+    if isinstance(dataset, Stream):
+        return StreamShare(dataset, batch_size, workers, rank, world_size)
     return DataLoader(
         Subset(dataset, range(rank, len(dataset), world_size)),
         batch_size=batch_size,

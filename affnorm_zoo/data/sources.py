@@ -11,6 +11,7 @@ from timm.data.readers import create_reader
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data.digits import DIGITS_CLASSES, DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Digits
 from affnorm_zoo.data.images import Images
+from affnorm_zoo.data.streams import Stream, open_wds
 from affnorm_zoo.errors import UsageError
 
 _NUM_PROBES = 64  # images a split that are decoded before anything else happens
@@ -34,16 +35,32 @@ class Source:
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the images come in an order of their own, without numbers."""
+        return isinstance(self.train, Stream)
+
+    @property
+    def num_train(self) -> int:
+        """Training images."""
+        return self.train.num_images if self.is_stream else len(self.train)
+
+    @property
+    def num_val(self) -> int:
+        """Validation images."""
+        return self.val.num_images if self.is_stream else len(self.val)
+
     def describe(self) -> dict[str, Any]:
         """What must stay the same when a run is resumed, wherever the data have moved to."""
-        return {"num_train": len(self.train), "num_val": len(self.val), "class_names": list(self.class_names)}
+        return {"num_train": self.num_train, "num_val": self.num_val, "class_names": list(self.class_names)}
 
 
 def open_source(config: DataConfig) -> Source:
     """Open the data that ``config`` names; the embedded digits if it names none.
 
     ``data.path`` is a folder with one subfolder or one tar file a split, whose own subfolders name the classes, or
-    ``hfds/NAME``, a dataset of the Hugging Face Hub or the path of one, with columns ``image`` and ``label``.
+    ``hfds/NAME``, a dataset of the Hugging Face Hub or the path of one, with columns ``image`` and ``label``, or
+    ``wds/FOLDER``, WebDataset shards.
 
     Raises:
         UsageError: the data or a split is missing, a split has no images or fewer than two classes, the classes of
@@ -60,6 +77,14 @@ def open_source(config: DataConfig) -> Source:
             mean=DIGITS_MEAN,
             std=DIGITS_STD,
             crop_pct=1.0,
+        )
+    if config.path.startswith("wds/"):
+        train = open_wds(config, config.train_split, "data.train_split", is_training=True)
+        return Source(
+            name=Path(config.path).name,
+            train=train,
+            val=open_wds(config, config.val_split, "data.val_split", is_training=False),
+            class_names=tuple(map(str, range(train.num_classes))),
         )
     open_split = _open_hfds if config.path.startswith("hfds/") else _open_local
     train = open_split(config, config.train_split, "data.train_split")

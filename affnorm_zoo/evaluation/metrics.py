@@ -1,11 +1,10 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from accelerate import Accelerator
 from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from affnorm_zoo.data import Normalize
 
@@ -15,7 +14,7 @@ _NUM_BINS = 15  # of the calibration error
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loader: DataLoader,
+    loader: Iterable[tuple[Tensor, Tensor]],
     normalize: Normalize,
     accelerator: Accelerator,
     interrupted: Callable[[], bool] = lambda: False,

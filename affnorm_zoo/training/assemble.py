@@ -1,11 +1,11 @@
 """A config and processes to the parts of a run, checked, with nothing written yet."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
 
 from affnorm_zoo.config import RunConfig
 from affnorm_zoo.data import (
@@ -14,6 +14,7 @@ from affnorm_zoo.data import (
     Preprocessing,
     ShardedBatches,
     Source,
+    StreamedBatches,
     eval_loader,
     open_source,
     resolve_preprocessing,
@@ -35,7 +36,7 @@ class Parts:
     source: Source
     preprocessing: Preprocessing
     trainer: Trainer
-    val_loader: DataLoader
+    val_loader: Iterable
     micro_batch_size: int
     forward_flops: int  # an image
     parameters: int
@@ -50,7 +51,7 @@ def assemble(config: RunConfig, accelerator: Accelerator) -> Parts:
     """
     data, device = config.data, accelerator.device
     source = open_source(data)
-    micro = setup.resolve_micro_batch(config.train, accelerator.num_processes, len(source.train))
+    micro = setup.resolve_micro_batch(config.train, accelerator.num_processes, source.num_train)
     if data.mixes and micro % 2:
         raise UsageError(f"data.mixup and data.cutmix pair images: the micro-batch must be even, got {micro}")
     set_seed(config.train.seed)
@@ -69,16 +70,7 @@ def assemble(config: RunConfig, accelerator: Accelerator) -> Parts:
     if sharded:
         bare_model = accelerator.unwrap_model(model, keep_torch_compile=False)
         ema = build_ema(config.model, bare_model, sharded)
-    batches = ShardedBatches(
-        len(source.train),
-        config.train.global_batch_size,
-        micro,
-        accelerator.process_index,
-        accelerator.num_processes,
-        config.train.seed,
-        data.repeats,
-        data.drop_last,
-    )
+    batches = _build_batches(config, source, micro, accelerator)
     uses_norm = config.optim.clip_mode == "norm"
     trainer = Trainer(
         accelerator=accelerator,
@@ -114,3 +106,26 @@ def assemble(config: RunConfig, accelerator: Accelerator) -> Parts:
         parameters=parameters,
         pretrained_cfg=bare_model.pretrained_cfg,
     )
+
+
+def _build_batches(
+    config: RunConfig, source: Source, micro: int, accelerator: Accelerator
+) -> ShardedBatches | StreamedBatches:
+    """Which images an update takes, and how many updates make an epoch."""
+    size, seed, world = config.train.global_batch_size, config.train.seed, accelerator.num_processes
+    if not source.is_stream:
+        return ShardedBatches(
+            source.num_train,
+            size,
+            micro,
+            accelerator.process_index,
+            world,
+            seed,
+            config.data.repeats,
+            config.data.drop_last,
+        )
+    if config.data.repeats > 1 or not config.data.drop_last:
+        raise UsageError("data.repeats and data.drop_last=false need images with numbers, which a stream has not")
+    if not config.data.workers:
+        raise UsageError("WebDataset shards are shuffled in the workers: set data.workers to at least 1")
+    return StreamedBatches(source.train, size, micro, world, config.data.workers, seed)

@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
-from affnorm_zoo.data import BatchAugment, Normalize, ShardedBatches
+from affnorm_zoo.data import BatchAugment, Normalize, ShardedBatches, StreamedBatches
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training.state import RunState
 
@@ -48,7 +48,7 @@ class Trainer:
     loss: nn.Module
     normalize: Normalize
     augment: BatchAugment
-    batches: ShardedBatches
+    batches: ShardedBatches | StreamedBatches
     loader: Iterable
     seed: int
     clip_norm: float | None = None
@@ -175,6 +175,8 @@ class Trainer:
 
     def _images(self, epoch: int, window: int) -> str:
         names = [str(index) for _, index, _ in self.batches.global_batch(epoch, window)]
+        if not names:
+            return "of a stream"
         return ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
 
     def _non_finite(self, number: int, norm: float, lr: float) -> NonFiniteError:

@@ -135,6 +135,8 @@ def _open_folder(
             "resumes": resumes,
         },
     )
+    if parts.source.is_stream:
+        _logger.warning("a stream can be gone on from only at the end of an epoch, so it is saved only there")
     for note in notes:
         _logger.warning("the rest of the run will not be bit-equal to an uninterrupted one: %s", note)
     return {"checkpoint": str(folder) if folder else None, "notes": notes}
@@ -181,7 +183,8 @@ def _run_epoch(config: RunConfig, parts: Parts, interrupt: Interrupt, log: watch
     trainer, progress = parts.trainer, parts.trainer.state.progress
     for _ in trainer.windows():
         log.advance()
-        wants_save = trainer.accelerator.is_main_process and keeper.is_due_within_epoch(progress)
+        is_main = trainer.accelerator.is_main_process
+        wants_save = is_main and _can_save(parts) and keeper.is_due_within_epoch(progress)
         stop, save = interrupt.agree(wants_save)
         if stop or save or progress.windows % config.runtime.log_updates == 0:
             log.record_windows(trainer.drain(), progress.epoch)
@@ -201,7 +204,9 @@ def _run_epoch(config: RunConfig, parts: Parts, interrupt: Interrupt, log: watch
     keeper.note_result(progress, record)
     progress.evaluated = record
     log.record_epoch(record, _epoch_line(record, config.train.epochs))
-    if keeper.is_due_after_epoch(progress, is_last=progress.epoch == config.train.epochs or _is_capped(config, parts)):
+    if _can_save(parts) and keeper.is_due_after_epoch(
+        progress, is_last=progress.epoch == config.train.epochs or _is_capped(config, parts)
+    ):
         keeper.save(trainer.state)
 
 
@@ -220,13 +225,19 @@ def _evaluate(parts: Parts, interrupt: Interrupt) -> dict[str, Any] | None:
 
 
 def _preempt(parts: Parts, keeper: Keeper, interrupt: Interrupt) -> NoReturn:
-    keeper.save(parts.trainer.state)
     progress = parts.trainer.state.progress
+    if _can_save(parts):
+        keeper.save(parts.trainer.state)
     raise PreemptedError(
         f"stopped by signal {interrupt.signum} after update {progress.windows} of epoch {progress.epoch + 1}; "
         "go on with --resume auto",
         interrupt.signum,
     )
+
+
+def _can_save(parts: Parts) -> bool:
+    """Whether a run can go on from here: a stream only from the end of an epoch."""
+    return not parts.source.is_stream or parts.trainer.state.progress.window in (0, parts.trainer.batches.num_updates)
 
 
 def _is_capped(config: RunConfig, parts: Parts) -> bool:
@@ -240,7 +251,7 @@ def _finish(config: RunConfig, output: Path, parts: Parts, seconds: float) -> di
         "model": config.model.name,
         "data": parts.source.name,
         "class_names": list(parts.source.class_names),
-        "num_train_images": len(parts.source.train),
+        "num_train_images": parts.source.num_train,
         "preprocessing": dataclasses.asdict(parts.preprocessing),
         "seed": config.train.seed,
         "epochs": progress.epoch,

@@ -89,7 +89,7 @@ def test_the_two_process_config_launches(tmp_path):
 def test_trackers_are_named_when_missing_and_cannot_end_a_run(tmp_path, monkeypatch, caplog):
     with pytest.raises(UsageError, match=r"runtime.trackers: 'tensorbord' is not known: choose from .*tensorboard"):
         train_here(tmp_path / "run", "runtime.trackers=[tensorbord]")
-    with pytest.raises(UsageError, match="runtime.trackers: wandb is not installed: pip install wandb"):
+    with pytest.raises(UsageError, match=r"runtime.trackers: wandb is not installed: pip install wandb"):
         train_here(tmp_path / "run", "runtime.trackers=[wandb]")
     assert not (tmp_path / "run").exists()
 

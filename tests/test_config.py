@@ -45,12 +45,31 @@ def test_the_written_config_reads_back_the_same(tmp_path):
         ("data.hflip=2", r"data.hflip must lie in \[0, 1\]"),
         ("data.auto_augment=rand-m9", "needs data.crop=resized"),
         ("train.micro_batch_size=0", "train.micro_batch_size must be positive"),
+        ("model.ema_decay=1", r"model.ema_decay must lie in \(0, 1\)"),
+        ("data.mixup_off_epoch=3", "needs data.mixup or data.cutmix"),
+        ("checkpoint.best_metric=val.acc", r"must be one of val.top1, .*, got 'val.acc'"),
+        ("checkpoint.best_metric=ema.top1", "needs an average: set model.ema_decay"),
+        ("checkpoint.milestones=[7,99]", r"must lie in 1 to train.epochs \(20\), got \[99\]"),
+        ("runtime.precision=no", "Invalid value 'False', expected one of"),
+        ("data.in_memory=yes", "Invalid value 'True', expected one of"),
+        ("checkpoint.keep_lasst=1", r"unknown key 'checkpoint.keep_lasst'; did you mean 'checkpoint.keep_last'\?"),
     ],
 )
 def test_a_bad_override_is_named(override, message):
     with pytest.raises(UsageError, match=message) as caught:
         load_config(overrides=[override])
     assert "\n" not in str(caught.value)
+
+
+def test_contradictions_are_named():
+    for overrides, message in (
+        (["optim.lr=0.1", "optim.lr_base=0.1"], "set optim.lr or optim.lr_base, not both"),
+        (["data.mixup=0.2", "data.drop_last=false"], "need data.drop_last=true"),
+        (["data.in_memory=always", "data.crop=resized"], "needs data.crop=padded or none"),
+        (["data.cutmix=1", "data.mixup_off_epoch=20"], r"data.mixup_off_epoch \(20\) must be below train.epochs"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_config(overrides=overrides)
 
 
 @pytest.mark.parametrize(

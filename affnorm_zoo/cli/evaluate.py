@@ -43,5 +43,6 @@ def evaluate(models: tuple[str, ...], batch_size: int, results: Path | None) -> 
             click.echo(json.dumps(row))
     if results is not None and accelerator.is_main_process:
         write_results(rows, results)
+    accelerator.end_training()
     if failed:
         sys.exit(USAGE)

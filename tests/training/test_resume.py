@@ -107,6 +107,23 @@ def test_a_signal_while_evaluating_saves_the_epoch(whole, tmp_path, monkeypatch)
     assert_same_run(whole, tmp_path)
 
 
+def test_a_signal_while_saving_lets_the_save_end(whole, tmp_path, monkeypatch):
+    from affnorm_zoo.training import keeper
+
+    def interrupted(content, folder):
+        monkeypatch.undo()  # a second signal would end this process
+        signal.raise_signal(signal.SIGTERM)
+        save_state(content, folder)
+
+    save_state = keeper.save_state
+    monkeypatch.setattr(keeper, "save_state", interrupted)
+    with pytest.raises(PreemptedError):
+        train_here(tmp_path, *EVERYTHING, "checkpoint.every_updates=2")
+    assert "update_00000002" in checkpoints(tmp_path)
+    train_here(tmp_path, *EVERYTHING, "checkpoint.every_updates=2", resume="auto")
+    assert_same_run(whole, tmp_path)
+
+
 def copy_of_stopped(whole, tmp_path, monkeypatch):
     """A run that has saved after updates 5 and 7."""
     with monkeypatch.context() as patch:
@@ -205,6 +222,16 @@ def test_changes_are_accepted_when_asked_for_and_written_down(whole, tmp_path, c
     assert entry["notes"] == ["train.epochs was 2 and is 3", "train.micro_batch_size was 128 and is 64"]
     assert "not be bit-equal" in caplog.text
     assert state(tmp_path)["epoch"] == 3
+
+
+def test_another_version_is_noted(whole, tmp_path, monkeypatch):
+    from affnorm_zoo.training import run_folder
+
+    known = run_folder.version
+    monkeypatch.setattr(run_folder, "version", lambda name: "99.0" if name == "timm" else known(name))
+    train_here(tmp_path, *EVERYTHING, resume=str(whole / "checkpoints/update_00000005"))
+    (entry,) = json.loads((tmp_path / "run.json").read_text())["resumes"]
+    assert entry["notes"] == [f"version of timm was {known('timm')} and is 99.0"]
 
 
 def test_another_number_of_processes_is_noted(whole, tmp_path):

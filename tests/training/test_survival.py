@@ -219,6 +219,27 @@ def test_two_runs_cannot_share_a_folder_and_a_dead_ones_lock_is_taken(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_gradient_that_is_no_number_on_one_rank_ends_all(tmp_path):
+    script = tmp_path / "poisons.py"
+    script.write_text(
+        "import os\n"
+        "from affnorm_zoo.training.loop import Trainer\n"
+        "original = Trainer._backward\n"
+        "def backward(self, images, *rest, **options):\n"
+        "    if os.environ['RANK'] == '1' and self.state.progress.windows == 6:\n"
+        "        images = images.float() * float('inf')\n"
+        "    return original(self, images, *rest, **options)\n"
+        "Trainer._backward = backward\n"
+        "from affnorm_zoo.cli.train import train\n"
+        "train()\n"
+    )
+    result = run(script, *TRAIN[1:], "--output", tmp_path / "run", processes=2, ok=False)
+    assert "training diverged: the gradient norm is nan at update 7" in result.stderr
+    assert checkpoints(tmp_path / "run") == ["best", "update_00000005"]
+    assert state(tmp_path / "run")["state"] == "failed"
+
+
+@pytest.mark.slow
 def test_an_exception_on_one_rank_ends_all(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text(

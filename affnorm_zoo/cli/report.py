@@ -11,6 +11,7 @@ from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import NonFiniteError, PreemptedError
 
 USAGE, DIVERGED = 2, 1
+_RAISED = f"{UsageError.__module__}.{UsageError.__qualname__}: "
 
 
 @contextmanager
@@ -19,7 +20,8 @@ def reported_errors() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        fail(f"error: {error}", USAGE)
+        # one that a loader worker has raised comes with its traceback before the message
+        fail(f"error: {str(error).strip().splitlines()[-1].removeprefix(_RAISED)}", USAGE)
     except NonFiniteError as error:
         fail(f"training diverged: {error}; try a lower optim.lr or a longer optim.warmup_epochs", DIVERGED)
     except PreemptedError as error:

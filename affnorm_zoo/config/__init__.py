@@ -1,5 +1,6 @@
 from .data import DataConfig as DataConfig
 from .load import config_to_yaml as config_to_yaml
+from .load import flatten as flatten
 from .load import load_config as load_config
 from .optim import OptimConfig as OptimConfig
 from .schema import CheckpointConfig as CheckpointConfig

@@ -1,6 +1,6 @@
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,21 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
 def config_to_yaml(config: RunConfig) -> str:
     """Write out every value of ``config``, so that reading it back gives the same config."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def flatten(config: RunConfig) -> dict[str, bool | int | float | str]:
+    """Every value of ``config`` by its dotted name; what is not a scalar as text."""
+    flat: dict[str, bool | int | float | str] = {}
+
+    def add(tree: dict[str, Any], prefix: str) -> None:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                add(value, f"{prefix}{name}.")
+            else:
+                flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
+
+    add(asdict(config), "")
+    return flat
 
 
 def _read_yaml(path: Path) -> DictConfig:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -40,7 +39,6 @@ class Parts:
     micro_batch_size: int
     forward_flops: int  # an image
     parameters: int
-    pretrained_cfg: dict[str, Any]
 
 
 def assemble(config: RunConfig, accelerator: Accelerator) -> Parts:
@@ -104,7 +102,6 @@ def assemble(config: RunConfig, accelerator: Accelerator) -> Parts:
         micro_batch_size=micro,
         forward_flops=flops,
         parameters=parameters,
-        pretrained_cfg=bare_model.pretrained_cfg,
     )
 
 

@@ -2,6 +2,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -24,7 +25,8 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         _die_with_launcher()
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        in_main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers only there
+        for signum in (signal.SIGTERM, signal.SIGINT) if in_main_thread else ():
             self._previous[signum] = signal.signal(signum, self._handle)
         if distributed.is_initialized() and distributed.get_world_size() > 1:
             # asked after every update: on the CPU, so that no process waits for its GPU to answer

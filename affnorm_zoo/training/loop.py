@@ -160,8 +160,6 @@ class Trainer:
         """The next batch; what goes wrong in a worker is told with the images that were wanted."""
         try:
             return next(iterator)
-        except UsageError as error:  # a worker's, with its traceback before the message
-            raise UsageError(str(error).strip().splitlines()[-1].removeprefix(_USAGE_ERROR)) from error
         except OSError as error:  # the pipe of a dead worker, whose signal may be on its way
             time.sleep(1)
             raise self._loader_failed(window, str(error)) from error
@@ -185,6 +183,3 @@ class Trainer:
             f"the gradient norm is {norm} at update {number}{f', {skips} in a row' if skips else ''}, learning rate "
             f"{lr:.3g}, images {self._images(*divmod(number - 1, self.batches.num_updates))}"
         )
-
-
-_USAGE_ERROR = f"{UsageError.__module__}.{UsageError.__qualname__}: "

@@ -17,7 +17,6 @@ from affnorm_zoo.errors import UsageError
 
 T = TypeVar("T")
 _ACCELERATE_PRECISION = {"auto": None, "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-_PLUGINS = {"ACCELERATE_USE_FSDP": DistributedType.FSDP, "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED}
 
 
 def build_accelerator(config: RuntimeConfig, **kwargs) -> Accelerator:
@@ -38,9 +37,14 @@ def build_accelerator(config: RuntimeConfig, **kwargs) -> Accelerator:
             "gradient accumulation is set by train.micro_batch_size: unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS, "
             "and gradient_accumulation_steps in the launch config"
         )
+    if _is_on("ACCELERATE_USE_DEEPSPEED"):
+        raise UsageError(
+            "DeepSpeed is not supported: it clips, accumulates and steps by itself. FSDP 2 shards the weights too: "
+            "configs/accelerate/fsdp2.yaml"
+        )
     try:
         accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=wanted_precision, **kwargs)
-    except (ImportError, ValueError) as error:
+    except ValueError as error:
         raise UsageError(f"accelerate cannot start: {' '.join(str(error).split())}") from error
     _check_processes(accelerator)
     if config.deterministic:
@@ -87,14 +91,12 @@ def _check_processes(accelerator: Accelerator) -> None:
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UsageError("precision fp16 needs a GPU, and on a CPU would be float32 in silence: use bf16 or fp32")
-    for variable, kind in _PLUGINS.items():
-        actual = accelerator.distributed_type
-        if os.environ.get(variable, "false").lower() == "true" and actual != kind:
-            raise UsageError(
-                f"the launch config asks for {kind.value}, but accelerate has started {actual.value}: {kind.value} "
-                "needs GPUs, and runtime.device=auto"
-            )
-    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+    if _is_on("ACCELERATE_USE_FSDP") and not is_sharded(accelerator):
+        raise UsageError(
+            f"the launch config asks for FSDP, but accelerate has started {accelerator.distributed_type.value}: FSDP "
+            "needs GPUs, and runtime.device=auto"
+        )
+    if is_sharded(accelerator) and not accelerator.is_fsdp2:
         raise UsageError("only FSDP 2 is supported: set fsdp_version: 2 in the launch config")
 
 
@@ -114,6 +116,10 @@ def requested_processes(command: list[str]) -> int | None:
     if config and Path(config).is_file():
         return yaml.safe_load(Path(config).read_text(encoding="utf-8")).get("num_processes")
     return None
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def parent_command() -> list[str]:

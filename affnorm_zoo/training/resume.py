@@ -1,11 +1,10 @@
 """Whether a checkpoint may be gone on from: what of its run must be the same, and what may differ."""
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from affnorm_zoo.config import RunConfig, load_config
+from affnorm_zoo.config import RunConfig, flatten, load_config
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import checkpoint
 from affnorm_zoo.training.run_folder import CHECKPOINTS, CONFIG_FILE, RUN_FILE, read_json
@@ -60,7 +59,7 @@ def check_same_run(folder: Path, config: RunConfig, facts: dict[str, Any], allow
     run = folder.resolve().parent.parent
     if not (run / CONFIG_FILE).is_file():
         raise UsageError(f"{folder} does not lie in a run folder: {run} has no {CONFIG_FILE}")
-    old, new = _flatten(asdict(load_config([run / CONFIG_FILE]))), _flatten(asdict(config))
+    old, new = flatten(load_config([run / CONFIG_FILE])), flatten(config)
     changed = {name: (old.get(name), new.get(name)) for name in {*old, *new} if old.get(name) != new.get(name)}
     notes = [f"{name} was {before} and is {now}" for name, (before, now) in changed.items() if name in NOTED]
     refused = [
@@ -91,16 +90,6 @@ def describe_facts(
         "num_processes": num_processes,
         **{f"version of {name}": number for name, number in versions.items()},
     }
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and value and not name.endswith("kwargs"):
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def _short(value: Any) -> str:

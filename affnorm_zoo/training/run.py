@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from filelock import FileLock
 from safetensors.torch import save_file
 
-from affnorm_zoo.config import RunConfig, config_to_yaml
+from affnorm_zoo.config import RunConfig, config_to_yaml, flatten
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import evaluate
 from affnorm_zoo.training import run_folder, watch
@@ -157,7 +157,7 @@ def _train(
         watch.trim_metrics(metrics, progress.windows, progress.epoch)
         metrics.touch()
         if config.runtime.trackers:
-            accelerator.init_trackers("affnorm_zoo", watch.flatten(dataclasses.asdict(config)))
+            accelerator.init_trackers("affnorm_zoo", flatten(config))
     _write_state(parts, output, "running")
     updates_per_epoch = trainer.batches.num_updates
     log = watch.RunLog(

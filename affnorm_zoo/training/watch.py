@@ -139,14 +139,3 @@ class RunLog:
             self.accelerator.log(metrics, step=update)
         except Exception as error:
             _logger.warning("a tracker failed at update %d: %s", update, error)
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names and scalars, which is all that some trackers take."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat

@@ -315,9 +315,12 @@ def test_pictures_are_not_replaced_in_silence(tmp_path, caplog):
                  "train.global_batch_size=24", "train.micro_batch_size=24")  # fmt: skip
     with pytest.raises(UsageError, match=r"red/0.png cannot be decoded .*max_bad_images"):
         train_here(tmp_path / "strict", *arguments)
-    with pytest.raises(UsageError, match=r"red/0.png cannot be decoded") as caught:
-        train_here(tmp_path / "worker", *arguments, "data.workers=1")
-    assert "\n" not in str(caught.value)
+    for name, more in (("worker", ()), ("memory", ("data.in_memory=always",))):
+        result = run(
+            "scripts/train.py", *TINY, *arguments, "data.workers=1", *more, "--output", tmp_path / name, ok=False
+        )
+        (line,) = result.stderr.strip().splitlines()
+        assert line.startswith("error: image red/0.png cannot be decoded")
     with caplog.at_level(logging.WARNING):
         train_here(tmp_path / "lenient", *arguments, "data.max_bad_images=5")
     assert "the next one takes its place (1 of 5 allowed)" in caplog.text

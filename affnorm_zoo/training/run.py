@@ -1,28 +1,21 @@
 import dataclasses
-import logging
-import shutil
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from accelerate import Accelerator
-from filelock import FileLock
 from safetensors.torch import save_file
 
-from affnorm_zoo.config import RunConfig, config_to_yaml, flatten
-from affnorm_zoo.errors import UsageError
+from affnorm_zoo.config import RunConfig, flatten
 from affnorm_zoo.evaluation import evaluate
 from affnorm_zoo.training import run_folder, watch
 from affnorm_zoo.training.assemble import Parts, assemble
 from affnorm_zoo.training.interrupt import Interrupt
 from affnorm_zoo.training.keeper import Keeper
+from affnorm_zoo.training.opening import RunFolder
 from affnorm_zoo.training.plan import peak_flops
 from affnorm_zoo.training.plots import plot_curves
 from affnorm_zoo.training.processes import build_accelerator, on_main
-from affnorm_zoo.training.resume import check_same_run, choose_checkpoint, describe_facts
-
-_logger = logging.getLogger(__name__)
 
 
 class PreemptedError(RuntimeError):
@@ -61,18 +54,15 @@ def train(
     accelerator = build_accelerator(
         config.runtime, log_with=list(config.runtime.trackers) or None, project_dir=str(output)
     )
-    finished = on_main(accelerator, lambda: _finished_report(config, output, resume))
+    folder = RunFolder(output)
+    finished = on_main(accelerator, lambda: folder.finished_report(config, resume))
     if finished:
         return finished
     with Interrupt() as interrupt:
         parts = assemble(config, accelerator)
-        locks: list[FileLock] = []
-        notes = on_main(
-            accelerator,
-            lambda: _open_folder(config, output, parts, accelerator, resume, overwrite, allow_changes, locks),
-        )
+        checkpoint = on_main(accelerator, lambda: folder.open(config, parts, resume, overwrite, allow_changes))
         try:
-            return _train(config, output, parts, interrupt, notes)
+            return _train(config, output, parts, interrupt, checkpoint)
         except PreemptedError as error:
             _write_state(parts, output, "preempted", message=str(error))
             raise
@@ -80,76 +70,17 @@ def train(
             _write_state(parts, output, "failed", message=f"{type(error).__name__}: {error}")
             raise
         finally:
-            for lock in locks:
-                lock.release()
-
-
-def _finished_report(config: RunConfig, output: Path, resume: str) -> dict[str, Any]:
-    """The report of a run that has nothing left to do; empty otherwise."""
-    if resume != "auto" or run_folder.read_json(output / run_folder.STATE_FILE).get("state") != "completed":
-        return {}
-    report, most = run_folder.read_json(output / run_folder.REPORT_FILE), config.train.max_updates
-    is_done = report["epochs"] >= config.train.epochs or (most is not None and report["windows"] >= most)
-    return report if is_done else {}
-
-
-def _open_folder(
-    config: RunConfig,
-    output: Path,
-    parts: Parts,
-    accelerator: Accelerator,
-    resume: str,
-    overwrite: bool,
-    allow_changes: bool,
-    locks: list[FileLock],
-) -> dict[str, Any]:
-    """Lock the folder, choose the checkpoint and write down what is about to run; nothing before all is checked."""
-    if run_folder.is_used(output) and resume == "none" and not overwrite:
-        raise UsageError(
-            f"the output folder {output} is already in use: choose another --output, go on with --resume auto, or "
-            "replace it with --overwrite"
-        )
-    folder = choose_checkpoint(resume, output)
-    versions = {name: run_folder.version(name) for name in ("torch", "timm", "affnorm-zoo")}
-    facts = describe_facts(parts.source.describe(), parts.parameters, accelerator.num_processes, versions)
-    notes = check_same_run(folder, config, facts, allow_changes) if folder else []
-    locks.append(run_folder.claim(output))
-    if overwrite and resume == "none":
-        for item in output.iterdir():
-            if item.name != run_folder.LOCK_FILE:
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
-    record = run_folder.read_json(output / run_folder.RUN_FILE)
-    resumes = [*record.get("resumes", []), {"checkpoint": str(folder), "notes": notes}] if folder else []
-    run_folder.write_text(output / run_folder.CONFIG_FILE, config_to_yaml(config))
-    run_folder.write_json(
-        output / run_folder.RUN_FILE,
-        {
-            "facts": facts,
-            "learning_rate": config.optim.learning_rate(config.train.global_batch_size),
-            "micro_batch_size": parts.micro_batch_size,
-            "forward_flops": parts.forward_flops,
-            "preprocessing": dataclasses.asdict(parts.preprocessing),
-            "distributed_type": accelerator.distributed_type.value,
-            "git_commit": run_folder.git_commit(),
-            "environment": run_folder.describe_environment(),
-            "resumes": resumes,
-        },
-    )
-    if parts.source.is_stream:
-        _logger.warning("a stream can be gone on from only at the end of an epoch, so it is saved only there")
-    for note in notes:
-        _logger.warning("the rest of the run will not be bit-equal to an uninterrupted one: %s", note)
-    return {"checkpoint": str(folder) if folder else None, "notes": notes}
+            folder.release()
 
 
 def _train(
-    config: RunConfig, output: Path, parts: Parts, interrupt: Interrupt, start: dict[str, Any]
+    config: RunConfig, output: Path, parts: Parts, interrupt: Interrupt, checkpoint: Path | None
 ) -> dict[str, Any]:
     """Go through the epochs, from the checkpoint on if there is one, and write the report."""
     trainer, accelerator = parts.trainer, parts.trainer.accelerator
     progress = trainer.state.progress
-    if start["checkpoint"]:
-        trainer.state.load(Path(start["checkpoint"]))
+    if checkpoint is not None:
+        trainer.state.load(checkpoint)
         if trainer.schedule is not None:
             trainer.schedule.step_update(progress.updates)
     metrics = output / run_folder.METRICS_FILE

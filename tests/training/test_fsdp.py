@@ -15,7 +15,7 @@ from timm.utils import ModelEmaV3
 def test_shards_train_save_and_resume_as_a_whole_model_does(optimizer, tmp_path):
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-         Path(__file__).with_name("train_sharded.py"), tmp_path, optimizer],
+         Path(__file__).with_name("train_fsdp.py"), tmp_path, optimizer],
         check=True, env=environment(), timeout=200,
     )  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {

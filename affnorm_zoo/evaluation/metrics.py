@@ -1,12 +1,14 @@
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
 from timm.utils import distribute_bn
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from affnorm_zoo.data import Normalize
+from affnorm_zoo.errors import UsageError
 
 _NUM_BINS = 15  # of the calibration error
 
@@ -22,8 +24,9 @@ def evaluate(
     """Top-1, top-5, loss and calibration over all processes, exact for shares of any size.
 
     Counts are integers and real sums are taken in float64; they are added over the processes once, at the end. The
-    model is unwrapped, so that uneven shares cannot make a collective wait, and the running statistics of batch norm
-    are those of the first process on all of them.
+    model is unwrapped, so that uneven shares cannot make a collective wait; sharded weights are collected for every
+    batch, and who has none left passes an old one through. The running statistics of batch norm are those of the first
+    process on all of them.
 
     Args:
         interrupted: asked before every batch; once it is true on one process, nobody gets a result.
@@ -44,14 +47,16 @@ def evaluate(
     counts = torch.zeros(4, dtype=torch.int64, device=device)  # top-1, top-5, images, interrupted
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     bins = torch.zeros(2, _NUM_BINS, dtype=torch.float64, device=device)  # sums of confidence, of correctness
-    for images, labels in loader:
+    batches = _in_step(loader, accelerator) if is_sharded(model) else loader
+    for images, labels in batches:
         if interrupted():
             counts[3] += 1
-            break
+            if batches is loader:
+                break
         labels = labels.to(device, non_blocking=True)
         with accelerator.autocast():
             logits = model(normalize(images))
-        logits = logits.float()
+        logits = logits[: len(labels)].float()
         ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         counts[:2] += torch.stack((ranked[:, 0].sum(), ranked.sum()))
         counts[2] += len(labels)
@@ -69,6 +74,33 @@ def evaluate(
         "ece": (bins[0] - bins[1]).abs().sum().item() / total,
         "num_images": total,
     }
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process holds only a part of the weights, as under FSDP 2."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def _in_step(loader: Iterable[tuple[Tensor, Tensor]], accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor]]:
+    """As many batches on every process: once its own are used up, the last one again without labels.
+
+    Raises:
+        UsageError: a process has no batch at all.
+    """
+    batches = iter(loader)
+    first = next(batches, None)
+    if accelerator.gather(torch.tensor([first is None], device=accelerator.device)).any():
+        raise UsageError(
+            f"sharded weights need a validation image for each of the {accelerator.num_processes} processes"
+        )
+    assert first is not None
+    images, labels = first
+    while True:
+        yield images, labels
+        following = next(batches, None)
+        if not accelerator.gather(torch.tensor([following is not None], device=accelerator.device)).any():
+            return
+        images, labels = following or (images, labels[:0])
 
 
 def _add_calibration(bins: Tensor, logits: Tensor, correct: Tensor) -> None:

@@ -24,7 +24,7 @@ from affnorm_zoo.training import setup
 from affnorm_zoo.training.ema import build_ema
 from affnorm_zoo.training.loop import Trainer
 from affnorm_zoo.training.plan import count_flops
-from affnorm_zoo.training.processes import is_sharded
+from affnorm_zoo.training.processes import shards_weights
 from affnorm_zoo.training.state import Progress, RunState
 
 
@@ -62,7 +62,7 @@ def assemble(config: RunConfig, accelerator: Accelerator) -> Parts:
     bare_model = setup.synchronize_batch_norm(config.runtime, bare_model, device, accelerator.num_processes)
     prepared = setup.prepare_model(config.runtime, bare_model)
     optimizer = setup.build_optimizer(config.optim, bare_model, config.train.global_batch_size)
-    sharded = is_sharded(accelerator)
+    sharded = shards_weights(accelerator)
     ema = None if sharded else build_ema(config.model, bare_model, sharded)
     model, optimizer = accelerator.prepare(prepared, optimizer)
     if sharded:

@@ -30,6 +30,7 @@ def dry_run(config: RunConfig) -> Plan:
     ]
     gradients_and_average = sum(p.nbytes for p in state.bare_model.parameters()) * (2 if state.ema else 1)
     return Plan(
+        preprocessing=parts.preprocessing,
         parameters=parts.parameters,
         forward_flops=parts.forward_flops,
         updates_per_epoch=trainer.batches.num_updates,

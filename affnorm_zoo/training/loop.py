@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from affnorm_zoo.data import BatchAugment, Normalize, ShardedBatches, StreamedBatches
 from affnorm_zoo.errors import UsageError
@@ -137,6 +138,8 @@ class Trainer:
         state, progress = self.state, self.state.progress
         limit = self.clip_norm if self.clip_norm is not None else math.inf
         norm = self.accelerator.clip_grad_norm_(state.model.parameters(), limit)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         if self.skip_non_finite and not math.isfinite(float(norm)):
             state.optimizer.zero_grad()
             progress.skips += 1

@@ -1,11 +1,12 @@
 """What a run will cost, before it costs anything."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from affnorm_zoo.data import Preprocessing
 
 # dense peak of one device in TFLOP/s, from the makers' data sheets: bfloat16 or float16 with float32 sums, float32
 _PEAK_TFLOPS = {
@@ -29,6 +30,7 @@ class Plan:
     are not counted. ``activation_bytes`` are the tensors that the backward pass of one micro-batch holds.
     """
 
+    preprocessing: Preprocessing
     parameters: int
     forward_flops: int  # an image
     updates_per_epoch: int
@@ -41,13 +43,11 @@ class Plan:
     weight_bytes: int  # weights, gradients, the optimiser's state, the average
     activation_bytes: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
     def as_text(self) -> str:
         """A few lines for people."""
         return (
+            f"images            {' x '.join(map(str, self.preprocessing.input_size))}, mean "
+            f"{_rounded(self.preprocessing.mean)}, std {_rounded(self.preprocessing.std)}\n"
             f"parameters        {self.parameters / 1e6:.2f} M\n"
             f"forward           {self.forward_flops / 2e9:.2f} GMACs an image\n"
             f"batch             {self.global_batch_size} images an update: {self.num_processes} processes x "
@@ -58,6 +58,10 @@ class Plan:
             f"{self.weight_bytes / 2**20:.0f} for weights, gradients and optimiser, "
             f"{self.activation_bytes / 2**20:.0f} for activations"
         )
+
+
+def _rounded(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
 
 
 def count_flops(model: nn.Module, input_size: tuple[int, ...]) -> int:

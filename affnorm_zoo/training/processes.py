@@ -71,8 +71,8 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether a process holds only a part of the weights."""
+def shards_weights(accelerator: Accelerator) -> bool:
+    """Whether the launch config has a process hold only a part of the weights."""
     return accelerator.distributed_type == DistributedType.FSDP
 
 
@@ -91,12 +91,12 @@ def _check_processes(accelerator: Accelerator) -> None:
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UsageError("precision fp16 needs a GPU, and on a CPU would be float32 in silence: use bf16 or fp32")
-    if _is_on("ACCELERATE_USE_FSDP") and not is_sharded(accelerator):
+    if _is_on("ACCELERATE_USE_FSDP") and not shards_weights(accelerator):
         raise UsageError(
             f"the launch config asks for FSDP, but accelerate has started {accelerator.distributed_type.value}: FSDP "
             "needs GPUs, and runtime.device=auto"
         )
-    if is_sharded(accelerator) and not accelerator.is_fsdp2:
+    if shards_weights(accelerator) and not accelerator.is_fsdp2:
         raise UsageError("only FSDP 2 is supported: set fsdp_version: 2 in the launch config")
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 import time
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from affnorm_zoo.training.opening import RunFolder
 from affnorm_zoo.training.plan import peak_flops
 from affnorm_zoo.training.plots import plot_curves
 from affnorm_zoo.training.processes import build_accelerator, on_main
+
+_logger = logging.getLogger(__name__)
 
 
 class PreemptedError(RuntimeError):
@@ -208,7 +211,8 @@ def _finish(config: RunConfig, output: Path, parts: Parts, seconds: float) -> di
 def _write_results(output: Path, weights: dict[str, Any], report: dict[str, Any]) -> None:
     for name, tensors in weights.items():
         run_folder.write_atomically(output / name, partial(save_file, tensors))
-    plot_curves(output / run_folder.METRICS_FILE, output / "curves.png")
+    if not plot_curves(output / run_folder.METRICS_FILE, output / "curves.png"):
+        _logger.warning("curves.png needs matplotlib: pip install 'affnorm-zoo[plots]'")
     run_folder.write_json(output / run_folder.REPORT_FILE, report)
     run_folder.write_state(output, "completed", epoch=report["epochs"], updates=report["updates"])
 

@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.evaluation import is_sharded
 from affnorm_zoo.training.ema import ModelEma, ShardEma
-from affnorm_zoo.training.processes import is_sharded
 from affnorm_zoo.training.tensors import join_tensors, split_tensors, to_plain
 
 MODEL_FILE = "model.safetensors"
@@ -105,20 +105,20 @@ class RunState:
             setattr(self.progress, name, value)
 
     def _optimizer_state(self) -> dict[str, Any]:
-        if is_sharded(self.accelerator):
+        if is_sharded(self.model):
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             return get_optimizer_state_dict(self.model, _plain(self.optimizer), options=options)
         return _plain(self.optimizer).state_dict()
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
-        if is_sharded(self.accelerator):
+        if is_sharded(self.model):
             options = StateDictOptions(full_state_dict=True)
             set_optimizer_state_dict(self.model, _plain(self.optimizer), state, options=options)
         else:
             _plain(self.optimizer).load_state_dict(state)
 
     def _load_model(self, state: dict[str, Tensor]) -> None:
-        if is_sharded(self.accelerator):
+        if is_sharded(self.model):
             set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True))
         else:
             self.bare_model.load_state_dict(state)

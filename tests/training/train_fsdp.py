@@ -1,12 +1,12 @@
 """Two processes hold half of the weights each (FSDP 2): train, save, load into fresh shards, go on. For torchrun."""
 
+import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import timm
 import torch
-from accelerate.utils import DistributedType
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 from torch import distributed
@@ -14,13 +14,12 @@ from torch.distributed.fsdp import fully_shard
 
 import affnorm_zoo  # noqa: F401
 from affnorm_zoo.config import ModelConfig
+from affnorm_zoo.evaluation import evaluate
 from affnorm_zoo.training.ema import build_ema
 from affnorm_zoo.training.state import Progress, RunState, save_state
 
-SHARDED = SimpleNamespace(distributed_type=DistributedType.FSDP, scaler=None)
 
-
-def build(name, optimizer):
+def build(accelerator, name, optimizer):
     torch.manual_seed(0)
     model = timm.create_model("vit_nano_patch4_32_affinelike", img_size=8, embed_dim=24, depth=2, num_classes=4)
     for block in model.blocks:
@@ -28,7 +27,7 @@ def build(name, optimizer):
     fully_shard(model)
     steps = create_optimizer_v2(model, opt=optimizer, lr=1e-3)
     ema = build_ema(ModelConfig(name=name, ema_decay=0.5, ema_warmup=False), model, sharded=True)
-    return RunState(SHARDED, model, model, steps, ema, Progress())
+    return RunState(accelerator, model, model, steps, ema, Progress())
 
 
 def train(state, steps):
@@ -43,9 +42,9 @@ def train(state, steps):
 
 
 def main(folder, optimizer):
-    distributed.init_process_group("gloo")
-    rank = distributed.get_rank()
-    state = build("live", optimizer)
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    state = build(accelerator, "live", optimizer)
     train(state, 3)
     content = state.gather()
     if rank == 0:
@@ -53,7 +52,7 @@ def main(folder, optimizer):
     distributed.barrier()
     train(state, 2)
 
-    resumed = build("fresh", optimizer)
+    resumed = build(accelerator, "fresh", optimizer)
     resumed.load(folder)
     assert resumed.progress.updates == 3
     train(resumed, 2)
@@ -68,7 +67,20 @@ def main(folder, optimizer):
     if rank == 0:
         save_file(live, folder / "final.safetensors")
         save_file(average, folder / "final_ema.safetensors")
-    distributed.destroy_process_group()
+    check_evaluation(accelerator, state.model, folder)
+    accelerator.end_training()
+
+
+def check_evaluation(accelerator, model, folder):
+    """Shares of three and two images, two batches and one."""
+    images, labels = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 3, 0])
+    mine = range(accelerator.process_index, 5, 2)
+    batches = [(images[list(part)], labels[list(part)]) for part in (mine[:2], mine[2:]) if len(part)]
+    found = evaluate(model, batches, lambda x: x, accelerator)
+    stops = evaluate(model, batches, lambda x: x, accelerator, lambda: accelerator.process_index == 1)
+    assert stops is None
+    if accelerator.is_main_process:
+        (folder / "metrics.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

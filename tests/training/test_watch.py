@@ -1,0 +1,103 @@
+"""What can be seen of a run: a bar on a terminal, plain lines elsewhere, the share of the peak where it is known."""
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import termios
+
+import pytest
+import torch
+from PIL import Image
+from runs import ROOT, TINY, command, environment, metrics, train_here
+
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training import plan, run_folder
+from affnorm_zoo.training import run as run_module
+
+
+def test_a_terminal_gets_a_bar(tmp_path):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 160, 0, 0))
+    variables = environment()
+    del variables["TQDM_DISABLE"]
+    process = subprocess.Popen(
+        command("scripts/train.py", *TINY, "runtime.log_updates=1", "--output", tmp_path),
+        cwd=ROOT, env=variables, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(ours, 4096)
+        except OSError:  # the terminal's other end is closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(ours)
+    assert process.wait() == 0
+    text = seen.decode()
+    assert "10/10" in text
+    for word in ("loss ", "grad ", "lr ", "img/s", "wait ", "epoch   2/2", "top-1"):
+        assert word in text
+
+
+def test_elsewhere_lines(tmp_path, capsys, monkeypatch):
+    from affnorm_zoo.training import watch
+
+    monkeypatch.setattr(watch, "_SECONDS_A_LINE", 0)
+    train_here(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["update", "update", "epoch", "update", "update", "epoch"]
+    assert all("img/s" in line for line in lines if line.startswith("update"))
+
+
+def test_curves_are_drawn_or_missed_aloud(tmp_path, monkeypatch, caplog):
+    train_here(tmp_path / "with", "model.ema_decay=0.9")
+    assert Image.open(tmp_path / "with/curves.png").size[0] > 500
+    monkeypatch.setattr(run_module, "plot_curves", lambda *_: False)
+    train_here(tmp_path / "without", "train.max_updates=1")
+    assert "curves.png needs matplotlib" in caplog.text
+
+
+def test_the_peak_is_looked_up_by_device_and_precision(monkeypatch):
+    cuda = torch.device("cuda")
+    for name, half, single in (("NVIDIA H200", 989e12, 67e12), ("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        assert (plan.peak_flops(cuda, "bf16"), plan.peak_flops(cuda, "no")) == (half, single)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU of next year")
+    assert plan.peak_flops(cuda, "bf16") is None
+    assert plan.peak_flops(torch.device("cpu"), "no") is None
+
+
+def test_the_share_of_a_known_peak_is_logged(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "peak_flops", lambda *_: 1e12)
+    train_here(tmp_path, "train.max_updates=4")
+    flops = run_folder.read_json(tmp_path / "run.json")["forward_flops"]
+    for record in metrics(tmp_path, "update"):
+        assert record["mfu"] == pytest.approx(3 * flops * record["images_per_second"] / 1e12, abs=1e-4)
+
+
+def test_the_environment_is_written_down(tmp_path):
+    train_here(tmp_path, "train.max_updates=1")
+    record = run_folder.read_json(tmp_path / "run.json")
+    assert {"device", "cpu_count", "python", "torch", "timm", "affnorm-zoo"} <= record["environment"].keys()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT)
+    if commit.returncode == 0:
+        assert record["git_commit"].removesuffix("-dirty") == commit.stdout.strip()
+    assert record["facts"]["num_train"] == 1437
+
+
+def test_synchronised_statistics_need_gpus():
+    from affnorm_zoo.config import RuntimeConfig
+    from affnorm_zoo.training.setup import synchronize_batch_norm
+
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    config, cpu = RuntimeConfig(sync_bn=True), torch.device("cpu")
+    assert synchronize_batch_norm(config, model, cpu, world_size=1) is model
+    with pytest.raises(UsageError, match=r"runtime.sync_bn needs GPUs"):
+        synchronize_batch_norm(config, model, cpu, world_size=2)
+    converted = synchronize_batch_norm(config, model, torch.device("cuda"), world_size=2)
+    assert isinstance(converted[0], torch.nn.SyncBatchNorm)

@@ -1,5 +1,7 @@
 """Divergence-free normalisers for timm models; importing this package registers its models with timm."""
 
+from typing import Any
+
 from . import models as models
 from ._version import __version__ as __version__
 from .factory import bind as bind
@@ -19,3 +21,12 @@ from .registry import NormalizerSpec as NormalizerSpec
 from .registry import get_normalizer as get_normalizer
 from .registry import list_normalizers as list_normalizers
 from .registry import register_normalizer as register_normalizer
+
+
+def __getattr__(name: str) -> Any:
+    """Bring in ``load``, and the Hub's client with it, only when it is asked for."""
+    if name == "load":
+        from .hub import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,14 +4,15 @@ from affnorm_zoo._version import __version__
 from affnorm_zoo.cli.benchmark import benchmark
 from affnorm_zoo.cli.catalogue import info, list_models
 from affnorm_zoo.cli.evaluate import evaluate
+from affnorm_zoo.cli.hub import pull, push
 from affnorm_zoo.cli.train import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
-    """Divergence-free normalisers for timm models: look up, train, evaluate, measure."""
+    """Divergence-free normalisers for timm models: look up, train, evaluate, measure, publish."""
 
 
-for command in (list_models, info, train, evaluate, benchmark):
+for command in (list_models, info, train, evaluate, benchmark, push, pull):
     cli.add_command(command)

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import click
+
+from affnorm_zoo.cli.report import reported_errors
+from affnorm_zoo.hub import load, publish
+from affnorm_zoo.hub import pull as pull_files
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--repo-id", required=True, metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Whether a new repository is.")
+@click.option("--revision", default="main", show_default=True, help="Branch.")
+@click.option("--tag", help="A name for this version.")
+@click.option("--dry-run", is_flag=True, help="Build and check the files, send nothing.")
+def push(run: Path, repo_id: str, private: bool, revision: str, tag: str | None, dry_run: bool) -> None:
+    """Publish a finished RUN on the Hugging Face Hub, in one commit that is read back.
+
+    The token is that of HF_TOKEN or of `hf auth login`. Repeat the command after any failure.
+    """
+    with reported_errors():
+        published = publish(run, repo_id, private=private, revision=revision, tag=tag, dry_run=dry_run)
+    for name, size in published.files.items():
+        click.echo(f"{size:>12,}  {name}")
+    if published.commit is None:
+        click.echo(f"{run / 'release'} is what would go to {repo_id}")
+    else:
+        click.echo(f'affnorm_zoo.load("{repo_id}", revision="{tag or published.commit}")')
+
+
+@click.command()
+@click.argument("repo_id", metavar="ORG/NAME")
+@click.option("--revision", help="Commit, tag or branch.")
+@click.option("--verify", is_flag=True, help="Compare the model's outputs with the published ones too.")
+def pull(repo_id: str, revision: str | None, verify: bool) -> None:
+    """Download a published model, check it, and print where it lies."""
+    with reported_errors():
+        folder = pull_files(repo_id, revision=revision)
+        if verify:
+            load(repo_id, revision=folder.name, verify=True)
+    click.echo(folder)

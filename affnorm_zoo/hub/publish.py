@@ -1,0 +1,150 @@
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+from affnorm_zoo.hub.client import hub_client
+from affnorm_zoo.hub.errors import HubError, hub_errors
+from affnorm_zoo.hub.release import MANIFEST_FILE, build_release
+
+_KEEP = {".gitattributes"}  # the Hub's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Where a release lies: the commit of ``repo_id`` that holds it, None after a dry run, and its files in bytes."""
+
+    repo_id: str
+    commit: str | None
+    files: dict[str, int]
+
+
+def publish(
+    run: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str = "main",
+    tag: str | None = None,
+    token: str | None = None,
+    dry_run: bool = False,
+) -> Published:
+    """Make of a finished run one commit of a model repository, and read it back.
+
+    Everything is built and checked before the first request. Doing it again after any failure completes it; what is
+    there already makes no second commit.
+
+    Args:
+        run: a finished run folder.
+        repo_id: ``ORG/NAME``; made if it does not exist.
+        private: whether a new repository is.
+        revision: the branch.
+        tag: a name for the commit.
+        token: of the Hub; by default ``HF_TOKEN`` or that of ``hf auth login``.
+        dry_run: build and check only.
+
+    Raises:
+        UsageError: the run is not finished.
+        HubError: the Hub refuses, is out of reach, or holds something else afterwards.
+    """
+    folder = build_release(run)
+    files = {path.name: path for path in sorted(folder.iterdir())}
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    if dry_run:
+        return Published(repo_id=repo_id, commit=None, files=sizes)
+    with hub_client(token) as api:
+        with hub_errors(f"looking for {repo_id}"):
+            _check_namespace(api, repo_id)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if revision != "main":
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = _commit(api, repo_id, revision, files)
+        with hub_errors(f"reading {repo_id} back"):
+            wrong = _differences(api, repo_id, commit, files)
+            if wrong:
+                raise HubError(
+                    f"{repo_id} at {commit[:8]} differs from what was sent in {', '.join(wrong)}: push again"
+                )
+            if tag is not None:
+                _tag(api, repo_id, tag, commit)
+    return Published(repo_id=repo_id, commit=commit, files=sizes)
+
+
+def _check_namespace(api: HfApi, repo_id: str) -> None:
+    """A namespace that is not ours would be found out only at the commit, after the upload."""
+    namespace, slash, _ = repo_id.partition("/")
+    me = api.whoami()
+    own = [me["name"], *(org["name"] for org in me.get("orgs", []))]
+    if not slash or namespace not in own:
+        raise HubError(f"{repo_id} is not in a namespace of this token, which are {', '.join(own)}")
+    if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise HubError("the token can only read: make one with the write role at the Hub's settings, and set HF_TOKEN")
+
+
+def _commit(api: HfApi, repo_id: str, revision: str, files: dict[str, Path]) -> str:
+    """One commit that leaves the repository with these files; the head, if it has them already."""
+    with hub_errors(f"reading {repo_id}"):
+        head = _head(api, repo_id, revision)
+        if head and not _differences(api, repo_id, head, files):
+            return head
+        there = set(api.list_repo_files(repo_id, revision=head)) if head else set()
+    operations = [
+        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
+        *(CommitOperationDelete(path_in_repo=name) for name in sorted(there - set(files) - _KEEP)),
+    ]
+    manifest = json.loads(files[MANIFEST_FILE].read_text(encoding="utf-8"))
+    try:
+        with hub_errors(f"pushing to {repo_id}"):
+            info = api.create_commit(
+                repo_id,
+                operations,
+                commit_message=f"{manifest['architecture']}, by affnorm_zoo {manifest['affnorm-zoo']}",
+                revision=revision,
+                parent_commit=head,
+            )
+            return info.oid
+    except HubError:
+        # the answer may have been lost on its way, and the commit be there
+        with hub_errors(f"reading {repo_id}"):
+            now = _head(api, repo_id, revision)
+            if now and now != head and not _differences(api, repo_id, now, files):
+                return now
+        raise
+
+
+def _head(api: HfApi, repo_id: str, revision: str) -> str | None:
+    try:
+        return api.model_info(repo_id, revision=revision).sha
+    except RevisionNotFoundError:
+        return None
+    except RepositoryNotFoundError as error:
+        raise HubError(f"{repo_id} was made, but this token cannot read it") from error
+
+
+def _differences(api: HfApi, repo_id: str, commit: str, files: dict[str, Path]) -> list[str]:
+    """Names of files that the repository lacks, or holds with another content."""
+    remote = {info.path: info for info in api.get_paths_info(repo_id, list(files), revision=commit)}
+    wrong = []
+    for name, path in files.items():
+        data, info = path.read_bytes(), remote.get(name)
+        if info is None:
+            wrong.append(name)
+        elif info.lfs is not None:
+            if info.lfs.sha256 != hashlib.sha256(data).hexdigest():
+                wrong.append(name)
+        elif info.blob_id != hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest():
+            wrong.append(name)
+    return wrong
+
+
+def _tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
+    """Give the commit a name, which must not be another's."""
+    api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
+    found = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+    if found.get(tag) != commit:
+        raise HubError(
+            f"the tag {tag} of {repo_id} already names another version, {found.get(tag, '')[:8]}: choose another"
+        )

@@ -1,0 +1,106 @@
+"""A finished run as the files of a repository: export, golden tensors, the run's records, a manifest of it all."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from affnorm_zoo._version import __version__
+from affnorm_zoo.hub.errors import HubError
+from affnorm_zoo.hub.export import export_run
+from affnorm_zoo.training.run_folder import CONFIG_FILE, METRICS_FILE, REPORT_FILE
+
+MANIFEST_FILE = "manifest.json"
+GOLDEN_FILE = "golden.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+CURVES_FILE = "curves.png"
+_NUM_GOLDEN = 2
+
+
+def build_release(run: Path) -> Path:
+    """Collect what is published of a run in ``run/release``, checked.
+
+    It holds the export (``model.safetensors``, ``config.json``, ``README.md``), ``golden.safetensors`` (an input, its
+    logits and features), the run's config, metrics, report and curves, and ``manifest.json`` with the size and sha256
+    of each. Building it again gives the same bytes, so that what is published already is recognised.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: the run is not finished.
+        HubError: the card is not valid.
+    """
+    export, folder = export_run(run), run / "release"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(export, folder)
+    for name in (CONFIG_FILE, METRICS_FILE, REPORT_FILE, CURVES_FILE):
+        if (run / name).is_file():
+            shutil.copy(run / name, folder / name)
+    save_file(golden_tensors(load_folder(folder)), folder / GOLDEN_FILE)
+    check_card(folder / "README.md")
+    files = {path.name: describe_file(path) for path in sorted(folder.iterdir())}
+    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
+    manifest = {"architecture": architecture, "affnorm-zoo": __version__, "files": files}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def load_folder(folder: Path, **kwargs: Any) -> nn.Module:
+    """Build the model that a folder with config.json and model.safetensors describes; no other file of it is read."""
+    return timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs)
+
+
+@torch.no_grad()
+def golden_tensors(model: nn.Module, x: Tensor | None = None) -> dict[str, Tensor]:
+    """An input of the model's size, (2, C, H, W), with its logits and pooled features, in evaluation mode."""
+    model = model.eval()
+    if x is None:
+        size = model.pretrained_cfg["input_size"]
+        x = torch.randn(_NUM_GOLDEN, *size, generator=torch.Generator().manual_seed(0))
+    features = model.forward_head(model.forward_features(x), pre_logits=True)
+    return {"input": x, "logits": model(x).contiguous(), "features": features.contiguous()}
+
+
+def check_golden(model: nn.Module, path: Path) -> None:
+    """Compare a model with the golden tensors that were published with it.
+
+    Raises:
+        HubError: an output differs by more than roundings of float32 do.
+    """
+    golden = load_file(path)
+    found = golden_tensors(model, golden["input"])
+    for name in ("features", "logits"):
+        scale = golden[name].abs().max()
+        error = (found[name] - golden[name]).abs().max()
+        if not error <= 1e-4 * scale:  # hundreds of float32 ulps: other devices and libraries sum in other orders
+            raise HubError(f"the loaded model's {name} differ from the published ones by {error:.3g}, of {scale:.3g}")
+
+
+def check_card(path: Path) -> None:
+    """See that the card's metadata are whole.
+
+    Raises:
+        HubError: they are not, or a result is not that of the report beside it.
+    """
+    card = ModelCard.load(path)
+    report = json.loads((path.parent / REPORT_FILE).read_text(encoding="utf-8"))
+    if card.data.library_name != "timm" or card.data.license is None or not card.data.eval_results:
+        raise HubError(f"{path} must name the library timm, a licence and a result")
+    weights = "ema" if "ema" in report else "val"
+    (result,) = card.data.eval_results
+    if result.metric_value != report[weights]["top1"]:
+        raise HubError(f"{path} says top-1 {result.metric_value}, the report {report[weights]['top1']}")
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and sha256."""
+    data = path.read_bytes()
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -1,0 +1,117 @@
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from runs import ROOT, train_here
+
+HERE = Path(__file__).parent
+VARIABLES = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "http_proxy",
+    "https_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+)
+
+
+class Hub:
+    """The loopback Hub."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "server.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.url = self.process.stdout.readline().strip()
+
+    def ask(self, what="state", content=None):
+        data = json.dumps(content or {}).encode()
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{self.url}/test/{what}", data=data, timeout=10) as answer:
+            return json.loads(answer.read())
+
+    def faults(self, **names):
+        self.ask("faults", {name.replace("_", " "): count for name, count in names.items()})
+
+    def versions(self, repo_id):
+        """Commits beside the one that made the repository."""
+        repo = self.ask()["repos"].get(repo_id)
+        return repo["order"][1:] if repo else []
+
+    def environment(self, home, token="hf_writer", **extra):
+        environment = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+        environment |= {
+            "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*", "OMP_NUM_THREADS": "1", **extra,
+        }  # fmt: skip
+        return environment | ({"HF_TOKEN": token} if token else {})
+
+
+class Client:
+    """A process that speaks to the Hub; every piece of code runs in it."""
+
+    def __init__(self, environment):
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", HERE / "worker.py"], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self(
+            "import json, torch, timm, affnorm_zoo\nfrom pathlib import Path\nfrom affnorm_zoo.hub import publish, pull, load"
+        )
+
+    def __call__(self, code, ok=True):
+        self.process.stdin.write(json.dumps(code) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        assert ("error" not in answer) == ok, answer
+        return answer.get("result") if ok else answer
+
+    def fails(self, code):
+        return self(code, ok=False)["error"]
+
+
+@pytest.fixture(scope="session")
+def hub():
+    server = Hub()
+    yield server
+    server.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def clients(hub, tmp_path_factory):
+    """Clients by token and settings, each with a home of its own."""
+    made = {}
+
+    def client(token="hf_writer", home=None, **extra):
+        key = (token, home, *sorted(extra.items()))
+        if key not in made:
+            made[key] = Client(hub.environment(home or tmp_path_factory.mktemp("home"), token, **extra))
+        return made[key]
+
+    yield client
+    for one in made.values():
+        one.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory):
+    """A finished run of each family, and a second one of the first."""
+    folder = tmp_path_factory.mktemp("runs")
+    vit = ("model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=8")
+    for name, overrides in {
+        "resnet": (), "vit": vit, "ema": ("model.name=resnet20_cifar_patchnorm_ws", "model.ema_decay=0.9"),
+        "second": ("train.seed=1",),
+    }.items():  # fmt: skip
+        train_here(folder / name, *overrides, "train.max_updates=2")
+    return folder
+
+
+@pytest.fixture
+def repo(request, hub):
+    hub.faults()
+    return f"zoo/{request.node.name.replace('[', '-').rstrip(']').replace(' ', '_')[:80]}"

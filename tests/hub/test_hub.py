@@ -1,0 +1,286 @@
+"""Publish and pull, by the real client, against a Hub on the loopback address."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import ROOT
+from safetensors.torch import load_file
+
+SECRET = "hf_writer"
+
+
+def push(run, repo, **options):
+    arguments = "".join(f", {name}={value!r}" for name, value in options.items())
+    return f"result = publish(Path({str(run)!r}), {repo!r}{arguments}).commit"
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit", "ema"])
+def test_what_is_pulled_elsewhere_is_what_was_pushed(family, hub, clients, finished_runs, repo, tmp_path):
+    run = finished_runs / family
+    commit = clients()(push(run, repo))
+    assert hub.versions(repo) == [commit]
+    out = tmp_path / "out.safetensors"
+    code = (
+        "import sys, timm, torch, affnorm_zoo\n"
+        "from safetensors.torch import save_file\n"
+        "repo, out = sys.argv[1:]\n"
+        "ours = affnorm_zoo.load(repo, verify=True).eval()\n"
+        "plain = timm.create_model('hf-hub:' + repo, pretrained=True).eval()\n"
+        "x = torch.linspace(-1, 1, 192).reshape(3, 1, 8, 8)\n"
+        "assert torch.equal(ours(x), plain(x))\n"
+        "save_file({**ours.state_dict(), 'logits of three': ours(x).detach()}, out)\n"
+    )
+    environment = hub.environment(tmp_path / "home")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, repo, out], check=True, env=environment, cwd=tmp_path)
+    published = load_file(run / ("ema.safetensors" if family == "ema" else "model.safetensors"))
+    loaded = load_file(out)
+    logits = loaded.pop("logits of three")
+    assert loaded.keys() == published.keys()
+    assert all(published[name].equal(tensor) for name, tensor in loaded.items())
+    expected = clients()(f"result = load({repo!r}).eval()(torch.linspace(-1, 1, 192).reshape(3, 1, 8, 8)).tolist()")
+    assert logits.tolist() == expected
+
+
+def test_a_release_holds_what_it_should_and_no_pickle(hub, clients, finished_runs, repo):
+    commit = clients()(push(finished_runs / "resnet", repo))
+    assert hub.ask()["repos"][repo]["files"][commit] == [
+        ".gitattributes", "README.md", "config.json", "config.yaml", "curves.png", "golden.safetensors",
+        "manifest.json", "metrics.jsonl", "model.safetensors", "report.json",
+    ]  # fmt: skip
+    report = json.loads((finished_runs / "resnet/report.json").read_text())
+    card = clients()(
+        "from huggingface_hub import ModelCard\n"
+        f"card = ModelCard.load({repo!r})\n"
+        "result = [card.data.eval_results[0].metric_value, card.data.library_name, card.content]"
+    )
+    assert card[:2] == [report["val"]["top1"], "timm"]
+
+
+def test_pushing_again_makes_no_second_version(hub, clients, finished_runs, repo):
+    client = clients()
+    first = client(push(finished_runs / "resnet", repo, tag="v1"))
+    assert client(push(finished_runs / "resnet", repo, tag="v1")) == first
+    assert hub.versions(repo) == [first]
+
+
+def test_revisions_load_what_they_name(hub, clients, finished_runs, repo):
+    client = clients()
+    first = client(push(finished_runs / "resnet", repo, tag="v1"))
+    second = client(push(finished_runs / "second", repo, tag="v2"))
+    assert hub.versions(repo) == [first, second]
+    for revision, run in (("v1", "resnet"), (first, "resnet"), ("v2", "second"), (None, "second"), ("main", "second")):
+        weight = client(f"result = load({repo!r}, revision={revision!r}).conv1.weight.flatten().tolist()")
+        assert weight == load_file(finished_runs / run / "model.safetensors")["conv1.weight"].flatten().tolist()
+    plain = client(f"result = timm.create_model('hf-hub:{repo}@v1', pretrained=True).conv1.weight.flatten().tolist()")
+    assert plain == load_file(finished_runs / "resnet/model.safetensors")["conv1.weight"].flatten().tolist()
+    error = client.fails(push(finished_runs / "second", repo, tag="v1"))
+    assert "the tag v1" in error
+    assert "already names another version" in error
+    assert "has no such revision" in client.fails(f"load({repo!r}, revision='v3')")
+
+
+def test_a_branch_is_made_and_left_apart(hub, clients, finished_runs, repo):
+    client = clients()
+    first = client(push(finished_runs / "resnet", repo))
+    second = client(push(finished_runs / "second", repo, revision="dev"))
+    assert hub.ask()["repos"][repo]["branches"] == {"main": first, "dev": second}
+
+
+def test_a_dry_run_sends_nothing(hub, clients, finished_runs, repo):
+    before = len(hub.ask()["requests"])
+    assert clients()(push(finished_runs / "vit", repo, dry_run=True)) is None
+    assert len(hub.ask()["requests"]) == before
+    assert (finished_runs / "vit/release/manifest.json").is_file()
+
+
+def test_the_command_pushes_and_prints_the_way_back(hub, finished_runs, repo, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "scripts/push_to_hub.py", finished_runs / "resnet", "--repo-id", repo,
+         "--tag", "v1"],
+        cwd=ROOT, env=hub.environment(tmp_path), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert f'affnorm_zoo.load("{repo}", revision="v1")' in result.stdout
+    assert "model.safetensors" in result.stdout
+    pulled = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "affnorm_zoo.cli", "pull", repo, "--revision", "v1", "--verify"],
+        cwd=ROOT, env=hub.environment(tmp_path), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert hub.versions(repo)[0] in pulled.stdout
+
+
+DENIED = {
+    "no token": (None, "zoo", "there is no token: set HF_TOKEN"),
+    "bad token": ("hf_forged", "zoo", "the token is not valid"),
+    "read-only token": ("hf_reader", "zoo", "the token can only read"),
+    "foreign namespace": ("hf_stranger", "zoo", "is not in a namespace of this token, which are stranger"),
+}
+
+
+@pytest.mark.parametrize("case", DENIED)
+def test_who_may_not_push_is_told_why_and_nothing_is_made(case, hub, clients, finished_runs, repo):
+    token, _, message = DENIED[case]
+    answer = clients(token)(push(finished_runs / "resnet", repo), ok=False)
+    assert answer["error"].startswith("HubError: ")
+    assert message in answer["error"]
+    assert "\n" not in answer["error"]
+    if token:
+        assert token not in json.dumps(answer)
+    assert repo not in hub.ask()["repos"]
+
+
+def test_a_private_repository_is_for_its_own(clients, finished_runs, repo):
+    clients()(push(finished_runs / "resnet", repo, private=True))
+    clients("hf_reader")(f"load({repo!r})")
+    assert "it is private and the token does not reach it" in clients("hf_stranger").fails(f"load({repo!r})")
+
+
+def test_a_lost_answer_is_found_out_to_be_a_success(hub, clients, finished_runs, repo):
+    hub.faults(commit_answer_lost=1)
+    commit = clients()(push(finished_runs / "resnet", repo))
+    assert hub.versions(repo) == [commit]
+
+
+def test_a_refused_commit_leaves_the_head_and_a_second_try_completes_it(hub, clients, finished_runs, repo):
+    client = clients()
+    first = client(push(finished_runs / "resnet", repo))
+    hub.faults(commit_refused=9)
+    error = client.fails(push(finished_runs / "second", repo))
+    assert f"pushing to {repo} failed: the Hub answered 503; try again later" in error
+    assert hub.versions(repo) == [first]
+    hub.faults()
+    second = client(push(finished_runs / "second", repo))
+    assert hub.versions(repo) == [first, second]
+
+
+def test_a_cut_upload_is_resumed_by_the_client(hub, clients, finished_runs, repo):
+    client = clients()
+    hub.faults(upload_cut=1)
+    commit = client(push(finished_runs / "second", repo))
+    assert hub.versions(repo) == [commit]
+
+
+def test_a_killed_push_is_completed_by_the_next(hub, clients, finished_runs, repo, tmp_path):
+    for delay in (0.2, 0.6, 1.0, 1.4):
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c",
+             "from affnorm_zoo.hub import publish\nfrom pathlib import Path\nimport sys\nprint('go', flush=True)\n"
+             "publish(Path(sys.argv[1]), sys.argv[2])", finished_runs / "ema", repo],
+            env=hub.environment(tmp_path), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        process.stdout.readline()
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        versions = hub.versions(repo)
+        assert len(versions) <= 1
+        if versions:
+            assert len(hub.ask()["repos"][repo]["files"][versions[0]]) == 10
+    commit = clients()(push(finished_runs / "ema", repo))
+    assert hub.versions(repo) == [commit]
+
+
+def test_somebody_faster_is_a_clear_error(hub, clients, finished_runs, repo):
+    client = clients()
+    client(push(finished_runs / "resnet", repo))
+    hub.faults(somebody_was_faster=1)
+    error = client.fails(push(finished_runs / "second", repo))
+    assert "somebody else has pushed in the meantime: push again" in error
+    commit = client(push(finished_runs / "second", repo))
+    assert "other.txt" not in hub.ask()["repos"][repo]["files"][commit]
+
+
+def test_a_flipped_byte_is_refused_then_healed(hub, clients, finished_runs, repo, tmp_path):
+    client = clients()
+    client(push(finished_runs / "resnet", repo))
+    cache = str(tmp_path / "cache")
+    hub.faults(a_byte_flipped=1)
+    assert client(f"load({repo!r}, cache_dir={cache!r}); result = True")  # downloaded twice
+    hub.faults(a_byte_flipped=2)
+    error = client.fails(f"load({repo!r}, cache_dir={cache + '2'!r})")
+    assert "model.safetensors of" in error
+    assert "is not what was published: sha256 differs" in error
+    assert client(f"load({repo!r}, cache_dir={cache + '2'!r}); result = True")
+
+
+def test_a_file_damaged_in_the_cache_is_healed_or_named(hub, clients, finished_runs, repo, tmp_path):
+    home = tmp_path / "home"
+    client = clients(home=home)
+    client(push(finished_runs / "resnet", repo))
+    damage = (
+        f"path = (pull({repo!r}) / 'model.safetensors').resolve()\n"
+        "data = bytearray(path.read_bytes()); data[-9] ^= 4; path.write_bytes(bytes(data))\n"
+    )
+    client(damage)
+    client(f"load({repo!r})")
+    client(damage)
+    offline = clients(home=home, HF_HUB_OFFLINE="1")
+    assert "is damaged in the cache: load it again with a network" in offline.fails(f"load({repo!r})")
+
+
+def test_offline_the_cache_is_enough_and_its_lack_is_clear(hub, clients, finished_runs, repo, tmp_path):
+    home = tmp_path / "home"
+    first = clients(home=home)(push(finished_runs / "resnet", repo))
+    clients(home=home)(f"load({repo!r})")
+    before = len(hub.ask()["requests"])
+    offline = clients(home=home, HF_HUB_OFFLINE="1")
+    for revision in (None, "main", first):
+        offline(f"load({repo!r}, revision={revision!r}, verify=True)")
+    error = offline.fails("load('zoo/never-seen')")
+    assert "is not in the cache" in error
+    assert len(hub.ask()["requests"]) == before
+
+
+def test_a_dead_server_is_an_error_and_not_an_old_version(hub, clients, finished_runs, repo, tmp_path):
+    home = tmp_path / "home"
+    client = clients(home=home)
+    first = client(push(finished_runs / "resnet", repo))
+    client(f"load({repo!r})")
+    cut_off = clients(home=home, HF_ENDPOINT="http://127.0.0.1:9")
+    error = cut_off.fails(f"load({repo!r})")
+    assert "no answer from http://127.0.0.1:9: check the network" in error
+    cut_off(f"load({repo!r}, revision={first!r})")  # a commit needs no asking
+
+
+def test_a_server_without_xet_is_named_with_the_remedy(clients, finished_runs, repo):
+    client = clients(
+        HF_HUB_DISABLE_XET="0", HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1", HF_XET_CLIENT_RETRY_BASE_DELAY="10ms"
+    )
+    assert "set HF_HUB_DISABLE_XET=1" in client.fails(push(finished_runs / "resnet", repo))
+
+
+def test_a_repository_of_others_is_told_apart(clients, repo):
+    client = clients()
+    assert "there is no such repository" in client.fails("load('zoo/nothing')")
+    client(f"from huggingface_hub import HfApi; HfApi().create_repo({repo!r})")
+    assert "lacks the file: it was not made by affnorm_zoo" in client.fails(f"load({repo!r})")
+    assert "a repository is called ORG/NAME" in client.fails("load('zoo/a/b')")
+
+
+def test_outputs_that_differ_are_refused_when_asked(clients, finished_runs, repo):
+    client = clients()
+    client(push(finished_runs / "resnet", repo))
+    client(
+        "from affnorm_zoo.hub import release\nfrom safetensors.torch import load_file, save_file\n"
+        f"folder = pull({repo!r})\ngolden = load_file(folder / 'golden.safetensors')\n"
+    )
+    error = client.fails(
+        "import tempfile\ngolden['logits'] = golden['logits'] * 1.01\n"
+        "other = Path(tempfile.mkdtemp()) / 'golden.safetensors'\nsave_file(golden, other)\n"
+        "release.check_golden(release.load_folder(folder), other)"
+    )
+    assert "the loaded model's logits differ from the published ones" in error
+
+
+def test_the_token_goes_to_the_hub_alone_and_nobody_goes_elsewhere(hub, clients, finished_runs, repo):
+    client = clients()
+    client(push(finished_runs / "resnet", repo))
+    client(f"load({repo!r})")
+    requests = hub.ask()["requests"]
+    assert {origin for origin, *_ in requests} == {"127.0.0.1", "localhost"}
+    assert not [path for origin, _, path, has_token in requests if origin == "localhost" and has_token]
+    assert [path for origin, _, path, has_token in requests if has_token]
+    for file in (finished_runs / "resnet/release").iterdir():
+        assert SECRET.encode() not in file.read_bytes()

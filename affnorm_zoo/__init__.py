@@ -24,9 +24,9 @@ from .registry import register_normalizer as register_normalizer
 
 
 def __getattr__(name: str) -> Any:
-    """Bring in ``load``, and the Hub's client with it, only when it is asked for."""
-    if name == "load":
-        from .hub import load
+    """Bring in the Hub's side, and its client with it, only when it is asked for."""
+    if name in ("load", "list_pretrained"):
+        from . import hub
 
-        return load
+        return getattr(hub, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

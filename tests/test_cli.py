@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from runs import ROOT, TINY, run, train_here
 from yaml import safe_load
 
+import affnorm_zoo
 from affnorm_zoo.cli import cli
 from affnorm_zoo.hub import export_run
 from affnorm_zoo.models import zoo_models
@@ -35,6 +36,8 @@ def test_it_lists_the_zoo_and_says_what_a_model_is():
     assert call("list").split() == zoo_models()
     assert call("list", "resnet50_*").split() == timm.list_models("resnet50_patchnorm*")
     assert call("list", "--pretrained").split() == []
+    assert affnorm_zoo.list_pretrained() == []
+    assert call("list", "--table") == (ROOT / "docs/models.md").read_text()
     text = call("info", "resnet50_patchnorm")
     assert "25.53 M" in text
     assert "4.09 GMACs an image of 224 px" in text

@@ -1,9 +1,12 @@
+import fnmatch
+
 import click
 import timm
 import torch
 
 from affnorm_zoo.cli.report import reported_errors
 from affnorm_zoo.evaluation import check_model_name
+from affnorm_zoo.hub import list_pretrained, model_table
 from affnorm_zoo.models import zoo_models
 from affnorm_zoo.registry import get_normalizer, list_normalizers
 from affnorm_zoo.training.plan import count_flops
@@ -12,12 +15,15 @@ from affnorm_zoo.training.plan import count_flops
 @click.command("list")
 @click.argument("pattern", default="*")
 @click.option("--pretrained", is_flag=True, help="Only names with published weights, tags included.")
-def list_models(pattern: str, pretrained: bool) -> None:
+@click.option("--table", is_flag=True, help="The page docs/models.md.")
+def list_models(pattern: str, pretrained: bool, table: bool) -> None:
     """Print the zoo's model names, or those that match PATTERN ('resnet50*')."""
-    ours = set(zoo_models())
-    for name in timm.list_models(pattern, pretrained=pretrained):
-        if name.split(".")[0] in ours:
-            click.echo(name)
+    if table:
+        click.echo(model_table(), nl=False)
+        return
+    names = list_pretrained(pattern) if pretrained else fnmatch.filter(zoo_models(), pattern)
+    for name in names:
+        click.echo(name)
 
 
 @click.command()
@@ -32,7 +38,7 @@ def info(name: str) -> None:
     rows = {
         "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M",
         "forward": f"{count_flops(model, cfg['input_size']) / 2e9:.2f} GMACs an image of {cfg['input_size'][-1]} px",
-        "weights": ", ".join(timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)) or "none published",
+        "weights": ", ".join(list_pretrained(f"{name.split('.')[0]}.*")) or "none published",
     }
     for normalizer in sorted(list_normalizers(), key=len, reverse=True):
         if name.split(".")[0].endswith("_" + normalizer):

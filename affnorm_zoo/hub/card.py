@@ -30,11 +30,15 @@ model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or "hf-hu
 |---|---|
 | data | {{ data }}, {{ num_train_images }} training images |
 | held-out images | {{ val.num_images }} |
-| top-1 | {{ '%.2f' % (100 * val.top1) }} % (one run, seed {{ seed }}) |
+| top-1 | {{ '%.2f' % (100 * val.top1) }} % (n = 1 run, seed {{ seed }}; deviation not measured) |
 | top-5 | {{ '%.2f' % (100 * val.top5) }} % |
+| calibration error | {{ '%.3f' % val.ece }} (15 bins) |
+| weights | {{ 'moving average of the updates' if averaged else 'of the last update' }} |
 | parameters | {{ '{:,}'.format(parameters) }} |
 | epochs, updates | {{ epochs }}, {{ updates }} |
-| time | {{ '%.0f' % seconds }} s on {{ environment.device }}, {{ environment.cpu_count }} CPU cores |
+| time | {{ '%.0f' % seconds }} s, {{ num_processes }} processes |
+| hardware | {{ environment.device }}, {{ environment.cpu_count }} CPU cores |
+| energy | not measured |
 | versions | {% for name, number in versions.items() %}{{ name }} {{ number }}{{ ', ' if not loop.last }}{% endfor %} |
 
 ## Recipe
@@ -43,9 +47,28 @@ model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or "hf-hu
 {{ recipe }}
 ```
 
-## Limits
+{% if has_curves -%}
+![loss, learning rate and accuracy over the updates](curves.png)
 
-The accuracy is that of one run on the held-out images named above; it says nothing about other images.
+{% endif -%}
+## Memory and speed
+{% if benchmark %}
+A training step beside the architecture's standard norm, on {{ benchmark.environment.device }}:
+
+| normaliser | saved bytes | time |
+|---|---|---|
+{% for row in benchmark_rows -%}
+| {{ row.normalizer }} | {{ '%.2f' % row.saved_ratio }} | {{ '%.2f' % row.ratio }} |
+{% endfor %}
+{%- else %}
+Not measured for this model.
+{% endif %}
+## Intended use and limits
+
+For research on normalisation, and as a start for fine-tuning on images like those it has seen. The accuracy is that of
+one run on the held-out images named above; it says nothing about other images. The model knows the training images'
+classes only, and repeats whatever bias their choice and labels have; none was looked for. It must not decide about
+people.
 
 ## Citation
 
@@ -60,8 +83,14 @@ The accuracy is that of one run on the held-out images named above; it says noth
 """
 
 
-def write_card(path: Path, config: RunConfig, report: dict[str, Any]) -> None:
-    """Write the model card of a run; every number comes from its report."""
+def write_card(
+    path: Path, config: RunConfig, report: dict[str, Any], *, benchmark: dict[str, Any], has_curves: bool
+) -> None:
+    """Write the model card of a run.
+
+    Every number comes from its report, or from what ``scripts/benchmark.py measure`` has written into the run folder;
+    where that is empty, the card says that it was not measured.
+    """
     result = EvalResult(
         task_type="image-classification",
         dataset_type=report["data"],
@@ -85,6 +114,10 @@ def write_card(path: Path, config: RunConfig, report: dict[str, Any]) -> None:
         summary=_summary(report["model"]),
         versions={key: value for key, value in environment.items() if key not in ("device", "cpu_count")},
         recipe=config_to_yaml(config).strip(),
+        averaged="ema" in report,
+        has_curves=has_curves,
+        benchmark=benchmark,
+        benchmark_rows=[row for row in benchmark.get("rows", []) if row["mode"] == "train" and not row["compiled"]],
         **{key: report[key] for key in report if key not in ("model", "class_names", "preprocessing")},
     )
     card.save(path)

@@ -13,17 +13,25 @@ from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.card import write_card
 from affnorm_zoo.training import setup
-from affnorm_zoo.training.run_folder import CONFIG_FILE, EMA_WEIGHTS_FILE, REPORT_FILE, WEIGHTS_FILE
+from affnorm_zoo.training.run_folder import (
+    CONFIG_FILE,
+    CURVES_FILE,
+    EMA_WEIGHTS_FILE,
+    REPORT_FILE,
+    WEIGHTS_FILE,
+    read_json,
+)
 
 EXPORT_FOLDER = "export"
+BENCHMARK_FILE = "benchmark.json"  # of scripts/benchmark.py measure, if it was asked to write here
 
 
 def export_run(run: Path) -> Path:
     """Make of a finished run a folder that ``timm.create_model("local-dir:...", pretrained=True)`` loads.
 
-    It holds ``model.safetensors``, ``config.json`` and the model card ``README.md``. It is built beside its place,
-    loaded back and compared with the run's model, logit by logit, before it is moved there. The weights are the
-    averaged ones, if the run has kept an average.
+    It holds ``model.safetensors``, ``config.json`` and the model card ``README.md`` with the run's curves. It is built
+    beside its place, loaded back and compared with the run's model, logit by logit, before it is moved there. The
+    weights are the averaged ones, if the run has kept an average.
 
     Returns:
         The folder, ``run/export``.
@@ -55,7 +63,11 @@ def export_run(run: Path) -> Path:
         model_args=dict(config.model.kwargs, in_chans=in_chans),
         safe_serialization=True,
     )
-    write_card(temporary / "README.md", config, report)
+    has_curves = (run / CURVES_FILE).is_file()
+    if has_curves:
+        shutil.copy(run / CURVES_FILE, temporary / CURVES_FILE)
+    benchmark = read_json(run / BENCHMARK_FILE)
+    write_card(temporary / "README.md", config, report, benchmark=benchmark, has_curves=has_curves)
     _check_reload(model, temporary, preprocessing.input_size)
     target = run / EXPORT_FOLDER
     shutil.rmtree(target, ignore_errors=True)

@@ -20,7 +20,6 @@ from affnorm_zoo.training.run_folder import CONFIG_FILE, METRICS_FILE, REPORT_FI
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.safetensors"
 WEIGHTS_FILE = "model.safetensors"
-CURVES_FILE = "curves.png"
 _NUM_GOLDEN = 2
 
 
@@ -41,7 +40,7 @@ def build_release(run: Path) -> Path:
     export, folder = export_run(run), run / "release"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(export, folder)
-    for name in (CONFIG_FILE, METRICS_FILE, REPORT_FILE, CURVES_FILE):
+    for name in (CONFIG_FILE, METRICS_FILE, REPORT_FILE):
         if (run / name).is_file():
             shutil.copy(run / name, folder / name)
     save_file(golden_tensors(load_folder(folder)), folder / GOLDEN_FILE)

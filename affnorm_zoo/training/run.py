@@ -211,7 +211,7 @@ def _finish(config: RunConfig, output: Path, parts: Parts, seconds: float) -> di
 def _write_results(output: Path, weights: dict[str, Any], report: dict[str, Any]) -> None:
     for name, tensors in weights.items():
         run_folder.write_atomically(output / name, partial(save_file, tensors))
-    if not plot_curves(output / run_folder.METRICS_FILE, output / "curves.png"):
+    if not plot_curves(output / run_folder.METRICS_FILE, output / run_folder.CURVES_FILE):
         _logger.warning("curves.png needs matplotlib: pip install 'affnorm-zoo[plots]'")
     run_folder.write_json(output / run_folder.REPORT_FILE, report)
     run_folder.write_state(output, "completed", epoch=report["epochs"], updates=report["updates"])

@@ -24,6 +24,7 @@ RUN_FILE = "run.json"
 STATE_FILE = "run_state.json"
 REPORT_FILE = "report.json"
 METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.png"
 LOCK_FILE = "run.lock"
 CHECKPOINTS = "checkpoints"
 

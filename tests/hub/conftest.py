@@ -60,9 +60,8 @@ class Client:
             [sys.executable, "-W", "ignore", HERE / "worker.py"], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        self(
-            "import json, torch, timm, affnorm_zoo\nfrom pathlib import Path\nfrom affnorm_zoo.hub import publish, pull, load"
-        )
+        self("import json, torch, timm, affnorm_zoo")
+        self("from pathlib import Path; from affnorm_zoo.hub import publish, pull, load")
 
     def __call__(self, code, ok=True):
         self.process.stdin.write(json.dumps(code) + "\n")

@@ -86,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
         origin = self.headers.get("Host", "").partition(":")[0]
         if not url.path.startswith("/test/"):
             self.store.requests.append((origin, method, url.path, bool(token)))
+        if url.path.startswith("/api/") and self.store.fault("silence"):
+            time.sleep(5)
         try:
             if token and token not in USERS:
                 raise RefusalError(401, "Invalid credentials in Authorization header")
@@ -323,8 +325,6 @@ class Handler(BaseHTTPRequestHandler):
         data = self.store.objects[oid]
         if self.store.fault("a byte flipped"):
             data = data[:-7] + bytes([data[-7] ^ 1]) + data[-6:]
-        if self.store.fault("stall"):
-            time.sleep(30)
         self.send(200, data, {"ETag": f'"{oid}"', "Accept-Ranges": "none"})
 
     # what tests ask

@@ -143,6 +143,41 @@ def test_a_lost_answer_is_found_out_to_be_a_success(hub, clients, finished_runs,
     assert hub.versions(repo) == [commit]
 
 
+def test_a_silent_server_is_not_waited_for(hub, clients, finished_runs, repo):
+    client = clients()
+    client("from affnorm_zoo.hub import client as module; module.TIMEOUT_SECONDS = 1")
+    hub.faults(silence=99)
+    begin = time.monotonic()
+    error = client.fails(push(finished_runs / "resnet", repo))
+    assert time.monotonic() - begin < 10
+    assert "no answer from http://127.0.0.1" in error
+    assert "check the network" in error
+    hub.faults()
+    client("module.TIMEOUT_SECONDS = 60")
+    client(push(finished_runs / "resnet", repo))
+
+
+@pytest.mark.slow
+def test_an_upload_that_is_always_cut_ends_in_an_error(hub, clients, finished_runs, repo):
+    client = clients()
+    hub.faults(upload_cut=99)
+    # weights that the server has not got yet
+    client(
+        "import shutil, tempfile\nfrom safetensors.torch import load_file, save_file\n"
+        f"copy = Path(tempfile.mkdtemp()) / 'run'; shutil.copytree({str(finished_runs / 'second')!r}, copy)\n"
+        "weights = load_file(copy / 'model.safetensors'); weights['fc.bias'] += 1\n"
+        "save_file(weights, copy / 'model.safetensors')"
+    )
+    begin = time.monotonic()
+    error = client.fails(f"publish(copy, {repo!r})")
+    assert time.monotonic() - begin < 60
+    assert f"pushing to {repo} failed" in error
+    assert hub.versions(repo) == []
+    hub.faults()
+    commit = client(f"result = publish(copy, {repo!r}).commit")
+    assert hub.versions(repo) == [commit]
+
+
 def test_a_refused_commit_leaves_the_head_and_a_second_try_completes_it(hub, clients, finished_runs, repo):
     client = clients()
     first = client(push(finished_runs / "resnet", repo))

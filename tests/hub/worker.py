@@ -3,8 +3,18 @@
 import contextlib
 import io
 import json
+import socket
 import sys
 
+connect = socket.socket.connect
+
+
+def connect_here(self, address):
+    assert not isinstance(address, tuple) or address[0] in ("127.0.0.1", "::1"), f"a request to {address}"
+    return connect(self, address)
+
+
+socket.socket.connect = connect_here
 scope = {}
 answers = sys.stdout
 for line in sys.stdin:

@@ -77,7 +77,7 @@ def test_the_export_loads_in_a_fresh_process_with_identical_logits(finished, tmp
 def test_the_export_is_complete_and_safe(finished):
     folder, _ = finished
     export = folder / "export"
-    assert {path.name for path in export.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert {path.name for path in export.iterdir()} == {"README.md", "config.json", "model.safetensors", "curves.png"}
     config = json.loads((export / "config.json").read_text())
     assert config["architecture"] == "resnet20_cifar_patchnorm"
     assert config["pretrained_cfg"]["input_size"] == [1, 8, 8]

@@ -93,7 +93,9 @@ class Trainer:
         norms = torch.stack([w.grad_norm.to(torch.float32) for w in windows]).tolist()
         for window, loss, norm in zip(windows, losses, norms, strict=True):
             window.loss, window.grad_norm = torch.tensor(loss), torch.tensor(norm)
-            self.state.progress.loss_sum += loss
+            if math.isfinite(loss):
+                self.state.progress.loss_sum += loss
+                self.state.progress.num_losses += 1
             if not math.isfinite(norm) and not self.skip_non_finite and self.accelerator.scaler is None:
                 raise self._non_finite(window.number, norm, window.lr)
         return windows

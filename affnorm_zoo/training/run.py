@@ -1,6 +1,7 @@
 import dataclasses
 import logging
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -70,7 +71,8 @@ def train(
             _write_state(parts, output, "preempted", message=str(error))
             raise
         except BaseException as error:
-            _write_state(parts, output, "failed", message=f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # a full disk is told by the error itself
+                _write_state(parts, output, "failed", message=f"{type(error).__name__}: {error}")
             raise
         finally:
             folder.release()
@@ -105,7 +107,7 @@ def _train(
     begin = time.perf_counter()
     log.start(progress.windows)
     try:
-        while progress.epoch < config.train.epochs and not _is_capped(config, parts):
+        while progress.epoch < config.train.epochs and not _is_done_early(config, parts):
             _run_epoch(config, parts, interrupt, log, keeper)
     finally:
         log.close()
@@ -115,7 +117,7 @@ def _train(
 def _run_epoch(config: RunConfig, parts: Parts, interrupt: Interrupt, log: watch.RunLog, keeper: Keeper) -> None:
     """Train to the end of the epoch, evaluate, save; or save and stop where a signal says so."""
     trainer, progress = parts.trainer, parts.trainer.state.progress
-    for _ in trainer.windows():
+    for _ in () if _is_capped(config, parts) else trainer.windows():
         log.advance()
         is_main = trainer.accelerator.is_main_process
         wants_save = is_main and _can_save(parts) and keeper.is_due_within_epoch(progress)
@@ -134,7 +136,8 @@ def _run_epoch(config: RunConfig, parts: Parts, interrupt: Interrupt, log: watch
     if interrupt.agree()[0] or record is None:
         _preempt(parts, keeper, interrupt)
     if progress.window == trainer.batches.num_updates:  # a run that max_updates cuts off can go on from here
-        progress.epoch, progress.window, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        progress.epoch, progress.window = progress.epoch + 1, 0
+        progress.loss_sum, progress.num_losses = 0.0, 0
     keeper.note_result(progress, record)
     progress.evaluated = record
     log.record_epoch(record, _epoch_line(record, config.train.epochs))
@@ -150,7 +153,7 @@ def _evaluate(parts: Parts, interrupt: Interrupt) -> dict[str, Any] | None:
     state, progress = trainer.state, trainer.state.progress
     record: dict[str, Any] = {"epoch": progress.epoch + 1, "update": progress.windows, "updates": progress.updates}
     arguments = (parts.val_loader, trainer.normalize, trainer.accelerator, lambda: interrupt.signum != 0)
-    record["train"] = {"loss": progress.loss_sum / progress.window}
+    record["train"] = {"loss": progress.loss_sum / max(progress.num_losses, 1)}
     record["val"] = evaluate(state.model, *arguments)
     if state.ema is not None and record["val"] is not None:
         with state.ema.averaged(state.model) as averaged:
@@ -176,6 +179,11 @@ def _can_save(parts: Parts) -> bool:
 
 def _is_capped(config: RunConfig, parts: Parts) -> bool:
     return config.train.max_updates is not None and parts.trainer.state.progress.windows >= config.train.max_updates
+
+
+def _is_done_early(config: RunConfig, parts: Parts) -> bool:
+    progress = parts.trainer.state.progress
+    return _is_capped(config, parts) and progress.evaluated.get("update") == progress.windows
 
 
 def _finish(config: RunConfig, output: Path, parts: Parts, seconds: float) -> dict[str, Any]:

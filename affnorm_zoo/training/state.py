@@ -44,7 +44,8 @@ class Progress:
     updates: int = 0
     samples: int = 0
     skips: int = 0  # windows without a finite gradient, in a row
-    loss_sum: float = 0.0  # of the windows of the epoch that have been read
+    loss_sum: float = 0.0  # of the windows of the epoch that have been read and were finite
+    num_losses: int = 0  # how many those are
     best: dict[str, Any] = field(default_factory=dict)  # metric, value, epoch, checkpoint
     evaluated: dict[str, Any] = field(default_factory=dict)  # the last epoch's record
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -101,7 +102,7 @@ class RunLog:
                 loss, norm = float(window.loss), float(window.grad_norm)
                 record = {"kind": "update", "update": window.number, "epoch": epoch + 1, "loss": loss,
                           "grad_norm": norm, "lr": window.lr, **shared}  # fmt: skip
-                file.write(json.dumps(record) + "\n")
+                file.write(_to_line(record))
         last = windows[-1]
         self._track(
             {"loss": float(last.loss), "grad_norm": float(last.grad_norm), "lr": last.lr, **shared}, last.number
@@ -121,7 +122,7 @@ class RunLog:
         if not self.accelerator.is_main_process:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": "epoch", **record}) + "\n")
+            file.write(_to_line({"kind": "epoch", **record}))
         metrics = {f"{part}/{name}": value for part in ("val", "ema") for name, value in record.get(part, {}).items()}
         self._track(metrics, record["update"])
         tqdm.write(text) if self.bar is not None else print(text, flush=True)  # noqa: T201 likewise
@@ -139,3 +140,14 @@ class RunLog:
             self.accelerator.log(metrics, step=update)
         except Exception as error:
             _logger.warning("a tracker failed at update %d: %s", update, error)
+
+
+def _to_line(record: dict[str, Any]) -> str:
+    """One line of JSON, which has no word for what is no number but null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: finite(part) for name, part in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(record), allow_nan=False) + "\n"

@@ -176,6 +176,15 @@ def test_a_finished_run_is_left_alone_and_a_used_folder_is_refused(whole):
         train_here(whole, *EVERYTHING)
 
 
+def test_a_cap_that_lies_behind_is_evaluated_and_nothing_more(whole, tmp_path):
+    report = train_here(tmp_path, *EVERYTHING, "train.max_updates=2", resume=str(whole / "checkpoints/update_00000005"))
+    assert report["windows"] == 5
+    train_here(tmp_path / "cut", *EVERYTHING, "checkpoint.every_updates=3", "train.max_updates=3")
+    checkpoint = tmp_path / "cut/checkpoints/update_00000003"
+    state_file = json.loads((checkpoint / "state.json").read_text())
+    assert state_file["progress"]["evaluated"]["update"] == 3
+
+
 def test_overwrite_begins_anew(tmp_path):
     train_here(tmp_path, "train.epochs=2", "train.max_updates=3")
     (tmp_path / "mine.txt").write_text("old")

@@ -92,6 +92,17 @@ def test_many_models_are_measured_and_the_odd_one_is_named(exports, tmp_path):
     assert float(best["top1"]) + float(best["top1_err"]) == pytest.approx(100)
 
 
+def test_divergence_is_measured_side_by_side(tmp_path):
+    output = tmp_path / "divergence.json"
+    text = call("divergence", "resnet20_cifar_patchnorm", "resnet20_cifar_batchnorm", "--images", 4, "--output", output)
+    results = json.loads(output.read_text())
+    ours, theirs = results.values()
+    assert max(row["self_factor_cv"] for row in ours if row["kind"] == "PatchNormConv2d") < 1e-4
+    assert max(row["self_factor_cv"] for row in theirs if row["kind"] == "Conv2d") > 0.1
+    assert text.count("layer1.0.conv1") == 1  # timm's batch norm at the end of a branch begins at zero
+    assert "did you mean" in call("divergence", "resnet20_cifar_pachnorm", code=2)
+
+
 def test_a_pattern_without_a_match_is_an_error(tmp_path):
     assert "no folder matches" in call("evaluate", f"{tmp_path}/*/export", code=2)
     assert "no timm model with weights matches" in call("evaluate", "zzz*", code=2)

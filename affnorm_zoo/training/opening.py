@@ -12,7 +12,7 @@ from affnorm_zoo.config import RunConfig, config_to_yaml
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import run_folder
 from affnorm_zoo.training.assemble import Parts
-from affnorm_zoo.training.resume import check_same_run, choose_checkpoint, describe_facts
+from affnorm_zoo.training.resume import check_same_run, choose_checkpoint, describe_facts, fingerprint
 
 _logger = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class RunFolder:
         run_folder.write_json(
             self.path / run_folder.RUN_FILE,
             {
+                "fingerprint": fingerprint(config, facts),
                 "facts": facts,
                 "learning_rate": config.optim.learning_rate(config.train.global_batch_size),
                 "micro_batch_size": parts.micro_batch_size,

@@ -1,5 +1,7 @@
 """Whether a checkpoint may be gone on from: what of its run must be the same, and what may differ."""
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,13 @@ def check_same_run(folder: Path, config: RunConfig, facts: dict[str, Any], allow
             "by --allow-changes"
         )
     return sorted(notes + refused)
+
+
+def fingerprint(config: RunConfig, facts: dict[str, Any]) -> str:
+    """A hash of all that decides the result: equal for two runs of the same experiment."""
+    deciding = {name: value for name, value in flatten(config).items() if name not in FREE | NOTED}
+    stable = {name: value for name, value in facts.items() if not name.startswith(("num_processes", "version"))}
+    return hashlib.sha256(json.dumps([deciding, stable], sort_keys=True).encode()).hexdigest()
 
 
 def describe_facts(

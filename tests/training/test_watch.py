@@ -90,6 +90,16 @@ def test_the_environment_is_written_down(tmp_path):
     assert record["facts"]["num_train"] == 1437
 
 
+def test_the_fingerprint_is_that_of_the_experiment(tmp_path):
+    def fingerprint(name, *overrides):
+        train_here(tmp_path / name, "train.max_updates=1", *overrides)
+        return run_folder.read_json(tmp_path / name / "run.json")["fingerprint"]
+
+    one = fingerprint("one")
+    assert fingerprint("same", "runtime.log_updates=9", "train.micro_batch_size=64") == one
+    assert fingerprint("other", "train.seed=1") != one
+
+
 def test_synchronised_statistics_need_gpus():
     from affnorm_zoo.config import RuntimeConfig
     from affnorm_zoo.training.setup import synchronize_batch_norm

@@ -1,7 +1,5 @@
 """Divergence-free normalisers for timm models; importing this package registers its models with timm."""
 
-from typing import Any
-
 from . import models as models
 from ._version import __version__ as __version__
 from .factory import bind as bind
@@ -23,7 +21,7 @@ from .registry import list_normalizers as list_normalizers
 from .registry import register_normalizer as register_normalizer
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Bring in the Hub's side, and its client with it, only when it is asked for."""
     if name in ("load", "list_pretrained"):
         from . import hub

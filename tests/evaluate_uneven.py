@@ -27,4 +27,5 @@ stopped = evaluate(model, loader, Normalize(preprocessing, accelerator.device), 
 assert stopped is None
 if accelerator.is_main_process:
     sys.stdout.write(json.dumps(results) + "\n")
+accelerator.wait_for_everyone()
 accelerator.end_training()

@@ -43,6 +43,7 @@ def evaluate(models: tuple[str, ...], batch_size: int, results: Path | None) -> 
             click.echo(json.dumps(row))
     if results is not None and accelerator.is_main_process:
         write_results(rows, results)
+    accelerator.wait_for_everyone()  # one that leaves early can take the others' connections with it
     accelerator.end_training()
     if failed:
         sys.exit(USAGE)

@@ -57,4 +57,5 @@ def train(
             name = "top-1 of the averaged weights" if weights == "ema" else "top-1"
             click.echo(f"{name} {100 * report[weights]['top1']:.2f} % of {report['val']['num_images']} held-out images")
             click.echo(f'timm.create_model("local-dir:{export}", pretrained=True)')
+        PartialState().wait_for_everyone()  # one that leaves early can take the others' connections with it
         PartialState().destroy_process_group()

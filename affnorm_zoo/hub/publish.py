@@ -9,6 +9,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from affnorm_zoo.hub.client import hub_client
 from affnorm_zoo.hub.errors import HubError, hub_errors
 from affnorm_zoo.hub.release import MANIFEST_FILE, build_release
+from affnorm_zoo.training.run_folder import sha256_of
 
 _KEEP = {".gitattributes"}  # the Hub's own
 
@@ -129,15 +130,19 @@ def _differences(api: HfApi, repo_id: str, commit: str, files: dict[str, Path]) 
     remote = {info.path: info for info in api.get_paths_info(repo_id, list(files), revision=commit)}
     wrong = []
     for name, path in files.items():
-        data, info = path.read_bytes(), remote.get(name)
+        info = remote.get(name)
         if info is None:
             wrong.append(name)
         elif info.lfs is not None:
-            if info.lfs.sha256 != hashlib.sha256(data).hexdigest():
+            if info.lfs.sha256 != sha256_of(path):
                 wrong.append(name)
-        elif info.blob_id != hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest():
+        elif info.blob_id != _git_sha1(path.read_bytes()):
             wrong.append(name)
     return wrong
+
+
+def _git_sha1(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import nn
 from affnorm_zoo.hub.client import hub_client
 from affnorm_zoo.hub.errors import HubError, hub_errors
 from affnorm_zoo.hub.release import GOLDEN_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_golden, load_folder
+from affnorm_zoo.training.run_folder import sha256_of
 
 _NEEDED = ("config.json", WEIGHTS_FILE)
 
@@ -48,11 +48,11 @@ def pull(repo_id: str, *, revision: str | None = None, token: str | None = None,
         for name in (*_NEEDED, GOLDEN_FILE):
             expected = manifest["files"][name]["sha256"]
             path = fetch(name, commit)
-            if _sha256(path) != expected:
+            if sha256_of(path) != expected:
                 if constants.HF_HUB_OFFLINE:
                     raise HubError(f"{name} of {repo_id} is damaged in the cache: load it again with a network")
                 path = fetch(name, commit, force=True)
-                if _sha256(path) != expected:
+                if sha256_of(path) != expected:
                     raise HubError(f"{name} of {repo_id} is not what was published: sha256 differs from its manifest")
     return folder
 
@@ -88,11 +88,3 @@ def _is_commit(revision: str | None) -> bool:
 def _check_revision(api: HfApi, repo_id: str, revision: str | None) -> None:
     if api.model_info(repo_id, revision=revision).sha is None:
         raise HubError(f"{repo_id} has no version yet")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """A finished run as the files of a repository: export, golden tensors, the run's records, a manifest of it all."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from affnorm_zoo._version import __version__
 from affnorm_zoo.hub.errors import HubError
 from affnorm_zoo.hub.export import export_run
-from affnorm_zoo.training.run_folder import CONFIG_FILE, METRICS_FILE, REPORT_FILE
+from affnorm_zoo.training.run_folder import CONFIG_FILE, METRICS_FILE, REPORT_FILE, sha256_of
 
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.safetensors"
@@ -101,5 +100,4 @@ def check_card(path: Path) -> None:
 
 def describe_file(path: Path) -> dict[str, Any]:
     """Size in bytes and sha256."""
-    data = path.read_bytes()
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

@@ -1,6 +1,5 @@
 """Checkpoints that are whole or not there: built beside their place, listed in a manifest, flushed, then renamed."""
 
-import hashlib
 import json
 import logging
 import os
@@ -9,6 +8,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training.run_folder import sha256_of
 
 MANIFEST = "manifest.json"
 BEST = "best"
@@ -31,7 +31,7 @@ def commit(folder: Path, write: Callable[[Path], None]) -> None:
     temporary.mkdir(parents=True)
     try:
         write(temporary)
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in temporary.iterdir()}
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in temporary.iterdir()}
         (temporary / MANIFEST).write_text(json.dumps(files, indent=2), encoding="utf-8")
         for path in temporary.iterdir():
             _flush(path)
@@ -61,7 +61,7 @@ def verify(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise UsageError(f"{folder} is damaged: {name} is missing")
-        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+        if path.stat().st_size != expected["bytes"] or sha256_of(path) != expected["sha256"]:
             raise UsageError(f"{folder} is damaged: {name} differs from what was saved")
 
 
@@ -110,11 +110,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

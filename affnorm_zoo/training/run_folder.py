@@ -1,5 +1,6 @@
 """What a run leaves behind, and who may write to it. Files are written beside their place and moved there whole."""
 
+import hashlib
 import json
 import os
 import platform
@@ -86,6 +87,15 @@ def write_text(path: Path, content: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a file that :func:`write_json` has written; empty where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file of any size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def describe_environment() -> dict[str, Any]:

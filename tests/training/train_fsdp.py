@@ -1,6 +1,7 @@
 """Two processes hold half of the weights each (FSDP 2): train, save, load into fresh shards, go on. For torchrun."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -68,7 +69,10 @@ def main(folder, optimizer):
         save_file(live, folder / "final.safetensors")
         save_file(average, folder / "final_ema.safetensors")
     check_evaluation(accelerator, state.model, folder)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
+    # the groups that shards hold on to can abort an interpreter that is shutting down
+    os._exit(0)
 
 
 def check_evaluation(accelerator, model, folder):

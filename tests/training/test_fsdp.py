@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from runs import environment
+from runs import TINY, assert_same_run, environment, metrics
 from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
+
+from affnorm_zoo.hub import export_run
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -45,3 +47,23 @@ def test_shards_train_save_and_resume_as_a_whole_model_does(optimizer, tmp_path)
     assert found["num_images"] == 5
     assert found["top1"] == (logits.argmax(1) == labels).double().mean()
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def launch(folder, *overrides):
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
+         Path(__file__).with_name("run_fsdp.py"), folder, *TINY, "model.name=vit_nano_patch4_32_affinelike",
+         "model.kwargs.img_size=8", "model.ema_decay=0.9", "optim.clip_grad=1.0", *overrides],
+        check=True, env=environment(ACCELERATE_USE_CPU="true"), timeout=200,
+    )  # fmt: skip
+
+
+def test_a_sharded_run_resumes_to_the_bit_and_exports(tmp_path):
+    launch(tmp_path / "whole")
+    launch(tmp_path / "cut", "train.max_updates=3")
+    assert len(metrics(tmp_path / "cut", "update")) == 3
+    launch(tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    model = timm.create_model(f"local-dir:{export_run(tmp_path / 'whole')}", pretrained=True)
+    for name, tensor in load_file(tmp_path / "whole/ema.safetensors").items():
+        assert torch.equal(model.state_dict()[name], tensor)

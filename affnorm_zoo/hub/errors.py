@@ -1,6 +1,7 @@
 """One exception for everything that can go wrong between here and the Hub."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,8 @@ def hub_errors(action: str) -> Iterator[None]:
 
 
 def redact(text: str) -> str:
-    """Take the token out of a text."""
+    """Take tokens out of a text: the one in use, and whatever looks like one."""
+    text = re.sub("hf_[A-Za-z0-9]{20,}", "***", text)
     for token in {get_token(), os.environ.get("HF_TOKEN")}:
         if token:
             text = text.replace(token, "***")

@@ -121,8 +121,9 @@ def _head(api: HfApi, repo_id: str, revision: str) -> str | None:
         return api.model_info(repo_id, revision=revision).sha
     except RevisionNotFoundError:
         return None
-    except RepositoryNotFoundError as error:
-        raise HubError(f"{repo_id} was made, but this token cannot read it") from error
+    except RepositoryNotFoundError:
+        # not chained: the client's exception carries the request, and with it the token
+        raise HubError(f"{repo_id} was made, but this token cannot read it") from None
 
 
 def _differences(api: HfApi, repo_id: str, commit: str, files: dict[str, Path]) -> list[str]:

@@ -1,6 +1,9 @@
 """Damaged files, no network, other servers: what is loaded is what was published, or an error says why not."""
 
+import pytest
 from pushing import push
+
+from affnorm_zoo.hub.errors import HubError, hub_errors
 
 SECRET = "hf_writer"
 
@@ -85,6 +88,14 @@ def test_outputs_that_differ_are_refused_when_asked(clients, finished_runs, repo
         "release.check_golden(release.load_folder(folder), other)"
     )
     assert "the loaded model's logits differ from the published ones" in error
+
+
+def test_no_token_stands_in_a_message():
+    with pytest.raises(HubError) as caught, hub_errors("pushing"):
+        raise ValueError("Authorization: Bearer hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345 was refused by hf_hub_download")
+    assert str(caught.value) == "pushing failed: ValueError: Authorization: Bearer *** was refused by hf_hub_download"
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
 
 
 def test_the_token_goes_to_the_hub_alone_and_nobody_goes_elsewhere(hub, clients, finished_runs, repo):

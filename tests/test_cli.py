@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import timm
+import torch
 from click.testing import CliRunner
 from runs import ROOT, TINY, run, train_here
+from safetensors.torch import save_file
 from yaml import safe_load
 
 import affnorm_zoo
@@ -94,13 +96,26 @@ def test_many_models_are_measured_and_the_odd_one_is_named(exports, tmp_path):
 
 def test_divergence_is_measured_side_by_side(tmp_path):
     output = tmp_path / "divergence.json"
-    text = call("divergence", "resnet20_cifar_patchnorm", "resnet20_cifar_batchnorm", "--images", 4, "--output", output)
+    names = ("resnet20_cifar_patchnorm", "--vs", "resnet20_cifar_batchnorm")
+    text = call("divergence", *names, "--images", 4, "--batch-size", 2, "--optimizer", "adamw", "--output", output)
     results = json.loads(output.read_text())
-    ours, theirs = results.values()
-    assert max(row["self_factor_cv"] for row in ours if row["kind"] == "PatchNormConv2d") < 1e-4
-    assert max(row["self_factor_cv"] for row in theirs if row["kind"] == "Conv2d") > 0.1
-    assert text.count("layer1.0.conv1") == 1  # timm's batch norm at the end of a branch begins at zero
+    ours, theirs = (result["layers"] for result in results["models"].values())
+    assert max(row["cv"] for row in ours if row["kind"] == "PatchNormConv2d") < 1e-4
+    assert max(row["cv"] for row in theirs if row["kind"] == "Conv2d") > 0.1
+    assert {row["self_factor"]["n"] for row in ours} == {4}
+    assert [row["layer"] for row in ours] == [row["layer"] for row in theirs]
+    assert all(-1 <= row["cosine"] <= 1 for result in results["models"].values() for row in result["steps"])
+    assert text.count("layer1.0.conv1") == 2
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_divergence_names_what_is_wrong_with_its_arguments(tmp_path):
     assert "did you mean" in call("divergence", "resnet20_cifar_pachnorm", code=2)
+    assert "name a model" in call("divergence", "data.workers=0", code=2)
+    small = ("divergence", "resnet20_cifar_patchnorm", "--images", 2, "--steps", 0)
+    assert "is not a file" in call(*small, "--checkpoint", tmp_path / "none", code=2)
+    save_file({"one": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert "does not fit the model" in call(*small, "--checkpoint", tmp_path / "other.safetensors", code=2)
 
 
 def test_a_pattern_without_a_match_is_an_error(tmp_path):

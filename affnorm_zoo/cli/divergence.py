@@ -1,69 +1,197 @@
 import json
+import sys
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 import timm
 import torch
+from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from affnorm_zoo.cli.report import reported_errors, split_config
 from affnorm_zoo.config import DataConfig, load_config
-from affnorm_zoo.data import Normalize, Source, eval_loader, open_source, resolve_preprocessing
-from affnorm_zoo.diagnostics import measure_divergence
+from affnorm_zoo.data import (
+    Normalize,
+    Preprocessing,
+    Source,
+    eval_loader,
+    open_source,
+    resolve_preprocessing,
+)
+from affnorm_zoo.diagnostics import DivergenceMeter, measure_step
+from affnorm_zoo.diagnostics.figures import plot_depth
+from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_fit, check_model_name, load_model
+from affnorm_zoo.training.run_folder import describe_environment
+
+OPTIMIZERS = {
+    "sgd": partial(torch.optim.SGD),
+    "momentum": partial(torch.optim.SGD, momentum=0.9),
+    "adamw": partial(torch.optim.AdamW),
+}
+_path = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
+@click.option("--vs", multiple=True, metavar="MODEL", help="A further model to compare with; may be repeated.")
+@click.option("--data", help="The same as data.path=PATH.")
+@click.option("--checkpoint", type=_path, help="Weights (safetensors) for the first of MODELS.")
 @click.option("--images", "num_images", default=16, show_default=True, help="Of the validation split.")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file.")
-def divergence(models: tuple[str, ...], num_images: int, output: Path | None) -> None:
+@click.option("--batch-size", default=8, show_default=True, help="Images in memory at a time.")
+@click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), default="sgd", show_default=True)
+@click.option("--lr", default=1e-3, show_default=True, help="Of the real steps.")
+@click.option("--steps", default=3, show_default=True, help="Real steps, of which the last is measured; 0 for none.")
+@click.option("--seed", default=0, show_default=True, help="Of untrained weights and of the positions.")
+@click.option("--output", type=_path, help="JSON file; a figure of the same name is drawn beside it.")
+def divergence(models: tuple[str, ...], vs: tuple[str, ...], data: str | None, output: Path | None, **options) -> None:
     """Measure how unevenly a gradient step moves the activations of each layer.
 
     MODELS are export folders, hf-hub:ORG/NAME, or timm names, these untrained and fitted to the data; and overrides
-    such as data.path=PATH. Without data.path the images are the embedded digits. For an affine layer the factor of a
-    sample is its squared length plus one; a divergence-free layer has the same factor for all, and a cv of 0. Layers
-    that no gradient reaches, as behind a norm that begins at zero, are left out.
+    such as data.path=PATH. Without a path the images are the embedded digits. For an affine layer the factor of a
+    sample is its squared length plus one; a divergence-free layer has the same factor for all, and a cv of 0. Norms
+    that begin at zero begin at one here, or the layers before them would get no gradient, and batch norms of untrained
+    models take their statistics from the images.
     """
     names, overrides = split_config(models)
+    names += vs
     with reported_errors():
-        config = load_config(overrides=overrides)
+        if not names:
+            raise UsageError("name a model, such as resnet50_patchnorm; affnorm-zoo list shows the zoo's")
+        config = load_config(overrides=[*overrides, *([f"data.path={data}"] if data else [])])
         source = open_source(config.data)
-        results = {name: _measure(name, config.data, source, num_images) for name in names}
-    for name, rows in results.items():
-        click.echo(f"\n{name}, {num_images} images\n{_HEAD}")
-        for row in rows:
-            click.echo(
-                f"{row['layer']:<34}{row['kind']:<18}{row['self_factor']:>12.4g}{row['self_factor_cv']:>10.3g}"
-                f"{row['self_factor_p99_over_p1']:>10.3g}{row['factor']:>12.4g}{row['cosine']:>9.3f}"
-            )
+        results = {name: _measure(name, config.data, source, first=name == names[0], **options) for name in names}
+    for name, result in results.items():
+        _show(name, result)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        record = {"command": " ".join(sys.argv), "data": source.name, **options, "environment": describe_environment()}
+        text = json.dumps({**record, "models": results}, indent=1, default=str)
+        output.write_text(text + "\n", encoding="utf-8")
+        caption = f"{options['num_images']} images of {source.name}, seed {options['seed']}"
+        plot_depth({name: result["layers"] for name, result in results.items()}, output.with_suffix(".png"), caption)
 
 
-_HEAD = f"{'layer':<34}{'kind':<18}{'self factor':>12}{'cv':>10}{'p99/p1':>10}{'factor':>12}{'cosine':>9}"
-
-
-def _measure(name: str, config: DataConfig, source: Source, num_images: int) -> list[dict[str, Any]]:
-    model = _build(name, source)
+def _measure(
+    name: str,
+    config: DataConfig,
+    source: Source,
+    *,
+    first: bool,
+    checkpoint: Path | None,
+    num_images: int,
+    batch_size: int,
+    optimizer: str,
+    lr: float,
+    steps: int,
+    seed: int,
+) -> dict[str, Any]:
+    model = _build(name, source, seed)
+    if checkpoint is not None and first:
+        _load_checkpoint(model, checkpoint)
     preprocessing = resolve_preprocessing(config, source, model.pretrained_cfg)
-    loader = eval_loader(source.val, preprocessing, batch_size=num_images, workers=config.workers)
-    images, labels = next(iter(loader))
-    x = Normalize(preprocessing, torch.device("cpu"))(images)
-    return [layer.summary() for layer in measure_divergence(model, x, labels, _summed_cross_entropy)]
+    batches = _batches(source, preprocessing, batch_size, num_images, config.workers, seed)
+    if checkpoint is None and not _is_stored(name):
+        _calibrate(model, batches)
+    meter = DivergenceMeter(model, _summed_cross_entropy, seed)
+    for images, labels in batches:
+        meter.update(images, labels)
+    result: dict[str, Any] = {"layers": meter.summary(), "seconds": meter.seconds}
+    if steps:
+        result["steps"] = _step(model, OPTIMIZERS[optimizer](model.parameters(), lr=lr), batches, steps)
+    return result
 
 
-def _build(name: str, source: Source) -> nn.Module:
-    if Path(name).is_dir() or ":" in name:
+def _batches(
+    source: Source, preprocessing: Preprocessing, batch_size: int, num_images: int, workers: int, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Images of the validation split, normalised: a draw, or the first of a stream."""
+    chosen = None  # a folder holds one class after another
+    if not source.is_stream:
+        chosen = torch.randperm(source.num_val, generator=torch.Generator().manual_seed(seed))[:num_images].tolist()
+    loader = eval_loader(source.val, preprocessing, batch_size=batch_size, workers=workers, indices=chosen)
+    normalize = Normalize(preprocessing, torch.device("cpu"))
+    count = -(-min(num_images, source.num_val) // batch_size)
+    return [(normalize(images), labels) for images, labels in islice(loader, count)]
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list, steps: int) -> list[dict[str, Any]]:
+    """Take real steps, going round the batches, and measure the last one; batch statistics stay as they are."""
+    model.eval()
+    for number in range(steps - 1):
+        images, labels = batches[number % len(batches)]
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    images, labels = batches[(steps - 1) % len(batches)]
+    return [layer.summary() for layer in measure_step(model, optimizer, images, labels, F.cross_entropy)]
+
+
+def _build(name: str, source: Source, seed: int) -> nn.Module:
+    if _is_stored(name):
         model = load_model(name)
         check_fit(model, source)
         return model
     check_model_name(name)
-    torch.manual_seed(0)
-    return timm.create_model(name, num_classes=len(source.class_names), in_chans=source.in_chans)
+    torch.manual_seed(seed)
+    model = timm.create_model(name, num_classes=len(source.class_names), in_chans=source.in_chans)
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim == 1 and not weight.any():
+            nn.init.ones_(weight)
+    return model
+
+
+def _is_stored(name: str) -> bool:
+    """Whether a name stands for weights, in a folder or on a Hub, and not for an architecture."""
+    return Path(name).is_dir() or ":" in name
+
+
+@torch.no_grad()
+def _calibrate(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    """Give the batch norms of an untrained model the statistics of the images; they know none yet."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the mean over all batches
+    model.train()
+    for images, _ in batches if norms else ():
+        model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def _load_checkpoint(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"--checkpoint {path} is not a file; a run's weights are in RUN/model.safetensors")
+    try:
+        load_weights(model, path)
+    except RuntimeError as error:
+        raise UsageError(f"--checkpoint {path} does not fit the model: {str(error).splitlines()[0]}") from error
+
+
+def _show(name: str, result: dict[str, Any]) -> None:
+    steps = {row["layer"]: row for row in result.get("steps", [])}
+    click.echo(f"\n{name}, {result['seconds']:.1f} s\n{_HEAD}")
+    for row in result["layers"]:
+        own, step = row["self_factor"], steps.get(row["layer"])
+        ratio = "inf" if row["p99_over_p1"] is None else f"{row['p99_over_p1']:.3g}"
+        line = (
+            f"{row['layer']:<34}{row['kind']:<18}{own['mean']:>11.4g}{row['cv'] or 0:>9.2g}{ratio:>9}"
+            f"{row['cross_factor']['mean']:>12.4g}{row['cosine']['mean']:>8.3f}{row['interference']['mean']:>8.3f}"
+        )
+        click.echo(line + (f"{step['cosine']:>8.3f}{step['moving_cosine']:>8.3f}" if step else ""))
+
+
+_HEAD = (
+    f"{'layer':<34}{'kind':<18}{'self factor':>11}{'cv':>9}{'p99/p1':>9}{'cross':>12}{'cosine':>8}{'samples':>8}"
+    f"{'step':>8}{'moving':>8}"
+)
 
 
 def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -81,10 +81,15 @@ class RuntimeConfig:
     sync_bn: bool = False  # batch statistics over all processes, for the batch-norm baselines
     deterministic: bool = False  # torch's deterministic algorithms, where they cost speed
     log_updates: int = 50  # updates a line of metrics.jsonl
+    divergence_updates: int | None = None  # updates between measurements of the divergence; None: none
+    divergence_images: int = 16  # of the validation set, to measure it on
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio and whatever else accelerate knows
 
     def __post_init__(self) -> None:
         require(self.log_updates > 0, f"runtime.log_updates must be positive, got {self.log_updates}")
+        every, images = self.divergence_updates, self.divergence_images
+        require(every is None or every > 0, f"runtime.divergence_updates must be positive, got {every}")
+        require(images > 1, f"runtime.divergence_images must be at least 2, got {images}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Datasets to batches: decode and augment in the workers as 8-bit pixels, normalise on the device."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from timm.data.loader import fast_collate
@@ -69,14 +69,24 @@ def train_loader(
 
 
 def eval_loader(
-    dataset, preprocessing: Preprocessing, *, batch_size: int, workers: int = 0, rank: int = 0, world_size: int = 1
+    dataset,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    indices: Sequence[int] | None = None,
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """Loader of this process's share of a dataset: every image exactly once over all processes, none repeated."""
+    """Loader of this process's share of a dataset: every image exactly once over all processes, none repeated.
+
+    ``indices`` are the images to take, if not all; a stream has no numbers and gives all.
+    """
     dataset.transform = eval_transform(preprocessing)
     if isinstance(dataset, Stream):
         return StreamShare(dataset, batch_size, workers, rank, world_size)
     return DataLoader(
-        Subset(dataset, range(rank, len(dataset), world_size)),
+        Subset(dataset, (range(len(dataset)) if indices is None else indices)[rank::world_size]),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=fast_collate,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from timm.data.readers import create_reader
+from timm.data.readers.img_extensions import get_img_extensions
 
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data.digits import DIGITS_CLASSES, DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Digits
@@ -14,6 +15,7 @@ from affnorm_zoo.data.images import Images
 from affnorm_zoo.data.streams import Stream, open_wds
 from affnorm_zoo.errors import UsageError
 
+_MORE_EXTENSIONS = (".bmp", ".webp")  # that Pillow reads, and timm's readers pass over unless told
 _NUM_PROBES = 64  # images a split that are decoded before anything else happens
 
 
@@ -125,7 +127,12 @@ def _open_local(config: DataConfig, split: str, key: str) -> Any:
     if len(names) < 2:
         raise UsageError(f"{folder} must hold one folder a class, at least two; it has {names or 'none'}")
     try:
-        return create_reader("", root=str(folder), class_map={name: index for index, name in enumerate(names)})
+        return create_reader(
+            "",
+            root=str(folder),
+            class_map={name: index for index, name in enumerate(names)},
+            input_key=";".join([*get_img_extensions(), *_MORE_EXTENSIONS]),
+        )
     except RuntimeError as error:  # timm's word for a folder without images
         raise UsageError(f"{folder} holds no images: {error}") from error
 

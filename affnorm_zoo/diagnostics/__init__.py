@@ -1,2 +1,6 @@
+from .distribution import Distribution as Distribution
 from .divergence import LayerDivergence as LayerDivergence
 from .divergence import measure_divergence as measure_divergence
+from .meter import DivergenceMeter as DivergenceMeter
+from .steps import StepAlignment as StepAlignment
+from .steps import measure_step as measure_step

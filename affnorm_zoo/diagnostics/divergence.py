@@ -1,24 +1,32 @@
 """How far a gradient step on a layer's parameters moves its activations from where they should go."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp
+from torch.func import jvp, vjp
 
-from affnorm_zoo.functional.activation import apply_activation
+from affnorm_zoo.diagnostics.recording import Call, Loss, bare, in_full_precision, record_calls
 
 
 @dataclass(frozen=True)
 class LayerDivergence:
-    """One layer's effective learning-rate factors over the samples, (N,) float64 each.
+    """One layer's effective learning-rate factors, float64, over the N samples that have a gradient.
 
     A step of rate η on the parameters, from one sample's gradient g alone, moves its pre-activation z by Δz; the ideal
-    is -ηg. ``self_factor`` is ⟨Δz, -ηg⟩ / ‖ηg‖² where g is kept at one position, the token or pixel of a draw, and Δz
-    read there; ``factor`` and ``cosine`` are those of all positions at once, which share the weights and so move each
-    other.
+    is -ηg.
+
+    Args:
+        name: of the module.
+        kind: its class.
+        self_factor: (N,), ⟨Δz, -ηg⟩ / ‖ηg‖² with g kept at one position, the token or pixel of a draw, and Δz read
+            there. A position is drawn in proportion to its ‖g‖², so that the mean is what all positions do to
+            themselves.
+        factor: (N,), the same with all positions at once, which share the weights and so move each other.
+        cosine: (N,), between Δz and -g, with all positions at once.
+        interference: (pairs,) in [-1, 1], how much sample i's step moves sample j's z along i's gradient, at the
+            drawn positions, over the geometric mean of what both do to themselves. For a plain layer this is
+            (⟨x_i, x_j⟩ + 1) / √((‖x_i‖² + 1)(‖x_j‖² + 1)).
     """
 
     name: str
@@ -26,25 +34,19 @@ class LayerDivergence:
     self_factor: Tensor
     factor: Tensor
     cosine: Tensor
+    interference: Tensor
 
-    def summary(self) -> dict[str, Any]:
-        """Means, and the spread of the self factor: deviation over mean, and 99th over 1st percentile."""
-        own = self.self_factor
-        low, high = torch.quantile(own, torch.tensor([0.01, 0.99], dtype=own.dtype)).tolist()
-        return {
-            "layer": self.name,
-            "kind": self.kind,
-            "self_factor": own.mean().item(),
-            "self_factor_cv": (own.std(correction=0) / own.mean()).item(),
-            "self_factor_p99_over_p1": high / low if low > 0 else float("inf"),
-            "factor": self.factor.mean().item(),
-            "cosine": self.cosine.mean().item(),
-            "n": len(own),
-        }
+    @property
+    def cross_factor(self) -> Tensor:
+        """What the other positions add to a sample's factor, (N,); 0 where there is one position."""
+        return self.factor - self.self_factor
+
+
+QUANTITIES = ("self_factor", "cross_factor", *(f.name for f in fields(LayerDivergence)[3:]))
 
 
 def measure_divergence(
-    model: nn.Module, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], seed: int = 0
+    model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, seed: int = 0, sources: int = 4
 ) -> list[LayerDivergence]:
     """Measure every linear and convolution layer that a model calls once, with the other layers held.
 
@@ -53,100 +55,87 @@ def measure_divergence(
     model is measured in evaluation mode, and put back into its own.
 
     Args:
-        model: any torch model; not compiled.
+        model: any torch model; inside :func:`torch.compile`'s wrapper, too. Where autocast is on, inputs and gradients
+            are those of the rounded model, and the derivatives are in the parameters' precision.
         images: (N, C, H, W), as the model takes them.
         labels: (N,).
         loss: of logits and labels, each image's by itself, summed.
         seed: of the positions.
+        sources: samples whose steps the interference is measured of.
 
     Returns:
         One entry a layer, in the order of the calls; layers whose output gets no gradient are left out.
 
+    Raises:
+        ValueError: the model is compiled in place.
+
     Source:
         Bird 2025, https://arxiv.org/abs/2512.22247: the factor of an affine layer is ‖x‖² + 1.
     """
-    calls = _record(model, images, labels, loss)
-    generator = torch.Generator().manual_seed(seed)
-    results = []
-    for name, module, x, gradient in calls:
-        rows = [_measure_sample(module, x[i : i + 1], gradient[i : i + 1], generator) for i in range(len(x))]
-        rows = [row for row in rows if row is not None]
-        if rows:
-            table = torch.tensor(rows, dtype=torch.float64)
-            results.append(LayerDivergence(name, type(module).__name__, *table.unbind(1)))
-    return results
-
-
-def _record(
-    model: nn.Module, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
-) -> list[tuple[str, nn.Module, Tensor, Tensor]]:
-    """Run forward and backward once and keep each layer's input and its output's gradient."""
-    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # a view of its own: what follows may write into the output
-        output = output.requires_grad_() if not output.requires_grad else output
-        kept = output.clone()
-        output.register_hook(lambda gradient: seen.setdefault(module, []).append((inputs[0].detach(), gradient)))
-        return kept
-
-    handles = [module.register_forward_hook(hook) for module in names]
+    model = bare(model)
     was_training = model.training
     try:
-        with torch.enable_grad():
-            loss(model.eval()(images), labels).backward()
+        calls = record_calls(model.eval(), images, labels, loss)
     finally:
-        for handle in handles:
-            handle.remove()
         model.train(was_training)
-        model.zero_grad()
-    found = [(names[module], module, *calls[0]) for module, calls in seen.items() if len(calls) == 1]
-    return found[::-1]  # gradients come from the last layer first
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad(), in_full_precision(images):
+        measured = [_measure_layer(call, generator, sources) for call in calls]
+    return [layer for layer in measured if layer is not None]
 
 
-def _measure_sample(
-    module: nn.Module, x: Tensor, gradient: Tensor, generator: torch.Generator
-) -> tuple[float, float, float] | None:
-    """Self factor, factor and cosine of one sample; None where its gradient is zero."""
-    layer: Any = module
-    activation = getattr(layer, "activation", "none")
-    parameters = {name: p.detach() for name, p in module.named_parameters()}
+def _measure_layer(call: Call, generator: torch.Generator, sources: int) -> LayerDivergence | None:
+    chosen = [i for i in range(len(call.g)) if call.g[i].any()]
+    if not chosen:
+        return None
+    masks = {i: _one_position(call, i, generator) for i in chosen}
+    parameters = {name: p.detach() for name, p in call.module.named_parameters()}
+    rows, own_factors, crossed = [], {}, {}
+    for number, i in enumerate(chosen):
+        x, g = call.x[i : i + 1], call.g[i : i + 1]
+        pull = vjp(lambda p, x=x: call.pre_activation(p, x), parameters)[1]
+        here = g * masks[i]
+        is_source = number < sources
+        # the step of a source is seen by all samples, that of another by itself
+        seen = call.x if is_source else x
+        # the first tangent is that of all positions, the second that of one
+        move = _push(call, parameters, pull(g)[0], x)
+        own_move = _push(call, parameters, pull(here)[0], seen)
+        own_factors[i] = _dot(own_move[i if is_source else 0], here[0]) / _dot(here, here)
+        if is_source:
+            crossed[i] = (here, own_move)
+        dot = _dot(move, g)
+        rows.append((own_factors[i], dot / _dot(g, g), dot / (_dot(move, move) * _dot(g, g)) ** 0.5))
+    interference = [
+        _response(call, here, own_move[j], masks[j]) / (own_factors[i] * own_factors[j]) ** 0.5
+        for i, (here, own_move) in crossed.items()
+        for j in chosen
+        if j != i
+    ]
+    self_factor, factor, cosine = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    pairs = torch.tensor(interference, dtype=torch.float64)
+    return LayerDivergence(call.name, type(call.module).__name__, self_factor, factor, cosine, pairs)
 
-    def pre_activation(parameters: dict[str, Tensor]) -> Tensor:
-        return functional_call(module, parameters, (x,))
 
-    try:
-        if activation != "none":
-            layer.activation = "none"
-        z, pull = vjp(pre_activation, parameters)[:2]
-        (g,) = vjp(lambda z: apply_activation(z, activation), z)[1](gradient)
-        if not g.any():
-            return None
-        move = jvp(pre_activation, (parameters,), pull(g))[1]
-        here = _at_one_position(module, g, generator)
-        own_move = jvp(pre_activation, (parameters,), pull(here))[1]
-    finally:
-        if activation != "none":
-            layer.activation = activation
-    dot = _dot(move, g)
-    return (
-        _dot(own_move, here) / _dot(here, here),
-        dot / _dot(g, g),
-        dot / (_dot(move, move) * _dot(g, g)) ** 0.5,
-    )
+def _push(call: Call, parameters: dict[str, Tensor], tangent: dict[str, Tensor], x: Tensor) -> Tensor:
+    return jvp(lambda p: call.pre_activation(p, x), (parameters,), (tangent,))[1]
 
 
-def _at_one_position(module: nn.Module, g: Tensor, generator: torch.Generator) -> Tensor:
-    """The gradient at one pixel or token that has any, zero elsewhere."""
-    channels = 1 if isinstance(module, nn.Conv2d) else g.ndim - 1
-    has_gradient = g.abs().sum(channels, keepdim=True).flatten().nonzero().flatten()
-    chosen = has_gradient[torch.randint(len(has_gradient), (1,), generator=generator).item()]
-    mask = torch.zeros_like(g.sum(channels, keepdim=True)).flatten()
-    mask[chosen] = 1
-    shape = list(g.shape)
-    shape[channels] = 1
-    return g * mask.view(shape)
+def _one_position(call: Call, sample: int, generator: torch.Generator) -> Tensor:
+    """1 at a pixel or token of the sample, drawn in proportion to ‖g‖², and 0 elsewhere; (1, ...) with one channel."""
+    weight = call.g[sample : sample + 1].double().square().sum(call.channel_axis, keepdim=True)
+    flat = weight.flatten().cpu()
+    mask = torch.zeros_like(flat)
+    mask[torch.multinomial(flat, 1, generator=generator)] = 1
+    return mask.view(weight.shape).to(call.g)
+
+
+def _response(call: Call, here: Tensor, move: Tensor, mask: Tensor) -> float:
+    """How far sample j has moved at its position along the gradient of sample i at its own, over the latter's ‖g‖²."""
+    positions = [axis for axis in range(here.ndim) if axis != call.channel_axis]
+    g = here.sum(positions)  # zero at all positions but one
+    moved = (move[None] * mask).sum(positions)
+    return _dot(moved, g) / _dot(g, g)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

@@ -18,6 +18,7 @@ FREE = {
     "data.path", "data.workers", "data.timeout_seconds", "data.max_bad_images", "train.max_updates",
     "checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.every_updates", "checkpoint.keep_last",
     "checkpoint.milestones", "runtime.device", "runtime.log_updates", "runtime.trackers",
+    "runtime.divergence_updates", "runtime.divergence_images",
 }  # fmt: skip
 # the same images in the same order, but sums are rounded and random numbers drawn in another way
 NOTED = {

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from safetensors.torch import save_file
 
 from affnorm_zoo.config import RunConfig, flatten
+from affnorm_zoo.diagnostics.figures import plot_training
 from affnorm_zoo.evaluation import evaluate
 from affnorm_zoo.training import run_folder, watch
 from affnorm_zoo.training.assemble import Parts, assemble
@@ -17,6 +18,7 @@ from affnorm_zoo.training.keeper import Keeper
 from affnorm_zoo.training.opening import RunFolder
 from affnorm_zoo.training.plan import peak_flops
 from affnorm_zoo.training.plots import plot_curves
+from affnorm_zoo.training.probe import DivergenceProbe
 from affnorm_zoo.training.processes import build_accelerator, on_main
 
 _logger = logging.getLogger(__name__)
@@ -64,9 +66,10 @@ def train(
         return finished
     with Interrupt() as interrupt:
         parts = assemble(config, accelerator)
+        probe = DivergenceProbe(config, parts)
         checkpoint = on_main(accelerator, lambda: folder.open(config, parts, resume, overwrite, allow_changes))
         try:
-            return _train(config, output, parts, interrupt, checkpoint)
+            return _train(config, output, parts, probe, interrupt, checkpoint)
         except PreemptedError as error:
             _write_state(parts, output, "preempted", message=str(error))
             raise
@@ -79,7 +82,12 @@ def train(
 
 
 def _train(
-    config: RunConfig, output: Path, parts: Parts, interrupt: Interrupt, checkpoint: Path | None
+    config: RunConfig,
+    output: Path,
+    parts: Parts,
+    probe: DivergenceProbe,
+    interrupt: Interrupt,
+    checkpoint: Path | None,
 ) -> dict[str, Any]:
     """Go through the epochs, from the checkpoint on if there is one, and write the report."""
     trainer, accelerator = parts.trainer, parts.trainer.accelerator
@@ -106,19 +114,32 @@ def _train(
     keeper = Keeper(output / run_folder.CHECKPOINTS, config.checkpoint, updates_per_epoch)
     begin = time.perf_counter()
     log.start(progress.windows)
+    if progress.windows == 0 and probe.is_due():
+        log.record_divergence(probe.measure())
     try:
         while progress.epoch < config.train.epochs and not _is_done_early(config, parts):
-            _run_epoch(config, parts, interrupt, log, keeper)
+            _run_epoch(config, parts, probe, interrupt, log, keeper)
     finally:
         log.close()
-    return _finish(config, output, parts, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    shares = {} if probe.every is None else {"divergence_seconds": round(probe.seconds, 3)}
+    return _finish(config, output, parts, {"seconds": seconds, **shares})
 
 
-def _run_epoch(config: RunConfig, parts: Parts, interrupt: Interrupt, log: watch.RunLog, keeper: Keeper) -> None:
+def _run_epoch(
+    config: RunConfig,
+    parts: Parts,
+    probe: DivergenceProbe,
+    interrupt: Interrupt,
+    log: watch.RunLog,
+    keeper: Keeper,
+) -> None:
     """Train to the end of the epoch, evaluate, save; or save and stop where a signal says so."""
     trainer, progress = parts.trainer, parts.trainer.state.progress
     for _ in () if _is_capped(config, parts) else trainer.windows():
         log.advance()
+        if probe.is_due():
+            log.record_divergence(probe.measure())
         is_main = trainer.accelerator.is_main_process
         wants_save = is_main and _can_save(parts) and keeper.is_due_within_epoch(progress)
         stop, save = interrupt.agree(wants_save)
@@ -186,7 +207,7 @@ def _is_done_early(config: RunConfig, parts: Parts) -> bool:
     return _is_capped(config, parts) and progress.evaluated.get("update") == progress.windows
 
 
-def _finish(config: RunConfig, output: Path, parts: Parts, seconds: float) -> dict[str, Any]:
+def _finish(config: RunConfig, output: Path, parts: Parts, times: dict[str, float]) -> dict[str, Any]:
     """Leave weights, curves and the report."""
     state, accelerator, progress = parts.trainer.state, parts.trainer.accelerator, parts.trainer.state.progress
     report = {
@@ -204,7 +225,7 @@ def _finish(config: RunConfig, output: Path, parts: Parts, seconds: float) -> di
         "train_loss": progress.evaluated["train"]["loss"],
         **{part: metrics for part, metrics in progress.evaluated.items() if part in ("val", "ema")},
         "best": progress.best,
-        "seconds": seconds,
+        **times,
         "num_processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
         "environment": run_folder.describe_environment(),
@@ -221,6 +242,7 @@ def _write_results(output: Path, weights: dict[str, Any], report: dict[str, Any]
         run_folder.write_atomically(output / name, partial(save_file, tensors))
     if not plot_curves(output / run_folder.METRICS_FILE, output / run_folder.CURVES_FILE):
         _logger.warning("curves.png needs matplotlib: pip install 'affnorm-zoo[plots]'")
+    plot_training(output / run_folder.METRICS_FILE, output / run_folder.DIVERGENCE_FILE)
     run_folder.write_json(output / run_folder.REPORT_FILE, report)
     run_folder.write_state(output, "completed", epoch=report["epochs"], updates=report["updates"])
 

@@ -26,6 +26,7 @@ STATE_FILE = "run_state.json"
 REPORT_FILE = "report.json"
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
+DIVERGENCE_FILE = "divergence.png"
 LOCK_FILE = "run.lock"
 CHECKPOINTS = "checkpoints"
 

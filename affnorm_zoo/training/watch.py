@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ def trim_metrics(path: Path, windows: int, epochs: int) -> None:
             record = json.loads(line)
         except json.JSONDecodeError:
             break
-        if record["update"] <= windows if record["kind"] == "update" else record["epoch"] <= epochs:
+        if record["update"] <= windows if record["kind"] != "epoch" else record["epoch"] <= epochs:
             kept.append(line + "\n")
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
@@ -127,6 +128,15 @@ class RunLog:
         self._track(metrics, record["update"])
         tqdm.write(text) if self.bar is not None else print(text, flush=True)  # noqa: T201 likewise
 
+    def record_divergence(self, record: dict[str, Any]) -> None:
+        """Log a measurement of the divergence; the trackers get the median layer's."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_to_line({"kind": "divergence", **record}))
+        for name in ("cv", "step_cosine", "step_moving_cosine"):
+            values = [layer[name] for layer in record["layers"] if layer[name] is not None]
+            if values:
+                self._track({f"divergence/{name}": statistics.median(values)}, record["update"])
+
     def close(self) -> None:
         """Take the bar away and let the trackers finish."""
         if self.bar is not None:
@@ -148,6 +158,8 @@ def _to_line(record: dict[str, Any]) -> str:
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: finite(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [finite(part) for part in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(finite(record), allow_nan=False) + "\n"

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import click
+
+from affnorm_zoo.cli.report import reported_errors
+from affnorm_zoo.config import load_config
+from affnorm_zoo.paper import EXPERIMENTS, load_paper_config, run_experiment
+
+_path = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("experiment", type=click.Choice([*EXPERIMENTS, "all"]))
+@click.argument("overrides", nargs=-1)
+@click.option("--configs", type=_path, default=Path("configs/paper"), show_default=True, help="A YAML an experiment.")
+@click.option("--output", type=_path, default=Path("runs/paper"), show_default=True, help="A folder an experiment.")
+@click.option("--quick", is_flag=True, help="A few short runs.")
+@click.option("--workers", default=2, show_default=True, help="Processes, of one thread each.")
+def reproduce(
+    experiment: str, overrides: tuple[str, ...], configs: Path, output: Path, quick: bool, workers: int
+) -> None:
+    """Repeat the paper's experiments on the data that OVERRIDES name, as data.path=PATH data.val_split=test."""
+    with reported_errors():
+        data = load_config(overrides=overrides).data
+        for name in EXPERIMENTS if experiment == "all" else [experiment]:
+            config = load_paper_config(configs / f"{name}.yaml", quick)
+            results = run_experiment(name, config, data, output / name, workers)
+            results.pack()

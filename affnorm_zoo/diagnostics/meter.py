@@ -1,0 +1,71 @@
+"""The divergence of a model over as many batches as there are, in constant memory."""
+
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor, nn
+
+from affnorm_zoo.diagnostics.distribution import Distribution
+from affnorm_zoo.diagnostics.divergence import QUANTITIES, LayerDivergence, measure_divergence
+from affnorm_zoo.diagnostics.recording import Loss
+
+
+class LayerMeter:
+    """One layer's distributions."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+        self.distributions = {quantity: Distribution() for quantity in QUANTITIES}
+
+    def add(self, layer: LayerDivergence) -> None:
+        """Take in one batch."""
+        for quantity, distribution in self.distributions.items():
+            distribution.add(getattr(layer, quantity))
+
+    def summary(self) -> dict[str, Any]:
+        """Each quantity's distribution, and the two numbers that say how uneven the self factor is.
+
+        ``cv`` is its deviation over its mean, ``p99_over_p1`` the ratio of these percentiles; None if that is infinite.
+        """
+        own = self.distributions["self_factor"]
+        low, high = own.quantile(0.01), own.quantile(0.99)
+        return {
+            "layer": self.name,
+            "kind": self.kind,
+            "cv": own.std / own.mean if own.mean else None,
+            "p99_over_p1": high / low if low > 0 else None,
+            **{quantity: distribution.summary() for quantity, distribution in self.distributions.items()},
+        }
+
+
+class DivergenceMeter:
+    """Measure a model batch by batch; the memory does not grow with their number.
+
+    Args:
+        model, loss, sources: as in :func:`measure_divergence`.
+        seed: of the positions; each batch draws its own.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, seed: int = 0, sources: int = 4) -> None:
+        self.model = model
+        self.loss = loss
+        self.seed = seed
+        self.sources = sources
+        self.num_images = 0
+        self.seconds = 0.0
+        self._layers: dict[str, LayerMeter] = {}
+
+    def update(self, images: Tensor, labels: Tensor) -> None:
+        """Take in one batch, (N, C, H, W) and (N,)."""
+        start = perf_counter()
+        # the number of images so far makes the draws of each batch its own
+        seed = self.seed + self.num_images
+        for layer in measure_divergence(self.model, images, labels, self.loss, seed, self.sources):
+            self._layers.setdefault(layer.name, LayerMeter(layer.name, layer.kind)).add(layer)
+        self.num_images += len(images)
+        self.seconds += perf_counter() - start
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One row a layer, in the order of the calls; see :meth:`LayerMeter.summary`."""
+        return [layer.summary() for layer in self._layers.values()]

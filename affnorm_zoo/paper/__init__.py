@@ -1,0 +1,3 @@
+from .config import load_paper_config as load_paper_config
+from .experiments import EXPERIMENTS as EXPERIMENTS
+from .experiments import run_experiment as run_experiment

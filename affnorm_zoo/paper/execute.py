@@ -1,0 +1,89 @@
+"""Many runs in several processes, one JSON file each, so that what is done is never done again."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from affnorm_zoo.paper.runs import Arrays, Run, train_net
+from affnorm_zoo.training.run_folder import describe_environment, write_json
+
+PACKED = "runs.jsonl"
+_arrays: Arrays | None = None  # of this worker process
+
+
+class Results:
+    """The results of an experiment: a folder of JSON files, and a file that packs those of earlier days.
+
+    Args:
+        folder: ``runs/NAME.json`` is one run's result, ``runs.jsonl`` holds one a line.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._by_name: dict[str, dict[str, Any]] = {}
+        packed = folder / PACKED
+        if packed.is_file():
+            self._add([json.loads(line) for line in packed.read_text(encoding="utf-8").splitlines()])
+        self._add([json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob("runs/*.json"))])
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def data_names(self) -> set[str]:
+        """The names of the datasets that the results are of."""
+        return {result["data"] for result in self._by_name.values()}
+
+    def get(self, run: Run) -> dict[str, Any] | None:
+        """The result of ``run``, if it has been made."""
+        return self._by_name.get(run.name)
+
+    def keep(self, run: Run, result: dict[str, Any]) -> None:
+        """Write a result, whole or not at all."""
+        (self.folder / "runs").mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "runs" / f"{run.name}.json", {"name": run.name, **result})
+        self._by_name[run.name] = {"name": run.name, **result}
+
+    def pack(self) -> None:
+        """Write all results into one file, a line each, in the order of their names."""
+        lines = [json.dumps(self._by_name[name]) for name in sorted(self._by_name)]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / PACKED).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def _add(self, results: list[dict[str, Any]]) -> None:
+        self._by_name.update({result["name"]: result for result in results})
+
+
+def complete(runs: Sequence[Run], arrays: Arrays, results: Results, workers: int, label: str) -> list[dict[str, Any]]:
+    """Make the runs that have not been made, and return the results of all, in order."""
+    missing = [run for run in dict.fromkeys(runs) if results.get(run) is None]
+    environment = {"data": arrays.name, "environment": describe_environment(), "threads": 1}
+    with (
+        ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (arrays.share(),)) as pool,
+        tqdm(total=len(missing), desc=label, disable=None) as bar,
+    ):
+        futures = {pool.submit(_run_in_worker, run): run for run in missing}
+        try:
+            for future in as_completed(futures):
+                results.keep(futures[future], {**future.result(), **environment})
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [result for run in runs if (result := results.get(run)) is not None]
+
+
+def _start_worker(arrays: Arrays) -> None:
+    global _arrays
+    _arrays = arrays
+    torch.set_num_threads(1)  # small nets gain nothing from more, and the processes share the cores
+
+
+def _run_in_worker(run: Run) -> dict[str, Any]:
+    assert _arrays is not None
+    return train_net(run, _arrays)

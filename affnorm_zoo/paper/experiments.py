@@ -1,0 +1,126 @@
+"""The experiments: which nets are tuned, and which runs follow at the tuned rates."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from affnorm_zoo.config import DataConfig
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.paper.config import PaperConfig
+from affnorm_zoo.paper.execute import Results, complete
+from affnorm_zoo.paper.runs import Run, load_arrays
+
+TUNING_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One point of a grid: seeds of it are run at a rate that was tuned for ``net`` and ``method``.
+
+    ``rate_factor`` is what the tuned rate is multiplied with.
+    """
+
+    net: str
+    method: str
+    batch_size: int
+    rate_factor: float = 1.0
+
+
+def grid(config: PaperConfig) -> Iterator[Cell]:
+    """Every net with every method, at the batch size of the tuning."""
+    for net in config.nets:
+        for method in config.methods:
+            yield Cell(net=net, method=method, batch_size=config.batch_sizes[0])
+
+
+def kappas(config: PaperConfig) -> Iterator[Cell]:
+    """Every net with every κ."""
+    for net in config.nets:
+        for kappa in config.kappas:
+            yield Cell(net=net, method=f"kappa={kappa:g}", batch_size=config.batch_sizes[0])
+
+
+def batch_sizes(config: PaperConfig) -> Iterator[Cell]:
+    """Every net with every method and batch size, at the tuned rate and at one in proportion to the batch."""
+    for cell in grid(config):
+        for size in config.batch_sizes:
+            yield replace(cell, batch_size=size)
+            if size != cell.batch_size:
+                yield replace(cell, batch_size=size, rate_factor=size / cell.batch_size)
+
+
+EXPERIMENTS: dict[str, Callable[[PaperConfig], Iterator[Cell]]] = {
+    "fc": grid,
+    "batch-size": batch_sizes,
+    "conv": grid,
+    "scale-invariance": kappas,
+    "alignment": grid,
+}
+
+
+def run_experiment(name: str, config: PaperConfig, data: DataConfig, folder: Path, workers: int) -> Results:
+    """Tune each net and method on the images held out, then run the seeds and score them on the test set.
+
+    Runs whose results stand in ``folder`` are not made again.
+
+    Raises:
+        UsageError: the data cannot be read, or the results in ``folder`` are of other data.
+    """
+    results = Results(folder)
+    arrays = load_arrays(data, config.num_train, config.num_val)
+    others = results.data_names() - {arrays.name}
+    if others:
+        raise UsageError(f"{folder} holds results on {', '.join(sorted(others))}, not {arrays.name}; choose another")
+    cells = list(EXPERIMENTS[name](config))
+    tuning = [run for cell in cells for run in tuning_runs(config, cell)]
+    complete(tuning, arrays, results, workers, f"{name}: tuning")
+    complete([run for cell in cells for run in final_runs(config, cell, results)], arrays, results, workers, name)
+    return results
+
+
+def tuning_runs(config: PaperConfig, cell: Cell) -> list[Run]:
+    """One run a rate, scored on the images held out."""
+    return [
+        Run(
+            net=cell.net,
+            method=cell.method,
+            rate=rate,
+            batch_size=config.batch_sizes[0],
+            epochs=config.epochs,
+            num_train=config.num_train,
+            seed=TUNING_SEED,
+            score="val",
+        )
+        for rate in config.rates
+    ]
+
+
+def tuned_rate(config: PaperConfig, cell: Cell, results: Results) -> float:
+    """The rate of the best tuning run; the lower one of two that are even."""
+    scores = {run.rate: _accuracy(results.get(run)) for run in tuning_runs(config, cell)}
+    return max(sorted(scores), key=lambda rate: scores[rate])
+
+
+def final_runs(config: PaperConfig, cell: Cell, results: Results) -> list[Run]:
+    """The seeds of a cell at its rate, scored on the test set."""
+    rate = tuned_rate(config, cell, results) * cell.rate_factor
+    return [
+        Run(
+            net=cell.net,
+            method=cell.method,
+            rate=rate,
+            batch_size=cell.batch_size,
+            epochs=config.epochs,
+            num_train=config.num_train,
+            seed=TUNING_SEED + 1 + number,
+            score="test",
+            probes=config.probes,
+        )
+        for number in range(config.seeds)
+    ]
+
+
+def _accuracy(result: dict[str, Any] | None) -> float:
+    assert result is not None, "the tuning runs are made first"
+    return result["accuracy"]

@@ -1,0 +1,152 @@
+"""One training of a small net by plain gradient descent, from its description to its result."""
+
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from affnorm_zoo.config import DataConfig
+from affnorm_zoo.data import open_source
+from affnorm_zoo.data.in_memory import WholeImage, decode
+from affnorm_zoo.diagnostics import DivergenceMeter
+from affnorm_zoo.paper.nets import RATE_FACTORS, build_net
+
+_SPLIT_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that the result of a training depends on, the code aside. ``score`` is ``"val"`` to tune, or ``"test"``."""
+
+    net: str
+    method: str
+    rate: float
+    batch_size: int
+    epochs: int
+    num_train: int
+    seed: int
+    score: str
+    probes: int = 0
+
+    @property
+    def name(self) -> str:
+        """A file name of the run's own."""
+        return (
+            f"{self.net}_{self.method}_b{self.batch_size}_e{self.epochs}_n{self.num_train}_lr{self.rate:g}"
+            f"_s{self.seed}_{self.score}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays:
+    """Images (N, C, H, W) uint8 and labels (N,) of each split, and the training images' statistics in [0, 255]."""
+
+    name: str
+    num_classes: int
+    images: dict[str, Tensor]
+    labels: dict[str, Tensor]
+    mean: Tensor
+    std: Tensor
+
+    def normalised(self, split: str, index: Tensor | slice) -> Tensor:
+        """Images at ``index``, each channel at mean 0 and variance 1 over the training images."""
+        return (self.images[split][index].float() - self.mean) / self.std
+
+    def share(self) -> "Arrays":
+        """Move all tensors to shared memory, for other processes to read."""
+        for tensor in (*self.images.values(), *self.labels.values()):
+            tensor.share_memory_()
+        return self
+
+
+def load_arrays(config: DataConfig, num_train: int, num_val: int) -> Arrays:
+    """Decode a dataset into memory and divide its training set: images to train on, and images to tune on.
+
+    The division is drawn once and for all. The validation set of ``config`` becomes ``test``.
+    """
+    source = open_source(config)
+    size = config.image_size or source.image_size or 32
+    images, labels = decode(source.train, WholeImage(size), config.workers)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    num_val = min(num_val, len(images) // 5)
+    chosen = {"val": order[:num_val], "train": order[num_val : num_val + num_train]}
+    test_images, test_labels = decode(source.val, WholeImage(size), config.workers)
+    train = images[chosen["train"]].double()
+    return Arrays(
+        name=source.name,
+        num_classes=len(source.class_names),
+        images={split: images[index] for split, index in chosen.items()} | {"test": test_images},
+        labels={split: labels[index] for split, index in chosen.items()} | {"test": test_labels},
+        mean=train.mean((0, 2, 3)).float()[:, None, None],
+        std=train.std((0, 2, 3)).float()[:, None, None],
+    )
+
+
+def train_net(run: Run, arrays: Arrays) -> dict[str, Any]:
+    """Train, and score once at the end.
+
+    The images come in a new order each epoch; what does not fill a batch is left out. A run whose loss is not finite
+    stops there and scores 0.
+
+    Returns:
+        The run's fields, accuracy and loss on the split that scores, the mean loss of the last epoch, and, with
+        probes, each layer's divergence on test images.
+    """
+    start = perf_counter()
+    net = build_net(run.net, run.method, tuple(arrays.images["train"].shape[1:]), arrays.num_classes, run.seed)
+    train_loss = descend(net, run, arrays)
+    accuracy, loss = (0.0, float("nan")) if train_loss is None else evaluate(net, arrays, run.score)
+    result: dict[str, Any] = {
+        **asdict(run),
+        "accuracy": accuracy,
+        "loss": loss if loss == loss else None,
+        "train_loss": train_loss,
+        "diverged": train_loss is None,
+        "num_parameters": sum(p.numel() for p in net.parameters()),
+        "seconds": round(perf_counter() - start, 2),
+    }
+    if run.probes and train_loss is not None:
+        result["divergence"] = _probe(net, arrays, run.probes)
+    return result
+
+
+def descend(net: nn.Module, run: Run, arrays: Arrays) -> float | None:
+    """Train with plain gradient descent; the mean loss of the last epoch, or None where it stopped being finite."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=run.rate * RATE_FACTORS.get(run.method, 1.0))
+    generator = torch.Generator().manual_seed(run.seed)
+    net.train()
+    losses: list[float] = []
+    for _ in range(run.epochs):
+        losses = []
+        order = torch.randperm(len(arrays.labels["train"]), generator=generator)
+        for index in order.split(run.batch_size):
+            if len(index) < run.batch_size:
+                break
+            loss = F.cross_entropy(net(arrays.normalised("train", index)), arrays.labels["train"][index])
+            losses.append(loss.item())
+            if not torch.isfinite(loss):
+                return None
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, arrays: Arrays, split: str) -> tuple[float, float]:
+    """Accuracy in [0, 1] and mean cross-entropy over a whole split."""
+    net.eval()
+    labels = arrays.labels[split]
+    parts = [net(arrays.normalised(split, slice(at, at + 1000))) for at in range(0, len(labels), 1000)]
+    logits = torch.cat(parts).double()
+    return (logits.argmax(1) == labels).double().mean().item(), F.cross_entropy(logits, labels).item()
+
+
+def _probe(net: nn.Module, arrays: Arrays, count: int) -> list[dict[str, Any]]:
+    x, labels = arrays.normalised("test", slice(0, count)), arrays.labels["test"][:count]
+    meter = DivergenceMeter(net, lambda z, y: F.cross_entropy(z, y, reduction="sum"))
+    meter.update(x, labels)
+    return meter.summary()

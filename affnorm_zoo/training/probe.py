@@ -1,0 +1,77 @@
+"""The divergence of a network while it trains, at chosen updates, on images that it is not trained on."""
+
+import time
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from affnorm_zoo.config import RunConfig
+from affnorm_zoo.data import eval_loader
+from affnorm_zoo.diagnostics import DivergenceMeter, measure_step
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training.assemble import Parts
+from affnorm_zoo.training.processes import shards_weights
+
+_STEP_COLUMNS = ("cosine", "length", "moving_cosine", "moving_length")
+
+
+class DivergenceProbe:
+    """Measures on the main process; neither the weights nor the random numbers of the run notice.
+
+    The real step is that of the run's own optimiser, its momenta and rate included, on a copy of it and the model, and
+    with neither clipping nor augmentation.
+
+    Raises:
+        UsageError: the weights are sharded, so that no process holds the model.
+    """
+
+    def __init__(self, config: RunConfig, parts: Parts) -> None:
+        self.every = config.runtime.divergence_updates
+        self.parts = parts
+        self.num_images = config.runtime.divergence_images
+        self.batch: tuple[Tensor, Tensor] | None = None
+        self.seconds = 0.0  # since the start of this process
+        if self.every is not None and shards_weights(parts.trainer.accelerator):
+            raise UsageError("runtime.divergence_updates needs the whole model in one process: FSDP shards it")
+
+    def is_due(self) -> bool:
+        """Whether this process is to measure after the update under way, or before the first."""
+        is_main = self.parts.trainer.accelerator.is_main_process
+        return is_main and self.every is not None and self.parts.trainer.state.progress.windows % self.every == 0
+
+    def measure(self) -> dict[str, Any]:
+        """A line of ``metrics.jsonl``: how uneven each layer's factor is, and how its activations follow a step."""
+        start, trainer = time.perf_counter(), self.parts.trainer
+        self.batch = self.batch or self._load()
+        state, progress = trainer.state, trainer.state.progress
+        with torch.random.fork_rng(), trainer.accelerator.autocast():
+            meter = DivergenceMeter(state.bare_model, _summed_cross_entropy)
+            meter.update(*self.batch)
+            optimizer: Any = state.optimizer  # accelerate's wrapper
+            steps = measure_step(state.bare_model, optimizer.optimizer, *self.batch, F.cross_entropy)
+        by_layer = {step.name: step.summary() for step in steps}
+        layers = []
+        for row in meter.summary():
+            step = by_layer.get(row["layer"], {})
+            columns = {f"step_{name}": step.get(name) for name in _STEP_COLUMNS}
+            means = {name: row[name]["mean"] for name in ("self_factor", "factor", "cosine", "interference")}
+            layers.append({"layer": row["layer"], "cv": row["cv"], **means, **columns})
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        record = {"update": progress.windows, "epoch": progress.epoch + 1, "seconds": round(seconds, 3)}
+        return {**record, "layers": layers}
+
+    def _load(self) -> tuple[Tensor, Tensor]:
+        source, count = self.parts.source, min(self.num_images, self.parts.source.num_val)
+        # evenly over the split: one class's images come after another's in a folder
+        indices = None if source.is_stream else [i * source.num_val // count for i in range(count)]
+        loader = eval_loader(source.val, self.parts.preprocessing, batch_size=count, indices=indices)
+        ((images, labels),) = islice(loader, 1)
+        return self.parts.trainer.normalize(images), labels.to(self.parts.trainer.accelerator.device)
+
+
+def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="sum")

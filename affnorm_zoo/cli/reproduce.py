@@ -4,13 +4,13 @@ import click
 
 from affnorm_zoo.cli.report import reported_errors
 from affnorm_zoo.config import load_config
-from affnorm_zoo.paper import EXPERIMENTS, load_paper_config, run_experiment
+from affnorm_zoo.paper import EXPERIMENTS, load_paper_config, run_experiment, write_report
 
 _path = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("experiment", type=click.Choice([*EXPERIMENTS, "all"]))
+@click.argument("experiment", type=click.Choice([*EXPERIMENTS, "all", "report"]))
 @click.argument("overrides", nargs=-1)
 @click.option("--configs", type=_path, default=Path("configs/paper"), show_default=True, help="A YAML an experiment.")
 @click.option("--output", type=_path, default=Path("runs/paper"), show_default=True, help="A folder an experiment.")
@@ -19,10 +19,17 @@ _path = click.Path(path_type=Path)
 def reproduce(
     experiment: str, overrides: tuple[str, ...], configs: Path, output: Path, quick: bool, workers: int
 ) -> None:
-    """Repeat the paper's experiments on the data that OVERRIDES name, as data.path=PATH data.val_split=test."""
+    """Repeat the paper's experiments on the data that OVERRIDES name, as data.path=PATH data.val_split=test.
+
+    Without data.path they run on the embedded digits. What has been run in the output folder is kept, so that an
+    experiment can be cut off and gone on with. `report` writes OUTPUT.md with tables, figures and verdicts.
+    """
     with reported_errors():
         data = load_config(overrides=overrides).data
-        for name in EXPERIMENTS if experiment == "all" else [experiment]:
+        for name in EXPERIMENTS if experiment == "all" else [experiment] if experiment != "report" else []:
             config = load_paper_config(configs / f"{name}.yaml", quick)
-            results = run_experiment(name, config, data, output / name, workers)
-            results.pack()
+            run_experiment(name, config, data, output / name, workers)
+        if experiment == "report":
+            page = output.with_suffix(".md")
+            write_report(output, configs, page, quick)
+            click.echo(page)

@@ -24,6 +24,7 @@ class PaperConfig:
         batch_sizes: the rate is tuned at the first; more than one only in the batch-size experiment.
         kappas: of the scale-invariance experiment.
         probes: test images to measure the divergence of trained nets on; 0 for not at all.
+        fisher: training images to measure the natural cosine on, before and after training; 0 for not at all.
     """
 
     nets: tuple[str, ...]
@@ -36,6 +37,7 @@ class PaperConfig:
     batch_sizes: tuple[int, ...] = (128,)
     kappas: tuple[float, ...] = ()
     probes: int = 0
+    fisher: int = 0
 
     def __post_init__(self) -> None:
         for name in ("seeds", "epochs", "num_train", "num_val"):

@@ -1,8 +1,9 @@
 """Many runs in several processes, one JSON file each, so that what is done is never done again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -59,23 +60,38 @@ class Results:
         self._by_name.update({result["name"]: result for result in results})
 
 
-def complete(runs: Sequence[Run], arrays: Arrays, results: Results, workers: int, label: str) -> list[dict[str, Any]]:
-    """Make the runs that have not been made, and return the results of all, in order."""
+def complete(runs: Sequence[Run], arrays: Arrays, results: Results, workers: int, label: str) -> None:
+    """Make the runs that have not been made, in this process if ``workers`` is 1, and keep their results."""
     missing = [run for run in dict.fromkeys(runs) if results.get(run) is None]
     environment = {"data": arrays.name, "environment": describe_environment(), "threads": 1}
-    with (
-        ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (arrays.share(),)) as pool,
-        tqdm(total=len(missing), desc=label, disable=None) as bar,
-    ):
-        futures = {pool.submit(_run_in_worker, run): run for run in missing}
+    train = _train_here if workers == 1 else partial(_train_in_processes, workers=workers)
+    with tqdm(total=len(missing), desc=label, disable=None) as bar:
+        for run, result in train(missing, arrays):
+            results.keep(run, {**result, **environment})
+            bar.update()
+
+
+def _train_here(runs: Sequence[Run], arrays: Arrays) -> Iterator[tuple[Run, dict[str, Any]]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for run in runs:
+            yield run, train_net(run, arrays)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train_in_processes(runs: Sequence[Run], arrays: Arrays, workers: int) -> Iterator[tuple[Run, dict[str, Any]]]:
+    if not runs:
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (arrays.share(),)) as pool:
+        futures = {pool.submit(_run_in_worker, run): run for run in runs}
         try:
             for future in as_completed(futures):
-                results.keep(futures[future], {**future.result(), **environment})
-                bar.update()
+                yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [result for run in runs if (result := results.get(run)) is not None]
 
 
 def _start_worker(arrays: Arrays) -> None:

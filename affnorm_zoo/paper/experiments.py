@@ -56,6 +56,7 @@ EXPERIMENTS: dict[str, Callable[[PaperConfig], Iterator[Cell]]] = {
     "conv": grid,
     "scale-invariance": kappas,
     "alignment": grid,
+    "natural-gradient": grid,
 }
 
 
@@ -116,6 +117,7 @@ def final_runs(config: PaperConfig, cell: Cell, results: Results) -> list[Run]:
             seed=TUNING_SEED + 1 + number,
             score="test",
             probes=config.probes,
+            fisher=config.fisher,
         )
         for number in range(config.seeds)
     ]

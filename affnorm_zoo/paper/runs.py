@@ -1,5 +1,6 @@
 """One training of a small net by plain gradient descent, from its description to its result."""
 
+import copy
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
@@ -12,6 +13,7 @@ from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data import open_source
 from affnorm_zoo.data.in_memory import WholeImage, decode
 from affnorm_zoo.diagnostics import DivergenceMeter
+from affnorm_zoo.paper.natural import natural_cosine
 from affnorm_zoo.paper.nets import RATE_FACTORS, build_net
 
 _SPLIT_SEED = 0
@@ -30,6 +32,7 @@ class Run:
     seed: int
     score: str
     probes: int = 0
+    fisher: int = 0
 
     @property
     def name(self) -> str:
@@ -92,11 +95,13 @@ def train_net(run: Run, arrays: Arrays) -> dict[str, Any]:
     stops there and scores 0.
 
     Returns:
-        The run's fields, accuracy and loss on the split that scores, the mean loss of the last epoch, and, with
-        probes, each layer's divergence on test images.
+        The run's fields, accuracy and loss on the split that scores, the mean loss of the last epoch; with ``probes``,
+        each layer's divergence on that many test images, and with ``fisher``, the natural cosine on that many training
+        images before and after the training.
     """
     start = perf_counter()
     net = build_net(run.net, run.method, tuple(arrays.images["train"].shape[1:]), arrays.num_classes, run.seed)
+    untrained = _natural(_calibrated(net, arrays), arrays, run.fisher)
     train_loss = descend(net, run, arrays)
     accuracy, loss = (0.0, float("nan")) if train_loss is None else evaluate(net, arrays, run.score)
     result: dict[str, Any] = {
@@ -110,6 +115,8 @@ def train_net(run: Run, arrays: Arrays) -> dict[str, Any]:
     }
     if run.probes and train_loss is not None:
         result["divergence"] = _probe(net, arrays, run.probes)
+    if run.fisher and train_loss is not None:
+        result["natural_cosine"] = {"untrained": untrained, "trained": _natural(net, arrays, run.fisher)}
     return result
 
 
@@ -143,6 +150,22 @@ def evaluate(net: nn.Module, arrays: Arrays, split: str) -> tuple[float, float]:
     parts = [net(arrays.normalised(split, slice(at, at + 1000))) for at in range(0, len(labels), 1000)]
     logits = torch.cat(parts).double()
     return (logits.argmax(1) == labels).double().mean().item(), F.cross_entropy(logits, labels).item()
+
+
+@torch.no_grad()
+def _calibrated(net: nn.Module, arrays: Arrays) -> nn.Module:
+    """A copy whose batch norms know the statistics of some training images, as an untrained net's do not."""
+    net = copy.deepcopy(net).train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = 1.0
+    net(arrays.normalised("train", slice(0, 1000)))
+    return net
+
+
+def _natural(net: nn.Module, arrays: Arrays, count: int) -> float | None:
+    x, labels = arrays.normalised("train", slice(0, count)), arrays.labels["train"][:count]
+    return natural_cosine(net, x, labels) if count else None
 
 
 def _probe(net: nn.Module, arrays: Arrays, count: int) -> list[dict[str, Any]]:

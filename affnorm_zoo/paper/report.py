@@ -1,0 +1,164 @@
+"""From the run files to the page of results."""
+
+from pathlib import Path
+
+from affnorm_zoo.paper.claims import judge
+from affnorm_zoo.paper.config import PaperConfig, load_paper_config
+from affnorm_zoo.paper.execute import PACKED, Results
+from affnorm_zoo.paper.experiments import EXPERIMENTS
+from affnorm_zoo.paper.figures import draw
+from affnorm_zoo.paper.table import Row, rows_of
+
+_HEAD = """\
+# The paper's experiments, repeated
+
+Written by `scripts/reproduce.py report` from the files of single runs. Bird 2025, *The Affine Divergence*
+([arXiv:2512.22247](https://arxiv.org/abs/2512.22247)) came without code, so that nets and settings are ours: plain
+gradient descent at a constant rate, no momentum, no weight decay, no augmentation; every map without parameters of its
+own, in the hidden layers and at their input, the classifier plain; the paper's unit scale unless a name says `rms`.
+The same seed gives every method the same weights and order of images. The rate is tuned for each net and method over
+the same grid, by one run scored on images held out from the training set; the test set is seen by the final runs only,
+which have other seeds. Accuracies are means ± the standard deviation of one run, in per cent of the test set. A run
+that diverges counts as 0; none is dropped. These are small budgets on a part of the paper's grid: what they do not
+show may show at others.
+
+{data}
+
+| experiment | the paper says | measured | verdict |
+|---|---|---|---|
+{claims}
+
+To repeat it, in parts if need be (what is done is kept):
+
+```bash
+python scripts/reproduce.py all data.path=CIFAR10 data.val_split=test --output docs/results
+python scripts/reproduce.py report --output docs/results
+```
+"""
+
+_ABOUT = {
+    "fc": "Fully connected nets. `norm_like_half` is norm_like with every rate of the grid halved, so that its factor "
+    "of c² + 1 = 2 becomes affine_like's c² = 1.",
+    "batch-size": "Accuracy against batch size at a fixed number of epochs; the rate is tuned at the first size, then "
+    "kept, or scaled in proportion.",
+    "conv": "Small convolutional nets. Layer norm and RMS norm take all of a sample's entries together.",
+    "scale-invariance": "c (Wx + κ b) / √(‖x‖² + κ²) with c = max(1, κ): from norm_like without its bias, which is "
+    "invariant to the length of x, over affine_like to the plain affine map.",
+    "alignment": "What a gain per channel and weight standardisation do to the divergence of the trained net, measured "
+    "on test images. The self factor of the plain forms is uniform by construction.",
+    "natural-gradient": "The cosine between the gradient and the natural gradient in the Fisher metric of some "
+    "training images, over all parameters, damped by 1e-3 of the mean eigenvalue.",
+}
+
+
+def write_report(folder: Path, configs: Path, page: Path, quick: bool = False) -> None:
+    """Write the page, and a figure and the packed runs of each experiment that has any."""
+    claims, sections, environments, datasets = [], [], {}, set()
+    for name in EXPERIMENTS:
+        results = Results(folder / name)
+        config = load_paper_config(configs / f"{name}.yaml", quick)
+        rows = rows_of(name, config, results)
+        if not rows:
+            claims.append(f"| {name} | | not run | |")
+            continue
+        results.pack()
+        figure = folder / name / "figure.png"
+        draw(name, rows, figure)
+        for claim in judge(name, rows):
+            claims.append(f"| {name} | {claim.statement} | {claim.measured} | {claim.verdict or 'no claim'} |")
+        sections.append(_section(name, config, rows, page.parent, figure))
+        for row in rows:
+            for result in row.results:
+                environments[str(result["environment"])] = result["environment"]
+                datasets.add(result["data"])
+    text = _HEAD.format(data=_describe(environments, datasets), claims="\n".join(claims))
+    page.write_text("\n".join([text, *sections]), encoding="utf-8")
+
+
+def _describe(environments: dict[str, dict], datasets: set[str]) -> str:
+    machines = "; ".join(", ".join(f"{key} {value}" for key, value in e.items()) for e in environments.values())
+    text = (
+        f"Data: {', '.join(sorted(datasets)) or 'none'}. Machines and versions: {machines or 'none'}; one thread a run."
+    )
+    if "cifar10" in datasets:
+        text += (
+            " The CIFAR-10 images are re-encoded as JPEG, which loses a little: the accuracies are not those of the "
+            "original files."
+        )
+    return text
+
+
+def _section(name: str, config: PaperConfig, rows: list[Row], root: Path, figure: Path) -> str:
+    counts = {len(row.results) for row in rows}
+    rates = ", ".join(f"{rate:g}" for rate in config.rates)
+    expected = len(list(EXPERIMENTS[name](config)))
+    lines = [
+        f"## {name}\n",
+        f"{_ABOUT[name]}\n",
+        f"{len(rows)} of {expected} cells run, {' or '.join(map(str, sorted(counts)))} seeds each; {config.epochs} "
+        f"epochs of at most {config.num_train:,} training images; rates {rates}; "
+        f"`{(figure.parent / PACKED).relative_to(root)}` holds the runs.\n",
+        f"![{name}]({figure.relative_to(root)})\n",
+        *_TABLES.get(name, _plain_table)(rows),
+    ]
+    diverged = sum(result["diverged"] for row in rows for result in row.results)
+    edge = sum(row.at_edge for row in rows)
+    lines.append(
+        f"\n{diverged} final runs diverged. In {edge} cells the tuned rate lies at the edge of the grid (*).\n"
+    )
+    return "\n".join(lines)
+
+
+def _plain_table(rows: list[Row]) -> list[str]:
+    """Nets down, methods across."""
+    methods = list(dict.fromkeys(row.cell.method for row in rows))
+    table = {(row.cell.net, row.cell.method): row for row in rows}
+    lines = [f"| net | {' | '.join(methods)} |", "|---" * (len(methods) + 1) + "|"]
+    for net in dict.fromkeys(row.cell.net for row in rows):
+        cells = [_cell(table[net, method]) if (net, method) in table else "not run" for method in methods]
+        lines.append(f"| {net} | {' | '.join(cells)} |")
+    return lines
+
+
+def _batch_table(rows: list[Row]) -> list[str]:
+    sizes = sorted({row.cell.batch_size for row in rows})
+    lines = [f"| method | rate | {' | '.join(map(str, sizes))} |", "|---" * (len(sizes) + 2) + "|"]
+    for method in dict.fromkeys(row.cell.method for row in rows):
+        for kind, is_fixed in (("kept", True), ("scaled", False)):
+            own = {r.cell.batch_size: r for r in rows if r.cell.method == method and r.cell.rate_factor == 1.0}
+            if not is_fixed:
+                own |= {r.cell.batch_size: r for r in rows if r.cell.method == method and r.cell.rate_factor != 1.0}
+            cells = [_cell(own[size]) if size in own else "not run" for size in sizes]
+            lines.append(f"| {method} | {kind} | {' | '.join(cells)} |")
+    return lines
+
+
+def _alignment_table(rows: list[Row]) -> list[str]:
+    lines = [
+        "| method | accuracy (rate) | deviation / mean of self factor | cosine(Δz, -g) | between samples |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        numbers = [row.layer_mean("cv"), row.layer_mean("cosine", "mean"), row.layer_mean("interference", "mean")]
+        lines.append(f"| {row.cell.method} | {_cell(row)} | {' | '.join(f'{n:.2g}' for n in numbers)} |")
+    return lines
+
+
+def _natural_table(rows: list[Row]) -> list[str]:
+    lines = ["| method | accuracy (rate) | cosine, untrained | cosine, trained |", "|---|---|---|---|"]
+    for row in rows:
+        numbers = [row.mean_of("natural_cosine", state) for state in ("untrained", "trained")]
+        lines.append(f"| {row.cell.method} | {_cell(row)} | {' | '.join(f'{n:.3f}' for n in numbers)} |")
+    return lines
+
+
+_TABLES = {
+    "batch-size": _batch_table,
+    "scale-invariance": _alignment_table,
+    "alignment": _alignment_table,
+    "natural-gradient": _natural_table,
+}
+
+
+def _cell(row: Row) -> str:
+    return f"{row.accuracy} ({row.rate:g}{'*' if row.at_edge else ''})"

@@ -1,0 +1,72 @@
+"""The few statistics that the claims need."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Accuracies of the seeds of one cell, in [0, 1]."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return float(np.mean(self.values))
+
+    @property
+    def std(self) -> float:
+        """Of one run, estimated from the seeds; nan for one."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} ± {100 * self.std:.1f}"
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A least-squares line's slope, its 95 % interval and the p value of no slope."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the slope is told from 0 at the 5 % level, else 0."""
+        return 0 if self.p >= 0.05 else (1 if self.value > 0 else -1)
+
+
+def fit_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
+    """Ordinary least squares of y on x, with Student's t for the interval."""
+    fit = stats.linregress(x, y)
+    margin = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
+    return Slope(float(fit.slope), float(fit.slope - margin), float(fit.slope + margin), float(fit.pvalue))
+
+
+def welch(a: Sample, b: Sample) -> float:
+    """The p value of equal means, by Welch's t test; 1 where neither sample varies and the means are equal."""
+    if a.std == 0 and b.std == 0:
+        return 1.0 if a.mean == b.mean else 0.0
+    moments = (a.mean, a.std, len(a.values), b.mean, b.std, len(b.values))
+    return float(stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p values for their number.
+
+    Source:
+        Holm 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 65-70.
+    """
+    order = np.argsort(p_values)
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -1,0 +1,53 @@
+"""What an experiment's runs say, cell by cell."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from affnorm_zoo.paper.config import PaperConfig
+from affnorm_zoo.paper.execute import Results
+from affnorm_zoo.paper.experiments import EXPERIMENTS, Cell, final_runs, tuned_rate, tuning_runs
+from affnorm_zoo.paper.statistics import Sample
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell, the rate that it was run at, whether that is the grid's lowest or highest, and its seeds' results."""
+
+    cell: Cell
+    rate: float
+    at_edge: bool
+    results: tuple[dict[str, Any], ...]
+
+    @property
+    def accuracy(self) -> Sample:
+        """On the test set."""
+        return Sample(tuple(result["accuracy"] for result in self.results))
+
+    def mean_of(self, *path: str | int) -> float:
+        """Mean over the seeds of a number inside the results."""
+        return sum(_dig(result, path) for result in self.results) / len(self.results)
+
+    def layer_mean(self, *path: str) -> float:
+        """Mean over seeds and normalised layers, the classifier left out, of a number of the divergence."""
+        rows = [_dig(layer, path) for result in self.results for layer in result["divergence"][:-1]]
+        return sum(rows) / len(rows)
+
+
+def rows_of(name: str, config: PaperConfig, results: Results) -> list[Row]:
+    """The cells of an experiment that have been tuned and run, in the order of its grid."""
+    rows = []
+    for cell in EXPERIMENTS[name](config):
+        if any(results.get(run) is None for run in tuning_runs(config, cell)):
+            continue
+        found = [result for run in final_runs(config, cell, results) if (result := results.get(run)) is not None]
+        if found:
+            rate = tuned_rate(config, cell, results)
+            edges = (min(config.rates), max(config.rates))
+            rows.append(Row(cell, rate * cell.rate_factor, rate in edges, tuple(found)))
+    return rows
+
+
+def _dig(tree: Any, path: tuple[str | int, ...]) -> float:
+    for key in path:
+        tree = tree[key]
+    return tree

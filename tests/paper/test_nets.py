@@ -1,0 +1,100 @@
+"""The compared nets differ in their maps and in nothing else."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.paper.nets import METHODS, build_net
+
+DENSE = [
+    "none",
+    "batchnorm",
+    "layernorm",
+    "rmsnorm",
+    "norm_like",
+    "norm_like_half",
+    "affine_like",
+    "kappa=0",
+    "kappa=3",
+]
+CONV = [method for method in METHODS if method.startswith("patch")] + ["none", "batchnorm", "layernorm", "rmsnorm"]
+SHAPE = (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("tanh-3x16", method) for method in DENSE] + [("leaky_relu-4-6-k3-pool", method) for method in CONV],
+)
+def test_a_seed_gives_every_method_the_same_weights(name, method):
+    ours, plain = (build_net(name, m, SHAPE, 10, seed=3) for m in (method, "none"))
+    weights = [[p for p in net.parameters() if p.ndim > 1] for net in (ours, plain)]
+    assert len(weights[0]) == len(weights[1]) == (4 if "x" in name else 3)
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert ours(torch.randn(5, *SHAPE)).shape == (5, 10)
+    others = [p for p in ours.parameters() if p.ndim == 1 and p.any()]
+    assert not others or "gain" in method or "ws" in method  # no parameters but weights, and biases of zero
+
+
+@pytest.mark.parametrize(("name", "layers"), [("tanh-1x512", 2), ("leaky_relu-3x512", 6)])
+def test_plain_nets_keep_the_second_moment(name, layers):
+    torch.manual_seed(0)
+    net = build_net(name, "none", (3, 16, 16), 10, seed=0)
+    z = net[:layers](torch.randn(256, 3, 16, 16))
+    # the relative variance of a mean of squares: 2/512 a layer and 2/512 over the rows
+    assert z.square().mean().item() == pytest.approx(1, abs=4 * (2 * layers / 512) ** 0.5)
+
+
+def test_batch_norm_is_batch_norm_of_the_layers_input():
+    net = build_net("tanh-1x4", "batchnorm", (1, 2, 3), 2, seed=0).train()
+    x = torch.randn(50, 1, 2, 3)
+    standardised = (x - x.mean(0)) / x.std(0, correction=0)
+    linear = net[1][1]
+    torch.testing.assert_close(net[1](x.flatten(1)), linear(standardised.flatten(1)), rtol=1e-3, atol=1e-3)
+
+
+def test_kappa_zero_is_norm_like_and_a_large_one_the_affine_map():
+    x = torch.randn(6, *SHAPE)
+    plain = build_net("tanh-2x8", "none", SHAPE, 4, seed=1)
+    torch.testing.assert_close(build_net("tanh-2x8", "kappa=1e6", SHAPE, 4, seed=1)(x), plain(x), rtol=1e-4, atol=1e-4)
+    first = build_net("tanh-2x8", "kappa=0", SHAPE, 4, seed=1)[:2]
+    torch.testing.assert_close(first(x), first(7 * x))
+    assert first[1].bias is None
+
+
+def test_stages_halve_the_rows():
+    for name in ("tanh-4-6-8-k5-stride", "tanh-4-6-8-k5-pool"):
+        net = build_net(name, "none", (3, 16, 16), 10, seed=0)
+        x, sizes = torch.randn(1, 3, 16, 16), []
+        for module in net[:-3]:
+            x = module(x)
+            sizes += [x.shape[-1]] if isinstance(module, nn.Conv2d) else []
+        assert sizes == [16, 8, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "message"),
+    [
+        ("resnet18", "none", "must read like"),
+        ("relu-2x4", "none", "activation must be one of tanh, leaky_relu"),
+        ("tanh-2x4", "patchnorm", "method must be one of"),
+        ("tanh-4-k3-pool", "affine_like", "method must be one of"),
+    ],
+)
+def test_what_is_not_known_is_named(name, method, message):
+    with pytest.raises(UsageError, match=message):
+        build_net(name, method, SHAPE, 10, seed=0)
+
+
+def test_rms_scale_is_rms_norm_before_a_linear_layer():
+    """Worth knowing where the two are compared: norm_like in RMS units is RMS norm, its eps aside."""
+    from affnorm_zoo.layers import NormLikeLinear
+
+    net = build_net("tanh-1x8", "rmsnorm", SHAPE, 4, seed=1)
+    linear = net[1][1]
+    ours = NormLikeLinear(linear.in_features, 8, scale=(math.sqrt(linear.in_features), 0.0))
+    ours.load_state_dict(linear.state_dict())
+    x = torch.randn(5, linear.in_features)
+    torch.testing.assert_close(net[1](x), ours(x), rtol=1e-4, atol=1e-5)

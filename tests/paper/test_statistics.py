@@ -1,0 +1,41 @@
+"""Against formulas and simulations."""
+
+import math
+
+import numpy as np
+import pytest
+
+from affnorm_zoo.paper.statistics import Sample, fit_slope, holm, welch
+
+
+def test_a_sample_says_mean_and_deviation_of_one_run():
+    sample = Sample((0.5, 0.6, 0.7))
+    assert sample.mean == pytest.approx(0.6)
+    assert sample.std == pytest.approx(0.1)
+    assert str(sample) == "60.0 ± 10.0"
+    assert math.isnan(Sample((0.5,)).std)
+
+
+def test_the_interval_holds_the_slope_as_often_as_it_says():
+    rng, held, false = np.random.default_rng(0), 0, 0
+    x = np.repeat([4.0, 5, 6, 7, 8], 5)
+    for _ in range(1000):
+        slope = fit_slope(x, 2 * x + rng.normal(size=25))
+        held += slope.low <= 2 <= slope.high
+        false += fit_slope(x, rng.normal(size=25)).sign != 0
+    assert abs(held / 1000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 1000)
+    assert abs(false / 1000 - 0.05) < 4 * math.sqrt(0.95 * 0.05 / 1000)
+    assert fit_slope(x, -x + 0.01 * rng.normal(size=25)).sign == -1
+
+
+def test_equal_means_are_told_apart_as_often_as_agreed():
+    rng = np.random.default_rng(1)
+    p = [welch(Sample(tuple(rng.normal(size=5))), Sample(tuple(3 * rng.normal(size=5)))) for _ in range(1000)]
+    assert np.mean(np.array(p) < 0.05) < 0.05 + 4 * math.sqrt(0.95 * 0.05 / 1000)
+    assert welch(Sample((0.1, 0.1)), Sample((0.1, 0.1))) == 1.0
+    assert welch(Sample((0.1, 0.1)), Sample((0.2, 0.2))) == 0.0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]

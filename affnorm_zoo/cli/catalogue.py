@@ -15,13 +15,16 @@ from affnorm_zoo.training.plan import count_flops
 @click.command("list")
 @click.argument("pattern", default="*")
 @click.option("--pretrained", is_flag=True, help="Only names with published weights, tags included.")
+@click.option("--namespace", help="Instead what this user or organisation of the Hub has published.")
 @click.option("--table", is_flag=True, help="The page docs/models.md.")
-def list_models(pattern: str, pretrained: bool, table: bool) -> None:
+def list_models(pattern: str, pretrained: bool, namespace: str | None, table: bool) -> None:
     """Print the zoo's model names, or those that match PATTERN ('resnet50*')."""
     if table:
         click.echo(model_table(), nl=False)
         return
-    names = list_pretrained(pattern) if pretrained else fnmatch.filter(zoo_models(), pattern)
+    with reported_errors():
+        listed = pretrained or namespace is not None
+        names = list_pretrained(pattern, namespace) if listed else fnmatch.filter(zoo_models(), pattern)
     for name in names:
         click.echo(name)
 

@@ -13,14 +13,24 @@ from affnorm_zoo.hub import pull as pull_files
 @click.option("--private", is_flag=True, help="Whether a new repository is.")
 @click.option("--revision", default="main", show_default=True, help="Branch.")
 @click.option("--tag", help="A name for this version.")
+@click.option(
+    "--seed-run",
+    "seeds",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="The same with another seed, for the card's mean and deviation; may be repeated.",
+)
 @click.option("--dry-run", is_flag=True, help="Build and check the files, send nothing.")
-def push(run: Path, repo_id: str, private: bool, revision: str, tag: str | None, dry_run: bool) -> None:
+def push(
+    run: Path, repo_id: str, private: bool, revision: str, tag: str | None, seeds: tuple[Path, ...], dry_run: bool
+) -> None:
     """Publish a finished RUN on the Hugging Face Hub, in one commit that is read back.
 
     The token is that of HF_TOKEN or of `hf auth login`. Repeat the command after any failure.
     """
     with reported_errors():
-        published = publish(run, repo_id, private=private, revision=revision, tag=tag, dry_run=dry_run)
+        published = publish(run, repo_id, private=private, revision=revision, tag=tag, dry_run=dry_run, seeds=seeds)
     for name, size in published.files.items():
         click.echo(f"{size:>12,}  {name}")
     if published.commit is None:

@@ -1,3 +1,4 @@
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from affnorm_zoo.config import RunConfig, config_to_yaml
 from affnorm_zoo.registry import get_normalizer, list_normalizers
+
+HUB_TAG = "affnorm-zoo"  # by which the Hub finds what this package has published
 
 _TEMPLATE = """\
 ---
@@ -30,7 +33,12 @@ model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or "hf-hu
 |---|---|
 | data | {{ data }}, {{ num_train_images }} training images |
 | held-out images | {{ val.num_images }} |
-| top-1 | {{ '%.2f' % (100 * val.top1) }} % (n = 1 run, seed {{ seed }}; deviation not measured) |
+| top-1 | {{ '%.2f' % (100 * val.top1) }} % (these weights, seed {{ seed }}) |
+{% if top1 | length > 1 -%}
+| top-1 of {{ top1 | length }} seeds | {{ '%.2f ± %.2f' % (100 * mean, 100 * deviation) }} % (± one run's deviation) |
+{% else -%}
+| top-1 of other seeds | not measured (n = 1) |
+{% endif -%}
 | top-5 | {{ '%.2f' % (100 * val.top5) }} % |
 | calibration error | {{ '%.3f' % val.ece }} (15 bins) |
 | weights | {{ 'moving average of the updates' if averaged else 'of the last update' }} |
@@ -47,10 +55,18 @@ model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or "hf-hu
 {{ recipe }}
 ```
 
-{% if has_curves -%}
+{% if 'curves.png' in figures -%}
 ![loss, learning rate and accuracy over the updates](curves.png)
 
 {% endif -%}
+## Divergence
+{% if 'divergence.png' in figures %}
+How unevenly the layers' activations follow a gradient step, over the training:
+
+![unevenness of the self factor and alignment of the optimiser's step over the updates](divergence.png)
+{% else %}
+Not measured in this run (`runtime.divergence_updates`).
+{% endif %}
 ## Memory and speed
 {% if benchmark %}
 A training step beside the architecture's standard norm, on {{ benchmark.environment.device }}:
@@ -84,12 +100,25 @@ people.
 
 
 def write_card(
-    path: Path, config: RunConfig, report: dict[str, Any], *, benchmark: dict[str, Any], has_curves: bool
+    path: Path,
+    config: RunConfig,
+    report: dict[str, Any],
+    *,
+    top1: list[float],
+    benchmark: dict[str, Any],
+    figures: set[str],
 ) -> None:
     """Write the model card of a run.
 
-    Every number comes from its report, or from what ``scripts/benchmark.py measure`` has written into the run folder;
-    where that is empty, the card says that it was not measured.
+    Every number comes from its report and those of its other seeds, or from what ``scripts/benchmark.py measure`` has
+    written into the run folder; what was not measured is said to be so.
+
+    Args:
+        path: of the card.
+        config, report: the run's.
+        top1: of the run, then of its other seeds.
+        benchmark: may be empty.
+        figures: names of those that lie beside the card.
     """
     result = EvalResult(
         task_type="image-classification",
@@ -103,7 +132,7 @@ def write_card(
         model_name=report["model"],
         library_name="timm",
         license="apache-2.0",
-        tags=["image-classification", "timm", "affnorm-zoo"],
+        tags=["image-classification", "timm", HUB_TAG],
         eval_results=[result],
     )
     environment = report["environment"]
@@ -115,7 +144,10 @@ def write_card(
         versions={key: value for key, value in environment.items() if key not in ("device", "cpu_count")},
         recipe=config_to_yaml(config).strip(),
         averaged="ema" in report,
-        has_curves=has_curves,
+        figures=figures,
+        top1=top1,
+        mean=statistics.mean(top1),
+        deviation=statistics.stdev(top1) if len(top1) > 1 else None,
         benchmark=benchmark,
         benchmark_rows=[row for row in benchmark.get("rows", []) if row["mode"] == "train" and not row["compiled"]],
         **{key: report[key] for key in report if key not in ("model", "class_names", "preprocessing")},

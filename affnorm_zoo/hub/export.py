@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
-from affnorm_zoo.config import load_config
+from affnorm_zoo.config import RunConfig, flatten, load_config
 from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.card import write_card
 from affnorm_zoo.training import setup
+from affnorm_zoo.training.resume import FREE
 from affnorm_zoo.training.run_folder import (
     CONFIG_FILE,
     CURVES_FILE,
+    DIVERGENCE_FILE,
     EMA_WEIGHTS_FILE,
     REPORT_FILE,
     WEIGHTS_FILE,
@@ -26,27 +29,27 @@ EXPORT_FOLDER = "export"
 BENCHMARK_FILE = "benchmark.json"  # of scripts/benchmark.py measure, if it was asked to write here
 
 
-def export_run(run: Path) -> Path:
+def export_run(run: Path, seeds: Sequence[Path] = ()) -> Path:
     """Make of a finished run a folder that ``timm.create_model("local-dir:...", pretrained=True)`` loads.
 
-    It holds ``model.safetensors``, ``config.json`` and the model card ``README.md`` with the run's curves. It is built
+    It holds ``model.safetensors``, ``config.json`` and the model card ``README.md`` with the run's figures. It is built
     beside its place, loaded back and compared with the run's model, logit by logit, before it is moved there. The
     weights are the averaged ones, if the run has kept an average.
+
+    Args:
+        run: a finished run folder.
+        seeds: further runs of the same config with other seeds; the card then gives mean and deviation.
 
     Returns:
         The folder, ``run/export``.
 
     Raises:
-        UsageError: the run is not finished.
+        UsageError: a run is not finished, or ``seeds`` differ in more than their seed.
     """
-    missing = [name for name in (CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE) if not (run / name).is_file()]
-    if missing:
-        raise UsageError(f"{run} is not a finished run: it has no {' and no '.join(missing)}")
-    config = load_config([run / CONFIG_FILE])
-    report = json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
-    weights_file = WEIGHTS_FILE
-    if "ema" in report:
-        weights_file, report["val"] = EMA_WEIGHTS_FILE, report["ema"]
+    config, report = _read_run(run)
+    weights_file = EMA_WEIGHTS_FILE if "ema" in report else WEIGHTS_FILE
+    top1 = [_weights_metrics(report)["top1"], *_scores_of_seeds(config, report, seeds)]
+    report["val"] = _weights_metrics(report)
     preprocessing = Preprocessing(**report["preprocessing"])
     class_names = tuple(report["class_names"])
     in_chans = preprocessing.input_size[0]
@@ -63,16 +66,43 @@ def export_run(run: Path) -> Path:
         model_args=dict(config.model.kwargs, in_chans=in_chans),
         safe_serialization=True,
     )
-    has_curves = (run / CURVES_FILE).is_file()
-    if has_curves:
-        shutil.copy(run / CURVES_FILE, temporary / CURVES_FILE)
+    figures = {name for name in (CURVES_FILE, DIVERGENCE_FILE) if (run / name).is_file()}
+    for name in figures:
+        shutil.copy(run / name, temporary / name)
     benchmark = read_json(run / BENCHMARK_FILE)
-    write_card(temporary / "README.md", config, report, benchmark=benchmark, has_curves=has_curves)
+    write_card(temporary / "README.md", config, report, top1=top1, benchmark=benchmark, figures=figures)
     _check_reload(model, temporary, preprocessing.input_size)
     target = run / EXPORT_FOLDER
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     return target
+
+
+def _read_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
+    missing = [name for name in (CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE) if not (run / name).is_file()]
+    if missing:
+        raise UsageError(f"{run} is not a finished run: it has no {' and no '.join(missing)}")
+    return load_config([run / CONFIG_FILE]), json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
+
+
+def _weights_metrics(report: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of the weights that are exported: the averaged ones, if the run has kept an average."""
+    return report["ema"] if "ema" in report else report["val"]
+
+
+def _scores_of_seeds(config: RunConfig, report: dict[str, Any], seeds: Sequence[Path]) -> list[float]:
+    scores, used = [], {config.train.seed}
+    for run in seeds:
+        other, other_report = _read_run(run)
+        ours, theirs = flatten(config), flatten(other)
+        differing = [key for key in ours if ours[key] != theirs[key] and key not in {"train.seed", *FREE}]
+        differing += [key for key in ("data", "num_train_images") if report[key] != other_report[key]]
+        if differing or other.train.seed in used:
+            reason = f"differs in {', '.join(differing)}" if differing else f"has the seed {other.train.seed} again"
+            raise UsageError(f"{run} cannot be counted with the run that is published: it {reason}")
+        used.add(other.train.seed)
+        scores.append(_weights_metrics(other_report)["top1"])
+    return scores
 
 
 @torch.no_grad()

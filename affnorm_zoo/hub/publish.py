@@ -1,5 +1,5 @@
-import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from affnorm_zoo.hub.client import hub_client
 from affnorm_zoo.hub.errors import HubError, hub_errors
+from affnorm_zoo.hub.records import differing
 from affnorm_zoo.hub.release import MANIFEST_FILE, build_release
-from affnorm_zoo.training.run_folder import sha256_of
 
 _KEEP = {".gitattributes"}  # the Hub's own
 
@@ -32,6 +32,7 @@ def publish(
     tag: str | None = None,
     token: str | None = None,
     dry_run: bool = False,
+    seeds: Sequence[Path] = (),
 ) -> Published:
     """Make of a finished run one commit of a model repository, and read it back.
 
@@ -46,12 +47,13 @@ def publish(
         tag: a name for the commit.
         token: of the Hub; by default ``HF_TOKEN`` or that of ``hf auth login``.
         dry_run: build and check only.
+        seeds: further runs of the same config with other seeds, for the card's mean and deviation.
 
     Raises:
-        UsageError: the run is not finished.
+        UsageError: a run is not finished, or ``seeds`` differ in more than their seed.
         HubError: the Hub refuses, is out of reach, or holds something else afterwards.
     """
-    folder = build_release(run)
+    folder = build_release(run, seeds)
     files = {path.name: path for path in sorted(folder.iterdir())}
     sizes = {name: path.stat().st_size for name, path in files.items()}
     if dry_run:
@@ -64,7 +66,7 @@ def publish(
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = _commit(api, repo_id, revision, files)
         with hub_errors(f"reading {repo_id} back"):
-            wrong = _differences(api, repo_id, commit, files)
+            wrong = differing(api, repo_id, commit, files)
             if wrong:
                 raise HubError(
                     f"{repo_id} at {commit[:8]} differs from what was sent in {', '.join(wrong)}: push again"
@@ -89,7 +91,7 @@ def _commit(api: HfApi, repo_id: str, revision: str, files: dict[str, Path]) -> 
     """One commit that leaves the repository with these files; the head, if it has them already."""
     with hub_errors(f"reading {repo_id}"):
         head = _head(api, repo_id, revision)
-        if head and not _differences(api, repo_id, head, files):
+        if head and not differing(api, repo_id, head, files):
             return head
         there = set(api.list_repo_files(repo_id, revision=head)) if head else set()
     operations = [
@@ -111,7 +113,7 @@ def _commit(api: HfApi, repo_id: str, revision: str, files: dict[str, Path]) -> 
         # the answer may have been lost on its way, and the commit be there
         with hub_errors(f"reading {repo_id}"):
             now = _head(api, repo_id, revision)
-            if now and now != head and not _differences(api, repo_id, now, files):
+            if now and now != head and not differing(api, repo_id, now, files):
                 return now
         raise
 
@@ -124,26 +126,6 @@ def _head(api: HfApi, repo_id: str, revision: str) -> str | None:
     except RepositoryNotFoundError:
         # not chained: the client's exception carries the request, and with it the token
         raise HubError(f"{repo_id} was made, but this token cannot read it") from None
-
-
-def _differences(api: HfApi, repo_id: str, commit: str, files: dict[str, Path]) -> list[str]:
-    """Names of files that the repository lacks, or holds with another content."""
-    remote = {info.path: info for info in api.get_paths_info(repo_id, list(files), revision=commit)}
-    wrong = []
-    for name, path in files.items():
-        info = remote.get(name)
-        if info is None:
-            wrong.append(name)
-        elif info.lfs is not None:
-            if info.lfs.sha256 != sha256_of(path):
-                wrong.append(name)
-        elif info.blob_id != _git_sha1(path.read_bytes()):
-            wrong.append(name)
-    return wrong
-
-
-def _git_sha1(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:

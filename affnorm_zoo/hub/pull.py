@@ -3,22 +3,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from torch import nn
 
 from affnorm_zoo.hub.client import hub_client
 from affnorm_zoo.hub.errors import HubError, hub_errors
+from affnorm_zoo.hub.records import differing
 from affnorm_zoo.hub.release import GOLDEN_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_golden, load_folder
 from affnorm_zoo.training.run_folder import sha256_of
 
-_NEEDED = ("config.json", WEIGHTS_FILE)
+_CHECKED = ("config.json", WEIGHTS_FILE, GOLDEN_FILE)
 
 
 def pull(repo_id: str, *, revision: str | None = None, token: str | None = None, cache_dir: Path | None = None) -> Path:
     """Download a published model, and see that it is what was published.
 
-    Every file is compared with the sha256 in the repository's manifest, from the cache too; a bad one is downloaded
-    once more. Nothing but safetensors, JSON and the card is fetched.
+    Every file is compared with the sha256 in the repository's manifest, from the cache too, and what is new with the
+    Hub's own record as well; a bad one is downloaded once more. Nothing but safetensors and JSON is fetched.
 
     Args:
         repo_id: ``ORG/NAME``.
@@ -34,26 +35,36 @@ def pull(repo_id: str, *, revision: str | None = None, token: str | None = None,
             in the cache, or a file is not what was published.
     """
     with hub_client(token) as api, hub_errors(f"loading {repo_id}"):
+        offline = constants.HF_HUB_OFFLINE
+        if not offline and not _is_commit(revision):
+            # asked first: without an answer the client would give the cache's old version in silence
+            _check_revision(api, repo_id, revision)
 
         def fetch(name: str, at: str | None, force: bool = False) -> Path:
             path = hf_hub_download(repo_id, name, revision=at, token=token, cache_dir=cache_dir, force_download=force)
             return Path(path)
 
-        if not constants.HF_HUB_OFFLINE and not _is_commit(revision):
-            # asked first: without an answer the client would give the cache's old version in silence
-            _check_revision(api, repo_id, revision)
-        path = fetch(MANIFEST_FILE, revision)
-        folder, commit = path.parent, path.parent.name
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        for name in (*_NEEDED, GOLDEN_FILE):
+        def is_cached(name: str, at: str | None) -> bool:
+            found = try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=at)
+            return isinstance(found, str)
+
+        was_whole = _is_commit(revision) and all(is_cached(name, revision) for name in (MANIFEST_FILE, *_CHECKED))
+        manifest_path = fetch(MANIFEST_FILE, revision)
+        folder, commit = manifest_path.parent, manifest_path.parent.name
+        if not offline and not was_whole and differing(api, repo_id, commit, {MANIFEST_FILE: manifest_path}):
+            manifest_path = fetch(MANIFEST_FILE, commit, force=True)
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        for name in _CHECKED:
             expected = manifest["files"][name]["sha256"]
-            path = fetch(name, commit)
-            if sha256_of(path) != expected:
-                if constants.HF_HUB_OFFLINE:
+            if sha256_of(fetch(name, commit)) != expected:
+                if offline:
                     raise HubError(f"{name} of {repo_id} is damaged in the cache: load it again with a network")
-                path = fetch(name, commit, force=True)
-                if sha256_of(path) != expected:
+                if sha256_of(fetch(name, commit, force=True)) != expected:
                     raise HubError(f"{name} of {repo_id} is not what was published: sha256 differs from its manifest")
+        if not offline and not was_whole:
+            wrong = differing(api, repo_id, commit, {name: folder / name for name in (MANIFEST_FILE, *_CHECKED)})
+            if wrong:
+                raise HubError(f"{', '.join(wrong)} of {repo_id} differ from the Hub's own record: load again")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,25 @@ WEIGHTS_FILE = "model.safetensors"
 _NUM_GOLDEN = 2
 
 
-def build_release(run: Path) -> Path:
+def build_release(run: Path, seeds: Sequence[Path] = ()) -> Path:
     """Collect what is published of a run in ``run/release``, checked.
 
     It holds the export (``model.safetensors``, ``config.json``, ``README.md``), ``golden.safetensors`` (an input, its
-    logits and features), the run's config, metrics, report and curves, and ``manifest.json`` with the size and sha256
+    logits and features), the run's config, metrics, report and figures, and ``manifest.json`` with the size and sha256
     of each. Building it again gives the same bytes, so that what is published already is recognised.
+
+    Args:
+        run: a finished run folder.
+        seeds: as in :func:`affnorm_zoo.hub.export.export_run`.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: the run is not finished.
+        UsageError: a run is not finished, or ``seeds`` differ in more than their seed.
         HubError: the card is not valid.
     """
-    export, folder = export_run(run), run / "release"
+    export, folder = export_run(run, seeds), run / "release"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(export, folder)
     for name in (CONFIG_FILE, METRICS_FILE, REPORT_FILE):

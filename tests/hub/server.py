@@ -53,6 +53,8 @@ class Handler(BaseHTTPRequestHandler):
             if token and token not in USERS:
                 raise RefusalError(401, "Invalid credentials in Authorization header")
             self.user = USERS.get(token)
+            if url.path.startswith("/api/") and self.store.fault("too many requests"):
+                raise RefusalError(429, "We had to rate limit you")
             for pattern, name in ROUTES:
                 match = re.fullmatch(pattern, f"{method} {url.path}")
                 if match:
@@ -239,6 +241,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, {"id": repo_id, "modelId": repo_id, "sha": sha, "private": repo["private"], "siblings": files,
                         "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
 
+    def list_models(self):
+        author, tags = self.query.get("author", [""])[0], self.query.get("filter", [])
+        found = []
+        for repo_id, repo in self.store.repos.items():
+            card = repo["commits"][repo["branches"]["main"]].get("README.md")
+            own = re.findall(r"^- (\S+)$", card["data"].decode().split("---")[1], re.M) if card else []
+            visible = not repo["private"] or (self.user and author in (self.user["name"], *self.user["orgs"]))
+            if repo_id.partition("/")[0] == author and set(tags) <= set(own) and visible:
+                found.append({"id": repo_id, "modelId": repo_id, "tags": own, "private": repo["private"]})
+        self.send(200, found)
+
     def entries(self, repo, sha, paths=None):
         for path, file in sorted(repo["commits"][sha].items()):
             if paths is None or path in paths:
@@ -249,9 +262,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def paths_info(self, repo_id, revision):
         repo = self.repo(repo_id)
+        is_wrong = self.store.fault("another record")
         asked = self.body.decode()
         paths = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked)["paths"]
-        self.send(200, list(self.entries(repo, self.sha(repo, revision), set(paths))))
+        entries = list(self.entries(repo, self.sha(repo, revision), set(paths)))
+        for entry in entries if is_wrong else ():
+            entry["oid"] = "0" * 40
+            entry.get("lfs", {})["oid"] = "0" * 64
+        self.send(200, entries)
 
     def tree(self, repo_id, revision):
         repo = self.repo(repo_id)
@@ -278,7 +296,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send(302, b"", {"X-Repo-Commit": sha, "X-Linked-Etag": f'"{file["lfs"]}"',
                                  "X-Linked-Size": str(file["size"]), "Location": location})  # fmt: skip
         else:
-            self.send(200, file["data"], {"X-Repo-Commit": sha, "ETag": f'"{file["oid"]}"'})
+            data = file["data"]
+            if self.command == "GET" and path == "manifest.json" and self.store.fault("manifest damaged"):
+                data = data.replace(b'"bytes"', b'"bytez"', 1)
+            self.send(200, data, {"X-Repo-Commit": sha, "ETag": f'"{file["oid"]}"'})
 
     def cdn(self, oid):
         if self.query.get("signature") != [signature(oid)]:
@@ -316,6 +337,7 @@ ROUTES = [
     (rf"POST /api/models/{NAME}/paths-info/{REV}", "paths_info"),
     (rf"GET /api/models/{NAME}/tree/{REV}", "tree"),
     (rf"GET /api/models/{NAME}/refs", "refs"),
+    (r"GET /api/models", "list_models"),
     (rf"GET /api/models/{NAME}/revision/{REV}", "info"),
     (rf"GET /api/models/{NAME}", "info"),
     (rf"POST /{NAME}\.git/info/lfs/objects/batch", "lfs_batch"),

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from huggingface_hub import ModelCard
 
+from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.errors import HubError
 from affnorm_zoo.hub.export import export_run
 from affnorm_zoo.hub.release import build_release, check_card
@@ -20,7 +21,9 @@ def test_every_number_is_the_reports(finished):
     report = json.loads((finished / "report.json").read_text())
     text = (export_run(finished) / "README.md").read_text()
     for words in (
-        f"| top-1 | {100 * report['val']['top1']:.2f} % (n = 1 run, seed 0; deviation not measured) |",
+        f"| top-1 | {100 * report['val']['top1']:.2f} % (these weights, seed 0) |",
+        "| top-1 of other seeds | not measured (n = 1) |",
+        "Not measured in this run (`runtime.divergence_updates`).",
         f"| top-5 | {100 * report['val']['top5']:.2f} % |",
         f"| calibration error | {report['val']['ece']:.3f} (15 bins) |",
         f"| parameters | {report['parameters']:,} |",
@@ -51,6 +54,26 @@ def test_a_benchmark_in_the_run_is_shown(finished):
     assert "on two cores:" in text
     assert "| patchnorm | 0.48 | 0.99 |" in text or "| patchnorm | 0.49 | 0.99 |" in text
     assert "Not measured for this model." not in text
+
+
+def test_other_seeds_give_mean_and_deviation(finished_runs, finished, tmp_path):
+    second = finished_runs / "second"
+    top1 = [json.loads((run / "report.json").read_text())["val"]["top1"] for run in (finished, second)]
+    text = (export_run(finished, [second]) / "README.md").read_text()
+    mean, deviation = sum(top1) / 2, abs(top1[0] - top1[1]) / 2**0.5
+    assert f"| top-1 of 2 seeds | {100 * mean:.2f} ± {100 * deviation:.2f} % (± one run's deviation) |" in text
+    with pytest.raises(UsageError, match="has the seed 0 again"):
+        export_run(finished, [finished])
+    with pytest.raises(UsageError, match=r"differs in model.name, model.ema_decay"):
+        export_run(finished, [finished_runs / "ema"])
+
+
+def test_the_runs_divergence_is_shown(finished):
+    (finished / "divergence.png").write_bytes(b"a picture")
+    folder = build_release(finished)
+    assert "(divergence.png)" in (folder / "README.md").read_text()
+    assert "Not measured in this run" not in (folder / "README.md").read_text()
+    assert (folder / "divergence.png").read_bytes() == b"a picture"
 
 
 def test_averaged_weights_are_called_so(finished_runs, tmp_path):

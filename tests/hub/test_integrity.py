@@ -60,6 +60,59 @@ def test_a_dead_server_is_an_error_and_not_an_old_version(hub, clients, finished
     cut_off(f"load({repo!r}, revision={first!r})")  # a commit needs no asking
 
 
+def test_a_damaged_manifest_is_healed(hub, clients, finished_runs, repo, tmp_path):
+    client = clients()
+    client(push(finished_runs / "resnet", repo))
+    hub.faults(manifest_damaged=1)
+    cache = str(tmp_path / "cache")
+    assert "bytez" not in client(f"result = (pull({repo!r}, cache_dir={cache!r}) / 'manifest.json').read_text()")
+
+
+def test_what_the_hub_records_otherwise_is_refused(hub, clients, finished_runs, repo, tmp_path):
+    client = clients()
+    client(push(finished_runs / "resnet", repo))
+    cache = str(tmp_path / "cache")
+    hub.faults(another_record=2)
+    error = client.fails(f"load({repo!r}, cache_dir={cache!r})")
+    assert "model.safetensors" in error
+    assert "differ from the Hub's own record" in error
+    hub.faults()
+    client(f"load({repo!r}, cache_dir={cache!r})")
+
+
+def test_an_old_version_in_the_cache_does_not_hide_a_bad_token(clients, finished_runs, repo, tmp_path):
+    home = tmp_path / "home"
+    client = clients(home=home)
+    first = client(push(finished_runs / "resnet", repo, private=True))
+    client(f"load({repo!r})")
+    bad = clients("hf_revoked", home=home)
+    assert "the token is not valid" in bad.fails(f"load({repo!r})")
+    bad(f"load({repo!r}, revision={first!r})")  # a commit needs no asking
+
+
+def test_a_hub_that_is_asked_too_often_says_so(hub, clients, finished_runs, repo):
+    client = clients()
+    hub.faults(too_many_requests=99)
+    assert "asks for fewer requests: wait" in client.fails(push(finished_runs / "resnet", repo))
+    hub.faults()
+    assert hub.versions(repo) == []
+    client(push(finished_runs / "resnet", repo))
+
+
+def test_a_namespaces_models_are_listed(hub, clients, finished_runs, repo):
+    client = clients()
+    client(push(finished_runs / "resnet", repo, private=True))
+    client("from huggingface_hub import HfApi; HfApi().create_repo('zoo/something-else', exist_ok=True)")
+    listed = "from affnorm_zoo import list_pretrained; result = list_pretrained({!r}, namespace='zoo')"
+    found = client(listed.format("*"))
+    assert repo in found
+    assert "zoo/something-else" not in found
+    assert client(listed.format(repo.partition("/")[2])) == [repo]
+    assert repo not in clients(None)(listed.format("*"))
+    hub.faults(too_many_requests=99)
+    assert "listing the models of zoo failed" in client.fails(listed.format("*"))
+
+
 def test_a_server_without_xet_is_named_with_the_remedy(clients, finished_runs, repo):
     client = clients(
         HF_HUB_DISABLE_XET="0", HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1", HF_XET_CLIENT_RETRY_BASE_DELAY="10ms"

@@ -87,6 +87,19 @@ def test_the_same_pictures_come_out_of_every_container(kind, tmp_path, offline):
     assert content(images, labels) == content(others, other_labels)
 
 
+def test_folders_may_hold_webp_and_bmp(tmp_path):
+    for split in ("train", "val"):
+        for number, name in enumerate(("a", "b")):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for kind in ("webp", "bmp", "PNG"):
+                Image.new("RGB", (8, 8), (200 * number, 9, 9)).save(folder / f"{number}.{kind}")
+            (folder / "notes.txt").write_text("no image")
+    source = open_source(DataConfig(path=str(tmp_path), val_split="val"))
+    assert (source.num_train, source.num_val) == (6, 6)
+    assert np.asarray(source.train[5][0])[0, 0, 0] > 190
+
+
 def test_tars_are_read_by_several_workers(tmp_path):
     config = DataConfig(path=pack(draw_folder(tmp_path / "pictures", per_class=40)))
     source = open_source(config)

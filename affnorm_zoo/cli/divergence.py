@@ -69,7 +69,8 @@ def divergence(models: tuple[str, ...], vs: tuple[str, ...], data: str | None, o
         _show(name, result)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        record = {"command": " ".join(sys.argv), "data": source.name, **options, "environment": describe_environment()}
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        record = {"command": command, "data": source.name, **options, "environment": describe_environment()}
         text = json.dumps({**record, "models": results}, indent=1, default=str)
         output.write_text(text + "\n", encoding="utf-8")
         caption = f"{options['num_images']} images of {source.name}, seed {options['seed']}"

@@ -21,6 +21,7 @@ from affnorm_zoo.data import (
 )
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import setup
+from affnorm_zoo.training.deepspeed import configure_deepspeed, is_deepspeed
 from affnorm_zoo.training.ema import build_ema
 from affnorm_zoo.training.loop import Trainer
 from affnorm_zoo.training.plan import count_flops
@@ -41,7 +42,7 @@ class Parts:
     parameters: int
 
 
-def assemble(config: RunConfig, accelerator: Accelerator) -> Parts:
+def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") -> Parts:
     """Open the data, then build everything else for them.
 
     Raises:
@@ -62,6 +63,8 @@ def assemble(config: RunConfig, accelerator: Accelerator) -> Parts:
     bare_model = setup.synchronize_batch_norm(config.runtime, bare_model, device, accelerator.num_processes)
     prepared = setup.prepare_model(config.runtime, bare_model)
     optimizer = setup.build_optimizer(config.optim, bare_model, config.train.global_batch_size)
+    if is_deepspeed(accelerator):
+        configure_deepspeed(accelerator, config, micro, resume)
     sharded = shards_weights(accelerator)
     ema = None if sharded else build_ema(config.model, bare_model, sharded)
     model, optimizer = accelerator.prepare(prepared, optimizer)

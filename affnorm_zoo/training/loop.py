@@ -129,10 +129,14 @@ class Trainer:
         x, targets = self.augment(self.normalize(images), labels.to(self.accelerator.device, non_blocking=True))
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        with nullcontext() if synchronise else self.accelerator.no_sync(model):
+        engine = getattr(self.accelerator, "deepspeed_engine_wrapped", None)  # only under DeepSpeed
+        with nullcontext() if synchronise or engine is not None else self.accelerator.no_sync(model):
             with self.accelerator.autocast():
                 loss = self.loss(model(x), targets) * weight
-            self.accelerator.backward(loss)
+            if engine is None:
+                self.accelerator.backward(loss)
+            else:
+                engine.backward(loss, sync_gradients=synchronise)  # and clips and steps at the end of the window
         return loss.detach().float()
 
     def _step(self, lr: float) -> Tensor:

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 
 from affnorm_zoo.config import RuntimeConfig
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training.deepspeed import check_deepspeed
 
 T = TypeVar("T")
 _ACCELERATE_PRECISION = {"auto": None, "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -37,16 +38,12 @@ def build_accelerator(config: RuntimeConfig, **kwargs) -> Accelerator:
             "gradient accumulation is set by train.micro_batch_size: unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS, "
             "and gradient_accumulation_steps in the launch config"
         )
-    if _is_on("ACCELERATE_USE_DEEPSPEED"):
-        raise UsageError(
-            "DeepSpeed is not supported: it clips, accumulates and steps by itself. FSDP 2 shards the weights too: "
-            "configs/accelerate/fsdp2.yaml"
-        )
     try:
         accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=wanted_precision, **kwargs)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise UsageError(f"accelerate cannot start: {' '.join(str(error).split())}") from error
     _check_processes(accelerator)
+    check_deepspeed(accelerator)
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
     return accelerator

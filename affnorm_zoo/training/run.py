@@ -13,6 +13,7 @@ from affnorm_zoo.diagnostics.figures import plot_training
 from affnorm_zoo.evaluation import evaluate
 from affnorm_zoo.training import run_folder, watch
 from affnorm_zoo.training.assemble import Parts, assemble
+from affnorm_zoo.training.deepspeed import is_deepspeed
 from affnorm_zoo.training.interrupt import Interrupt
 from affnorm_zoo.training.keeper import Keeper
 from affnorm_zoo.training.opening import RunFolder
@@ -65,7 +66,7 @@ def train(
     if finished:
         return finished
     with Interrupt() as interrupt:
-        parts = assemble(config, accelerator)
+        parts = assemble(config, accelerator, resume)
         probe = DivergenceProbe(config, parts)
         checkpoint = on_main(accelerator, lambda: folder.open(config, parts, resume, overwrite, allow_changes))
         try:
@@ -186,15 +187,18 @@ def _preempt(parts: Parts, keeper: Keeper, interrupt: Interrupt) -> NoReturn:
     progress = parts.trainer.state.progress
     if _can_save(parts):
         keeper.save(parts.trainer.state)
+    lost = is_deepspeed(parts.trainer.accelerator)
     raise PreemptedError(
         f"stopped by signal {interrupt.signum} after update {progress.windows} of epoch {progress.epoch + 1}; "
-        "go on with --resume auto",
+        + ("under DeepSpeed nothing is saved" if lost else "go on with --resume auto"),
         interrupt.signum,
     )
 
 
 def _can_save(parts: Parts) -> bool:
-    """Whether a run can go on from here: a stream only from the end of an epoch."""
+    """Whether a run can go on from here: a stream only from the end of an epoch, under DeepSpeed never."""
+    if is_deepspeed(parts.trainer.accelerator):
+        return False
     return not parts.source.is_stream or parts.trainer.state.progress.window in (0, parts.trainer.batches.num_updates)
 
 

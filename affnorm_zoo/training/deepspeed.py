@@ -1,0 +1,62 @@
+"""DeepSpeed, an experiment: ZeRO 1 and 2 train, average, evaluate and export; they neither save nor resume."""
+
+import logging
+import os
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from affnorm_zoo.config import RunConfig
+from affnorm_zoo.errors import UsageError
+
+_logger = logging.getLogger(__name__)
+_REMEDY = "or use FSDP 2, which shards the weights too: configs/accelerate/fsdp2.yaml"
+
+
+def is_deepspeed(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed takes the steps."""
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def check_deepspeed(accelerator: Accelerator) -> None:
+    """See that a launch config that asks for DeepSpeed gets it.
+
+    Raises:
+        UsageError: accelerate has started something else.
+    """
+    asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if asked and not is_deepspeed(accelerator):
+        raise UsageError(
+            f"the launch config asks for DeepSpeed, but accelerate has started {accelerator.distributed_type.value}: "
+            f"DeepSpeed needs GPUs, and runtime.device=auto; {_REMEDY}"
+        )
+
+
+def configure_deepspeed(accelerator: Accelerator, config: RunConfig, micro_batch_size: int, resume: str) -> None:
+    """Hand DeepSpeed the config's batch and clipping, before it takes over the model.
+
+    Raises:
+        UsageError: the config or the launch config asks for what DeepSpeed does not do here.
+    """
+    plugin: Any = accelerator.state.deepspeed_plugin
+    settings = plugin.deepspeed_config
+    stage = settings.get("zero_optimization", {}).get("stage")
+    refused = {
+        f"zero_stage must be 1 or 2, got {stage}": stage not in (1, 2),
+        "--resume: its state is not saved": resume != "none",
+        "optim.clip_mode must be norm": config.optim.clip_grad is not None and config.optim.clip_mode != "norm",
+        "train.non_finite=skip is not possible": config.train.non_finite == "skip",
+        "runtime.divergence_updates is not possible": config.runtime.divergence_updates is not None,
+    }
+    for reason, applies in refused.items():
+        if applies:
+            raise UsageError(f"under DeepSpeed {reason}; change that, {_REMEDY}")
+    _logger.warning("DeepSpeed is experimental: a run under it saves no checkpoints and cannot be resumed")
+    settings.update(
+        train_micro_batch_size_per_gpu=micro_batch_size,
+        gradient_accumulation_steps=1,  # the loop says where a window ends, and has weighted the loss by then
+        gradient_clipping=config.optim.clip_grad or 0.0,
+        zero_allow_untested_optimizer=True,  # timm's are none that DeepSpeed knows
+        zero_force_ds_cpu_optimizer=False,
+    )

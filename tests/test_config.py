@@ -5,6 +5,7 @@ import pytest
 from affnorm_zoo.config import RunConfig, config_to_yaml, load_config
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.paper import load_paper_config
+from affnorm_zoo.training.sweep import load_sweep
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(file for file in FOLDER.rglob("*.yaml") if file.parent.name != "accelerate")
@@ -99,6 +100,8 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
 def test_shipped_configs_load_and_fit_on_a_screen(file):
     if file.parent.name == "paper":
         assert load_paper_config(file) != load_paper_config(file, quick=True)
+    elif file.parent.name == "sweeps":
+        load_sweep(file)
     else:
         load_config([file])
     assert len(file.read_text().splitlines()) <= 40

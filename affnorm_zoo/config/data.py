@@ -12,6 +12,7 @@ class DataConfig:
     num_classes: int | None = None  # of wds/FOLDER, which does not say; others do
     train_split: str = "train"
     val_split: str = "val"
+    hold_out: int = 0  # training images to leave out and to validate on, instead of val_split: for tuning
     preset: str | None = None  # known data whose size, mean, std and crop are taken, such as cifar10
     image_size: int | None = None  # in pixels; None: the preset's, else the model's
     mean: tuple[float, ...] | None = None  # of the pixels in [0, 1]; None: likewise
@@ -35,7 +36,7 @@ class DataConfig:
         require(self.image_size is None or self.image_size > 0, f"data.image_size must be positive: {self.image_size}")
         for name in ("hflip", "erase"):
             require(0 <= getattr(self, name) <= 1, f"data.{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("mixup", "cutmix", "workers", "max_bad_images"):
+        for name in ("mixup", "cutmix", "workers", "max_bad_images", "hold_out"):
             require(getattr(self, name) >= 0, f"data.{name} must not be negative, got {getattr(self, name)}")
         require(self.crop_pct is None or 0 < self.crop_pct <= 1, f"data.crop_pct must lie in (0, 1]: {self.crop_pct}")
         require(self.repeats > 0, f"data.repeats must be positive, got {self.repeats}")

@@ -12,6 +12,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data.digits import DIGITS_CLASSES, DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Digits
 from affnorm_zoo.data.images import Images
+from affnorm_zoo.data.part import Part, divide
 from affnorm_zoo.data.streams import Stream, open_wds
 from affnorm_zoo.errors import UsageError
 
@@ -62,17 +63,18 @@ def open_source(config: DataConfig) -> Source:
 
     ``data.path`` is a folder with one subfolder or one tar file a split, whose own subfolders name the classes, or
     ``hfds/NAME``, a dataset of the Hugging Face Hub or the path of one, with columns ``image`` and ``label``, or
-    ``wds/FOLDER``, WebDataset shards.
+    ``wds/FOLDER``, WebDataset shards. With ``data.hold_out`` that many training images are the validation set.
 
     Raises:
         UsageError: the data or a split is missing, a split has no images or fewer than two classes, the classes of
             the two splits differ, a label lies outside the classes, or an image of a sample cannot be decoded.
     """
     if config.path is None:
+        train, val = _hold_out(config, Digits("train"), Digits("val"), Digits("train"))
         return Source(
             name="digits",
-            train=Digits("train"),
-            val=Digits("val"),
+            train=train,
+            val=val,
             class_names=DIGITS_CLASSES,
             in_chans=1,
             image_size=DIGITS_SIZE,
@@ -81,6 +83,8 @@ def open_source(config: DataConfig) -> Source:
             crop_pct=1.0,
         )
     if config.path.startswith("wds/"):
+        if config.hold_out:
+            raise UsageError("data.hold_out needs images with numbers, which a stream has not")
         train = open_wds(config, config.train_split, "data.train_split", is_training=True)
         return Source(
             name=Path(config.path).name,
@@ -96,14 +100,21 @@ def open_source(config: DataConfig) -> Source:
     splits = {config.train_split: train, config.val_split: val}
     for split, reader in splits.items():
         _check_labels(f"{config.path}, split {split!r}", reader, names)
-    source = Source(
-        name=Path(config.path).name,
-        train=Images(train, len(names), config.max_bad_images),
-        val=Images(val, len(names)),
-        class_names=names,
-    )
-    _probe(source.val)
-    return source
+    parts = Images(train, len(names), config.max_bad_images), Images(val, len(names)), Images(train, len(names))
+    train, val = _hold_out(config, *parts)
+    _probe(val)
+    return Source(name=Path(config.path).name, train=train, val=val, class_names=names)
+
+
+def _hold_out(config: DataConfig, train: Any, val: Any, train_again: Any) -> tuple[Any, Any]:
+    """What to train and to validate on; ``train_again`` has a transform of its own."""
+    count = len(train)
+    if not config.hold_out:
+        return train, val
+    if config.hold_out >= count:
+        raise UsageError(f"data.hold_out={config.hold_out} leaves nothing of {count} images to train on")
+    kept, held_out = divide(count, config.hold_out)
+    return Part(train, kept), Part(train_again, held_out)
 
 
 def _open_local(config: DataConfig, split: str, key: str) -> Any:
@@ -190,7 +201,7 @@ def _check_labels(where: str, reader: Any, names: tuple[str, ...]) -> None:
         raise UsageError(f"{where} has no images of {len(empty)} classes, such as {', '.join(empty[:3])}")
 
 
-def _probe(images: Images) -> None:
+def _probe(images: Any) -> None:
     """Decode a few validation images, which must all be sound; a bad one then stops a run before it begins."""
     for index in np.linspace(0, len(images) - 1, num=min(_NUM_PROBES, len(images)), dtype=int):
         images[int(index)]

@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import click
+
+from affnorm_zoo.cli.report import reported_errors
+from affnorm_zoo.training.sweep import load_sweep, run_sweep
+from affnorm_zoo.training.sweep_report import sweep_table
+
+
+@click.command()
+@click.argument("sweep", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option("--output", type=click.Path(path_type=Path), help="Folder. Default: runs/sweeps/NAME.")
+@click.option("--table", is_flag=True, help="Only print what has been found so far.")
+def sweep(sweep: Path, overrides: tuple[str, ...], output: Path | None, table: bool) -> None:
+    """Give every arm of SWEEP, a YAML file, the same tuning and the same seeds, and compare them.
+
+    What has run is not run again, and what was cut off goes on: repeat the command. OVERRIDES, as data.path=PATH, hold
+    for all runs.
+    """
+    folder = output or Path("runs/sweeps") / sweep.stem
+    with reported_errors():
+        config = load_sweep(sweep)
+        if not table:
+            run_sweep(config, folder, overrides)
+        click.echo(sweep_table(config, folder), nl=False)

@@ -1,0 +1,131 @@
+"""Every arm gets the same, and what has run is not run again."""
+
+import json
+
+import pytest
+from runs import ROOT, TINY, metrics
+
+from affnorm_zoo.config import DataConfig
+from affnorm_zoo.data import open_source
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training import NonFiniteError, sweep
+from affnorm_zoo.training.sweep import SweepConfig, best_point, final_trials, load_sweep, run_sweep, tuning_trials
+from affnorm_zoo.training.sweep_report import median_run, sweep_table
+
+SETTINGS = dict(
+    arms={"batchnorm": ["model.name=resnet20_cifar_batchnorm"], "patchnorm": ["model.name=resnet20_cifar_patchnorm"]},
+    baseline="batchnorm",
+    shared=(*TINY[1:], "train.max_updates=2"),
+    grid={"optim.lr": [1e-3, 3e-3], "optim.weight_decay": [0.0]},
+    hold_out=237,
+    seeds=2,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    run_sweep(SweepConfig(**SETTINGS), folder)
+    return folder
+
+
+def results(folder):
+    return {path.stem: json.loads(path.read_text()) for path in (folder / "results").iterdir()}
+
+
+def test_all_arms_have_the_same_budget(folder):
+    config, found = SweepConfig(**SETTINGS), results(folder)
+    for arm in config.arms:
+        own = [result for result in found.values() if result["arm"] == arm]
+        tuned = [result for result in own if not result["is_final"]]
+        assert sorted(result["point"]["optim.lr"] for result in tuned) == [1e-3, 3e-3]
+        best = max(tuned, key=lambda result: result["top1"])
+        assert best_point(config, arm, folder)["optim.lr"] == best["point"]["optim.lr"]
+        final = [result for result in own if result["is_final"]]
+        assert {result["point"]["optim.lr"] for result in final} == {best["point"]["optim.lr"]}
+        assert sorted(result["seed"] for result in final) == [1, 2]
+
+
+def test_tuning_sees_neither_the_test_images_nor_all_others(folder):
+    runs = {path.name for path in (folder / "runs").iterdir()}
+    assert runs == {name for name, result in results(folder).items() if result["is_final"]}  # only their weights stay
+    for name in runs:
+        assert metrics(folder / "runs" / name)[-1]["val"]["num_images"] == 360
+
+
+def test_nothing_is_run_twice(folder, monkeypatch):
+    trained = []
+    monkeypatch.setattr(sweep, "train", lambda config, *_, **__: trained.append(config))
+    run_sweep(SweepConfig(**SETTINGS), folder)
+    assert trained == []
+
+
+def test_a_run_that_diverges_scores_nothing(tmp_path, monkeypatch):
+    def diverge(config, *_, **__):
+        raise NonFiniteError("update 3")
+
+    monkeypatch.setattr(sweep, "train", diverge)
+    config = SweepConfig(**SETTINGS)
+    run_sweep(config, tmp_path)
+    assert {result["top1"] for result in results(tmp_path).values()} == {0.0}
+    assert "| patchnorm | 0.0 ± 0.0 | 2 | +0.00 points (p = 1) |" in sweep_table(config, tmp_path)
+
+
+def test_the_table_is_that_of_the_runs(folder, tmp_path):
+    config, found = SweepConfig(**SETTINGS), results(folder)
+    table = sweep_table(config, folder)
+    for arm in config.arms:
+        top1 = [result["top1"] for result in found.values() if result["arm"] == arm and result["is_final"]]
+        mean, deviation = sum(top1) / 2, abs(top1[0] - top1[1]) / 2**0.5
+        assert f"| {arm} | {100 * mean:.1f} ± {100 * deviation:.1f} | 2 |" in table
+    assert sweep_table(config, tmp_path).count("not run") == 2
+
+
+def test_the_median_run_is_one_of_them():
+    runs = [{"top1": value} for value in (0.3, 0.1, 0.2)]
+    assert median_run(runs) == {"top1": 0.2}
+    assert median_run(runs[:2]) == {"top1": 0.1}
+
+
+def test_one_point_needs_no_tuning(tmp_path):
+    config = SweepConfig(**{**SETTINGS, "grid": {"optim.lr": [1e-3]}})
+    assert list(tuning_trials(config)) == []
+    assert [trial.seed for trial in final_trials(config, "patchnorm", tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_sweeps_make_valid_runs(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = load_sweep(file)
+    models = {sweep.config_of(config, trial).model.name for trial in tuning_trials(config)}
+    assert len(models) == len(config.arms)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arms: {a: []}\nbaseline: b", "baseline must be one of a"),
+        ("arms: {}\nbaseline: b", "arms must name"),
+        ("arms: {a: []}\nbaseline: a\nseed: 3", "seed"),
+        ("arms: {a: []}\nbaseline: a\ngrid: {optim.lr: []}", "needs a value"),
+        ("arms: [", "sweep.yaml"),
+    ],
+)
+def test_a_wrong_sweep_is_told(text, message, tmp_path):
+    (tmp_path / "sweep.yaml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_sweep(tmp_path / "sweep.yaml")
+
+
+def test_held_out_images_are_not_trained_on():
+    whole, divided = open_source(DataConfig()), open_source(DataConfig(hold_out=300))
+    assert (divided.num_train, divided.num_val) == (1137, 300)
+    parts = {name: [divided_part[i][0].tobytes() for i in range(len(divided_part))] for name, divided_part in
+             (("train", divided.train), ("val", divided.val))}  # fmt: skip
+    everything = [whole.train[i][0].tobytes() for i in range(whole.num_train)]
+    assert sorted(parts["train"] + parts["val"]) == sorted(everything)
+    divided.train.transform, divided.val.transform = str, repr
+    assert isinstance(divided.train[0][0], str)
+    assert divided.train.transform is str
+    with pytest.raises(UsageError, match="leaves nothing"):
+        open_source(DataConfig(hold_out=1437))

@@ -1,7 +1,8 @@
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -95,41 +96,43 @@ def _measure(
     if checkpoint is not None and first:
         _load_checkpoint(model, checkpoint)
     preprocessing = resolve_preprocessing(config, source, model.pretrained_cfg)
-    batches = _batches(source, preprocessing, batch_size, num_images, config.workers, seed)
+    batches = partial(_batches, source, preprocessing, batch_size, num_images, config.workers, seed)
     if checkpoint is None and not _is_stored(name):
-        _calibrate(model, batches)
+        _calibrate(model, batches())
     meter = DivergenceMeter(model, _summed_cross_entropy, seed)
-    for images, labels in batches:
+    for images, labels in batches():
         meter.update(images, labels)
     result: dict[str, Any] = {"layers": meter.summary(), "seconds": meter.seconds}
     if steps:
-        result["steps"] = _step(model, OPTIMIZERS[optimizer](model.parameters(), lr=lr), batches, steps)
+        around = islice(chain.from_iterable(batches() for _ in count()), steps)
+        result["steps"] = _step(model, OPTIMIZERS[optimizer](model.parameters(), lr=lr), list(around))
     return result
 
 
 def _batches(
     source: Source, preprocessing: Preprocessing, batch_size: int, num_images: int, workers: int, seed: int
-) -> list[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Images of the validation split, normalised: a draw, or the first of a stream."""
     chosen = None  # a folder holds one class after another
     if not source.is_stream:
         chosen = torch.randperm(source.num_val, generator=torch.Generator().manual_seed(seed))[:num_images].tolist()
     loader = eval_loader(source.val, preprocessing, batch_size=batch_size, workers=workers, indices=chosen)
     normalize = Normalize(preprocessing, torch.device("cpu"))
-    count = -(-min(num_images, source.num_val) // batch_size)
-    return [(normalize(images), labels) for images, labels in islice(loader, count)]
+    num_batches = -(-min(num_images, source.num_val) // batch_size)
+    for images, labels in islice(loader, num_batches):
+        yield normalize(images), labels
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list, steps: int) -> list[dict[str, Any]]:
-    """Take real steps, going round the batches, and measure the last one; batch statistics stay as they are."""
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]]
+) -> list[dict[str, Any]]:
+    """Take a real step on each batch, and measure the last one; batch statistics stay as they are."""
     model.eval()
-    for number in range(steps - 1):
-        images, labels = batches[number % len(batches)]
+    for images, labels in batches[:-1]:
         optimizer.zero_grad()
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
-    images, labels = batches[(steps - 1) % len(batches)]
-    return [layer.summary() for layer in measure_step(model, optimizer, images, labels, F.cross_entropy)]
+    return [layer.summary() for layer in measure_step(model, optimizer, *batches[-1], F.cross_entropy)]
 
 
 def _build(name: str, source: Source, seed: int) -> nn.Module:
@@ -153,7 +156,7 @@ def _is_stored(name: str) -> bool:
 
 
 @torch.no_grad()
-def _calibrate(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+def _calibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Give the batch norms of an untrained model the statistics of the images; they know none yet."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

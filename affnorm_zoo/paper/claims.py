@@ -171,11 +171,13 @@ def _alignment(rows: list[Row]) -> list[Claim]:
     for option in [method for method in ("patchnorm_rms_gain", "patchnorm_rms_ws") if method in table]:
         text, _ = _difference(table[option], table["patchnorm_rms"])
         before, after = (table[name].layer_mean("cv") for name in ("patchnorm_rms", option))
+        moves = [table[name].layer_mean("step", "cosine") for name in ("patchnorm_rms", option)]
+        steps = f"cosine of a whole batch's step with the ideal {moves[0]:.2f} without, {moves[1]:.2f} with"
         what = "a gain per channel" if option.endswith("gain") else "weight standardisation with a gain"
         claims.append(
             Claim(
                 f"{what}: its effect on PatchNorm (rms)",
-                f"accuracy {text}; deviation / mean of the self factor {before:.2g} without, {after:.2g} with",
+                f"accuracy {text}; deviation / mean of the self factor {before:.2g} without, {after:.2g} with; {steps}",
                 "",
             )
         )

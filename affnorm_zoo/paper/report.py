@@ -43,9 +43,11 @@ _ABOUT = {
     "kept, or scaled in proportion.",
     "conv": "Small convolutional nets. Layer norm and RMS norm take all of a sample's entries together.",
     "scale-invariance": "c (Wx + κ b) / √(‖x‖² + κ²) with c = max(1, κ): from norm_like without its bias, which is "
-    "invariant to the length of x, over affine_like to the plain affine map.",
+    "invariant to the length of x, over affine_like to the plain affine map. The columns are those of "
+    "[divergence.md](divergence.md), means over the layers before the classifier and over the seeds; the factor of a "
+    "sample alone is the same for all at every κ by construction, so that what differs is how samples move each other.",
     "alignment": "What a gain per channel and weight standardisation do to the divergence of the trained net, measured "
-    "on test images. The self factor of the plain forms is uniform by construction.",
+    "on test images; columns as above. The self factor of the plain forms is uniform by construction.",
     "natural-gradient": "The cosine between the gradient and the natural gradient in the Fisher metric of some "
     "training images, over all parameters, damped by 1e-3 of the mean eigenvalue.",
 }
@@ -135,11 +137,13 @@ def _batch_table(rows: list[Row]) -> list[str]:
 
 def _alignment_table(rows: list[Row]) -> list[str]:
     lines = [
-        "| method | accuracy (rate) | deviation / mean of self factor | cosine(Δz, -g) | between samples |",
-        "|---|---|---|---|---|",
+        "| method | accuracy (rate) | cv of the self factor | cosine(Δz, -g) | between samples | step | all moving |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        numbers = [row.layer_mean("cv"), row.layer_mean("cosine", "mean"), row.layer_mean("interference", "mean")]
+        numbers = [row.layer_mean("cv")]
+        numbers += [row.layer_mean(quantity, "mean") for quantity in ("cosine", "interference")]
+        numbers += [row.layer_mean("step", f"{prefix}cosine") for prefix in ("", "moving_")]
         lines.append(f"| {row.cell.method} | {_cell(row)} | {' | '.join(f'{n:.2g}' for n in numbers)} |")
     return lines
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data import open_source
 from affnorm_zoo.data.in_memory import WholeImage, decode
-from affnorm_zoo.diagnostics import DivergenceMeter
+from affnorm_zoo.diagnostics import DivergenceMeter, measure_step
 from affnorm_zoo.paper.natural import natural_cosine
 from affnorm_zoo.paper.nets import RATE_FACTORS, build_net
 
@@ -114,7 +114,7 @@ def train_net(run: Run, arrays: Arrays) -> dict[str, Any]:
         "seconds": round(perf_counter() - start, 2),
     }
     if run.probes and train_loss is not None:
-        result["divergence"] = _probe(net, arrays, run.probes)
+        result["divergence"] = _probe(net, run, arrays)
     if run.fisher and train_loss is not None:
         result["natural_cosine"] = {"untrained": untrained, "trained": _natural(net, arrays, run.fisher)}
     return result
@@ -168,8 +168,11 @@ def _natural(net: nn.Module, arrays: Arrays, count: int) -> float | None:
     return natural_cosine(net, x, labels) if count else None
 
 
-def _probe(net: nn.Module, arrays: Arrays, count: int) -> list[dict[str, Any]]:
-    x, labels = arrays.normalised("test", slice(0, count)), arrays.labels["test"][:count]
+def _probe(net: nn.Module, run: Run, arrays: Arrays) -> list[dict[str, Any]]:
+    """Each layer's divergence, and how its activations follow one more step of the run, taken on the same images."""
+    x, labels = arrays.normalised("test", slice(0, run.probes)), arrays.labels["test"][: run.probes]
     meter = DivergenceMeter(net, lambda z, y: F.cross_entropy(z, y, reduction="sum"))
     meter.update(x, labels)
-    return meter.summary()
+    optimizer = torch.optim.SGD(net.parameters(), lr=run.rate * RATE_FACTORS.get(run.method, 1.0))
+    steps = {step.name: step.summary() for step in measure_step(net, optimizer, x, labels, F.cross_entropy)}
+    return [{**row, "step": steps[row["layer"]]} for row in meter.summary()]

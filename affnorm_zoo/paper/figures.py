@@ -83,7 +83,7 @@ def _scale_invariance(figure: Any, rows: list[Row]) -> None:
     for axes in (accuracy, cosine):
         axes.set_xscale("symlog", linthresh=0.1)
         _label(axes, "κ (0: norm_like without bias, 1: affine_like, large: the plain affine map)")
-    cosine.set_ylabel("how far samples move each other, mean over the layers", fontsize=9)
+    cosine.set_ylabel("how far samples move each other", fontsize=9)
     accuracy.legend(fontsize=8)
 
 

@@ -78,7 +78,7 @@ def test_contradictions_are_named():
     ("text", "message"),
     [
         ("optim: {lr: [1", "is not valid YAML"),
-        ("- a\n- b", "must hold sections"),
+        ("- a\n- b", "must hold keys"),
         ("optim:\n  momentun: 1", "momentum"),
     ],
 )

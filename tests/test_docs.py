@@ -1,6 +1,8 @@
 """What the documents say is true: their Python runs, their commands name what exists."""
 
+import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +49,26 @@ def test_the_readme_names_every_normaliser_and_every_architecture():
 def test_the_changelog_counts_the_models():
     zoo = [m for m in timm.list_models() if timm.model_entrypoint(m).__module__.startswith("affnorm_zoo.")]
     assert f"{len(zoo)} timm entry points" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_divergence_table_is_that_of_its_file():
+    page = (ROOT / "docs/divergence.md").read_text()
+    models = json.loads((ROOT / "docs/divergence/resnet50.json").read_text())["models"].values()
+    rows = {"p99/p1 of the self factor (least to largest)": [], "its deviation over its mean": [],
+            "share of the factor from other positions": [], "how far samples move each other": []}  # fmt: skip
+    for model in models:
+        layers = model["layers"][:-1]
+        assert len(layers) == 53
+        spread = [layer["p99_over_p1"] for layer in layers]
+        low, middle, high = (f(spread) for f in (min, statistics.median, max))
+        rows["p99/p1 of the self factor (least to largest)"].append([middle, low, high])
+        rows["its deviation over its mean"].append([statistics.median(layer["cv"] for layer in layers)])
+        shares = [layer["cross_factor"]["mean"] / layer["factor"]["mean"] for layer in layers]
+        rows["share of the factor from other positions"].append([statistics.median(shares)])
+        others = [layer["interference"]["p50"] for layer in layers]
+        rows["how far samples move each other"].append([statistics.median(others)])
+    for name, expected in rows.items():
+        cells = re.search(rf"\| {re.escape(name)} \| (.*) \|\n", page).group(1).split(" | ")
+        for cell, values in zip(cells, expected, strict=True):
+            shown = [float(number) for number in re.findall(r"[\d.]+(?:e-\d+)?", cell)]
+            assert shown == pytest.approx(values, rel=0.06), name

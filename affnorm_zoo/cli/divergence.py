@@ -1,6 +1,6 @@
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
@@ -23,16 +23,16 @@ from affnorm_zoo.data import (
     open_source,
     resolve_preprocessing,
 )
-from affnorm_zoo.diagnostics import DivergenceMeter, measure_step
+from affnorm_zoo.diagnostics import DivergenceMeter, calibrate, measure_step, summed_cross_entropy
 from affnorm_zoo.diagnostics.figures import plot_depth
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_fit, check_model_name, load_model
 from affnorm_zoo.training.run_folder import describe_environment
 
 OPTIMIZERS = {
-    "sgd": partial(torch.optim.SGD),
+    "sgd": torch.optim.SGD,
     "momentum": partial(torch.optim.SGD, momentum=0.9),
-    "adamw": partial(torch.optim.AdamW),
+    "adamw": torch.optim.AdamW,
 }
 _path = click.Path(path_type=Path)
 
@@ -49,7 +49,14 @@ _path = click.Path(path_type=Path)
 @click.option("--steps", default=3, show_default=True, help="Real steps, of which the last is measured; 0 for none.")
 @click.option("--seed", default=0, show_default=True, help="Of untrained weights and of the positions.")
 @click.option("--output", type=_path, help="JSON file; a figure of the same name is drawn beside it.")
-def divergence(models: tuple[str, ...], vs: tuple[str, ...], data: str | None, output: Path | None, **options) -> None:
+def divergence(
+    models: tuple[str, ...],
+    vs: tuple[str, ...],
+    data: str | None,
+    checkpoint: Path | None,
+    output: Path | None,
+    **options,
+) -> None:
     """Measure how unevenly a gradient step moves the activations of each layer.
 
     MODELS are export folders, hf-hub:ORG/NAME, or timm names, these untrained and fitted to the data; and overrides
@@ -65,14 +72,15 @@ def divergence(models: tuple[str, ...], vs: tuple[str, ...], data: str | None, o
             raise UsageError("name a model, such as resnet50_patchnorm; affnorm-zoo list shows the zoo's")
         config = load_config(overrides=[*overrides, *([f"data.path={data}"] if data else [])])
         source = open_source(config.data)
-        results = {name: _measure(name, config.data, source, first=name == names[0], **options) for name in names}
+        weights = {names[0]: checkpoint}
+        results = {name: _measure(name, weights.get(name), config.data, source, **options) for name in names}
     for name, result in results.items():
         _show(name, result)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         record = {"command": command, "data": source.name, **options, "environment": describe_environment()}
-        text = json.dumps({**record, "models": results}, indent=1, default=str)
+        text = json.dumps({**record, "models": results}, indent=1)
         output.write_text(text + "\n", encoding="utf-8")
         caption = f"{options['num_images']} images of {source.name}, seed {options['seed']}"
         plot_depth({name: result["layers"] for name, result in results.items()}, output.with_suffix(".png"), caption)
@@ -80,11 +88,10 @@ def divergence(models: tuple[str, ...], vs: tuple[str, ...], data: str | None, o
 
 def _measure(
     name: str,
+    checkpoint: Path | None,
     config: DataConfig,
     source: Source,
     *,
-    first: bool,
-    checkpoint: Path | None,
     num_images: int,
     batch_size: int,
     optimizer: str,
@@ -93,13 +100,13 @@ def _measure(
     seed: int,
 ) -> dict[str, Any]:
     model = _build(name, source, seed)
-    if checkpoint is not None and first:
+    if checkpoint is not None:
         _load_checkpoint(model, checkpoint)
     preprocessing = resolve_preprocessing(config, source, model.pretrained_cfg)
     batches = partial(_batches, source, preprocessing, batch_size, num_images, config.workers, seed)
     if checkpoint is None and not _is_stored(name):
-        _calibrate(model, batches())
-    meter = DivergenceMeter(model, _summed_cross_entropy, seed)
+        calibrate(model, (images for images, _ in batches()))
+    meter = DivergenceMeter(model, summed_cross_entropy, seed)
     for images, labels in batches():
         meter.update(images, labels)
     result: dict[str, Any] = {"layers": meter.summary(), "seconds": meter.seconds}
@@ -155,21 +162,6 @@ def _is_stored(name: str) -> bool:
     return Path(name).is_dir() or ":" in name
 
 
-@torch.no_grad()
-def _calibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Give the batch norms of an untrained model the statistics of the images; they know none yet."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = None  # the mean over all batches
-    model.train()
-    for images, _ in batches if norms else ():
-        model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
-
-
 def _load_checkpoint(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise UsageError(f"--checkpoint {path} is not a file; a run's weights are in RUN/model.safetensors")
@@ -196,7 +188,3 @@ _HEAD = (
     f"{'layer':<34}{'kind':<18}{'self factor':>11}{'cv':>9}{'p99/p1':>9}{'cross':>12}{'cosine':>8}{'samples':>8}"
     f"{'step':>8}{'moving':>8}"
 )
-
-
-def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="sum")

@@ -2,6 +2,8 @@ from .data import DataConfig as DataConfig
 from .load import config_to_yaml as config_to_yaml
 from .load import flatten as flatten
 from .load import load_config as load_config
+from .load import read_yaml as read_yaml
+from .load import to_schema as to_schema
 from .optim import OptimConfig as OptimConfig
 from .schema import CheckpointConfig as CheckpointConfig
 from .schema import ModelConfig as ModelConfig

@@ -2,7 +2,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -10,6 +10,8 @@ from yaml import YAMLError
 
 from affnorm_zoo.config.schema import RunConfig
 from affnorm_zoo.errors import UsageError
+
+T = TypeVar("T")
 
 
 def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> RunConfig:
@@ -24,7 +26,7 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     for section in merged:
         OmegaConf.set_readonly(merged[section], False)
     for file in files:
-        merged = _merge(merged, _read_yaml(Path(file)), str(file))
+        merged = _merge(merged, read_yaml(Path(file)), str(file))
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
@@ -35,6 +37,38 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     except OmegaConfBaseException as error:
         raise UsageError(_first_line(error)) from error
     assert isinstance(config, RunConfig)
+    return config
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """Read a config file that holds sections or keys.
+
+    Raises:
+        UsageError: it is missing (the message names the nearest one) or not YAML.
+    """
+    if not path.is_file():
+        near = difflib.get_close_matches(str(path), map(str, path.parent.glob("*.yaml")), n=1, cutoff=0.3)
+        raise UsageError(f"config file {path} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        loaded = OmegaConf.load(path)
+    except YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, DictConfig):
+        raise UsageError(f"{path} must hold keys, such as 'train:', got a {type(loaded).__name__}")
+    return loaded
+
+
+def to_schema(schema: type[T], origin: Path, *parts: DictConfig) -> T:
+    """Merge what was read from ``origin`` onto the defaults of a dataclass other than a run's.
+
+    Raises:
+        UsageError: a key is unknown, or a value is missing, has the wrong type or lies outside its range.
+    """
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *parts))
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{origin}: {_first_line(error)}") from error
+    assert isinstance(config, schema)
     return config
 
 
@@ -56,19 +90,6 @@ def flatten(config: RunConfig) -> dict[str, bool | int | float | str]:
 
     add(asdict(config), "")
     return flat
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    if not path.is_file():
-        near = difflib.get_close_matches(str(path), map(str, path.parent.glob("*.yaml")), n=1, cutoff=0.3)
-        raise UsageError(f"config file {path} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
-    try:
-        loaded = OmegaConf.load(path)
-    except YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, DictConfig):
-        raise UsageError(f"{path} must hold sections such as 'train:', got a {type(loaded).__name__}")
-    return loaded
 
 
 def _merge(base: DictConfig, extra: DictConfig, origin: str) -> DictConfig:

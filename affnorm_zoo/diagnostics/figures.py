@@ -1,6 +1,7 @@
 """Pictures of the divergence: along the depth of several models, and over a training."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,9 @@ def plot_training(metrics: Path, target: Path) -> bool:
     updates = [record["update"] for record in records]
     for axes, (column, (label, title)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         layers = [[row[column] for row in record["layers"] if row.get(column) is not None] for record in records]
-        axes.plot(updates, [_middle(values) for values in layers], color=COLOURS[0], lw=1.5, label="median layer")
+        axes.plot(
+            updates, [statistics.median(values) for values in layers], color=COLOURS[0], lw=1.5, label="median layer"
+        )
         low, high = [min(values) for values in layers], [max(values) for values in layers]
         axes.fill_between(updates, low, high, color=COLOURS[0], alpha=0.2, lw=0, label="all layers")
         axes.set_title(title, fontsize=10)
@@ -90,7 +93,3 @@ def plot_training(metrics: Path, target: Path) -> bool:
     figure.axes[0].legend(fontsize=8)
     figure.savefig(target, format="png", dpi=120)
     return True
-
-
-def _middle(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]

@@ -62,7 +62,7 @@ def pull(repo_id: str, *, revision: str | None = None, token: str | None = None,
                 if sha256_of(fetch(name, commit, force=True)) != expected:
                     raise HubError(f"{name} of {repo_id} is not what was published: sha256 differs from its manifest")
         if not offline and not was_whole:
-            wrong = differing(api, repo_id, commit, {name: folder / name for name in (MANIFEST_FILE, *_CHECKED)})
+            wrong = differing(api, repo_id, commit, {name: folder / name for name in _CHECKED})
             if wrong:
                 raise HubError(f"{', '.join(wrong)} of {repo_id} differ from the Hub's own record: load again")
     return folder

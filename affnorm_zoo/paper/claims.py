@@ -142,7 +142,7 @@ def _conv(rows: list[Row]) -> list[Claim]:
                     f"{ours} is on a par with {rival}, without a large lead",
                     f"difference {_points([100 * gap for gap in gaps])}; told apart (Welch, Holm, 5 %) in {told} of "
                     f"{len(nets)} nets",
-                    "reproduced" if told == 0 else _verdict(0, told, len(nets)),
+                    _all_or_some([value >= 0.05 for value in p]),
                 )
             )
     return claims

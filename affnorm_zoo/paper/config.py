@@ -2,11 +2,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from affnorm_zoo.config import read_yaml, to_schema
 from affnorm_zoo.config.require import require
-from affnorm_zoo.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +13,7 @@ class PaperConfig:
 
     Args:
         nets: names that :func:`affnorm_zoo.paper.nets.build_net` reads.
-        methods: keys of :data:`affnorm_zoo.paper.nets.METHODS`.
+        methods: out of :data:`affnorm_zoo.paper.nets.METHODS`.
         rates: of plain gradient descent, constant over a run.
         seeds: runs at the tuned rate, scored on the test set; the tuning run has a seed of its own.
         epochs: over the training images.
@@ -52,16 +50,6 @@ def load_paper_config(path: Path, quick: bool = False) -> PaperConfig:
     Raises:
         UsageError: the file is missing or not YAML, or a key or value does not fit.
     """
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise UsageError(f"{path} does not exist; experiments with a config there: {known or 'none'}")
-    try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(loaded, dict)
-        overlay = loaded.pop("quick", {})
-        merged = OmegaConf.merge(OmegaConf.structured(PaperConfig), loaded, overlay if quick else {})
-        config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from error
-    assert isinstance(config, PaperConfig)
-    return config
+    loaded = read_yaml(path)
+    overlay = loaded.pop("quick", OmegaConf.create())
+    return to_schema(PaperConfig, path, loaded, *([overlay] if quick else []))

@@ -35,7 +35,6 @@ _LINEAR: dict[str, Callable[[int, int], nn.Module]] = {
     "norm_like": NormLikeLinear,
     "norm_like_half": NormLikeLinear,
     "affine_like": AffineLikeLinear,
-    "affine_like_rms": lambda n, out: AffineLikeLinear(n, out, scale="rms"),
 }
 
 # method -> options of the convolution, or the norm before a plain one: channels -> module
@@ -52,7 +51,7 @@ _PATCH_NORMS: dict[str, dict[str, object]] = {
     "patchnorm_rms_gain": {"scale": "rms", "gain": True},
     "patchnorm_rms_ws": {"scale": "rms", "gain": True, "weight_standardization": True},
 }
-METHODS = dict.fromkeys([*_LINEAR, *_CONV_NORMS, *_PATCH_NORMS])
+METHODS = tuple(dict.fromkeys([*_LINEAR, *_CONV_NORMS, *_PATCH_NORMS]))
 
 # what the rate of the grid is multiplied with: the factor of norm_like is c² + 1 = 2 where affine_like's is c² = 1
 RATE_FACTORS = {"norm_like_half": 0.5}
@@ -67,7 +66,7 @@ def build_net(name: str, method: str, image_shape: tuple[int, int, int], num_cla
     Args:
         name: ``ACTIVATION-DEPTHxWIDTH``, DEPTH layers before the classifier, or
             ``ACTIVATION-CHANNELS-...-kKERNEL-(stride|pool)``, one convolution a number and the mean over positions.
-        method: a key of :data:`METHODS`, or ``kappa=NUMBER`` for affine_like with c = max(1, κ) in dense nets.
+        method: one of :data:`METHODS`, or ``kappa=NUMBER`` for affine_like with c = max(1, κ) in dense nets.
         image_shape: (C, H, W).
         num_classes: of the classifier.
         seed: of the weights.

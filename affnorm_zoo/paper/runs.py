@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data import open_source
 from affnorm_zoo.data.in_memory import WholeImage, decode
-from affnorm_zoo.diagnostics import DivergenceMeter, measure_step
+from affnorm_zoo.diagnostics import DivergenceMeter, calibrate, measure_step, summed_cross_entropy
 from affnorm_zoo.paper.natural import natural_cosine
 from affnorm_zoo.paper.nets import RATE_FACTORS, build_net
 
@@ -152,14 +152,10 @@ def evaluate(net: nn.Module, arrays: Arrays, split: str) -> tuple[float, float]:
     return (logits.argmax(1) == labels).double().mean().item(), F.cross_entropy(logits, labels).item()
 
 
-@torch.no_grad()
 def _calibrated(net: nn.Module, arrays: Arrays) -> nn.Module:
     """A copy whose batch norms know the statistics of some training images, as an untrained net's do not."""
-    net = copy.deepcopy(net).train()
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.momentum = 1.0
-    net(arrays.normalised("train", slice(0, 1000)))
+    net = copy.deepcopy(net)
+    calibrate(net, [arrays.normalised("train", slice(0, 1000))])
     return net
 
 
@@ -171,7 +167,7 @@ def _natural(net: nn.Module, arrays: Arrays, count: int) -> float | None:
 def _probe(net: nn.Module, run: Run, arrays: Arrays) -> list[dict[str, Any]]:
     """Each layer's divergence, and how its activations follow one more step of the run, taken on the same images."""
     x, labels = arrays.normalised("test", slice(0, run.probes)), arrays.labels["test"][: run.probes]
-    meter = DivergenceMeter(net, lambda z, y: F.cross_entropy(z, y, reduction="sum"))
+    meter = DivergenceMeter(net, summed_cross_entropy)
     meter.update(x, labels)
     optimizer = torch.optim.SGD(net.parameters(), lr=run.rate * RATE_FACTORS.get(run.method, 1.0))
     steps = {step.name: step.summary() for step in measure_step(net, optimizer, x, labels, F.cross_entropy)}

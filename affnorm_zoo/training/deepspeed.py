@@ -1,7 +1,6 @@
 """DeepSpeed, an experiment: ZeRO 1 and 2 train, average, evaluate and export; they neither save nor resume."""
 
 import logging
-import os
 from typing import Any
 
 from accelerate import Accelerator
@@ -17,20 +16,6 @@ _REMEDY = "or use FSDP 2, which shards the weights too: configs/accelerate/fsdp2
 def is_deepspeed(accelerator: Accelerator) -> bool:
     """Whether DeepSpeed takes the steps."""
     return accelerator.distributed_type == DistributedType.DEEPSPEED
-
-
-def check_deepspeed(accelerator: Accelerator) -> None:
-    """See that a launch config that asks for DeepSpeed gets it.
-
-    Raises:
-        UsageError: accelerate has started something else.
-    """
-    asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    if asked and not is_deepspeed(accelerator):
-        raise UsageError(
-            f"the launch config asks for DeepSpeed, but accelerate has started {accelerator.distributed_type.value}: "
-            f"DeepSpeed needs GPUs, and runtime.device=auto; {_REMEDY}"
-        )
 
 
 def configure_deepspeed(accelerator: Accelerator, config: RunConfig, micro_batch_size: int, resume: str) -> None:

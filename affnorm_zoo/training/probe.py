@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from affnorm_zoo.config import RunConfig
 from affnorm_zoo.data import eval_loader
-from affnorm_zoo.diagnostics import DivergenceMeter, measure_step
+from affnorm_zoo.diagnostics import DivergenceMeter, measure_step, summed_cross_entropy
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training.assemble import Parts
 from affnorm_zoo.training.processes import shards_weights
@@ -48,7 +48,7 @@ class DivergenceProbe:
         self.batch = self.batch or self._load()
         state, progress = trainer.state, trainer.state.progress
         with torch.random.fork_rng(), trainer.accelerator.autocast():
-            meter = DivergenceMeter(state.bare_model, _summed_cross_entropy)
+            meter = DivergenceMeter(state.bare_model, summed_cross_entropy)
             meter.update(*self.batch)
             optimizer: Any = state.optimizer  # accelerate's wrapper
             steps = measure_step(state.bare_model, optimizer.optimizer, *self.batch, F.cross_entropy)
@@ -71,7 +71,3 @@ class DivergenceProbe:
         loader = eval_loader(source.val, self.parts.preprocessing, batch_size=count, indices=indices)
         ((images, labels),) = islice(loader, 1)
         return self.parts.trainer.normalize(images), labels.to(self.parts.trainer.accelerator.device)
-
-
-def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="sum")

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 
 from affnorm_zoo.config import RuntimeConfig
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training.deepspeed import check_deepspeed
+from affnorm_zoo.training.deepspeed import is_deepspeed
 
 T = TypeVar("T")
 _ACCELERATE_PRECISION = {"auto": None, "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -43,7 +43,6 @@ def build_accelerator(config: RuntimeConfig, **kwargs) -> Accelerator:
     except (ValueError, ImportError) as error:
         raise UsageError(f"accelerate cannot start: {' '.join(str(error).split())}") from error
     _check_processes(accelerator)
-    check_deepspeed(accelerator)
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
     return accelerator
@@ -92,6 +91,11 @@ def _check_processes(accelerator: Accelerator) -> None:
         raise UsageError(
             f"the launch config asks for FSDP, but accelerate has started {accelerator.distributed_type.value}: FSDP "
             "needs GPUs, and runtime.device=auto"
+        )
+    if _is_on("ACCELERATE_USE_DEEPSPEED") and not is_deepspeed(accelerator):
+        raise UsageError(
+            f"the launch config asks for DeepSpeed, but accelerate has started {accelerator.distributed_type.value}: "
+            "DeepSpeed needs GPUs, and runtime.device=auto"
         )
     if shards_weights(accelerator) and not accelerator.is_fsdp2:
         raise UsageError("only FSDP 2 is supported: set fsdp_version: 2 in the launch config")

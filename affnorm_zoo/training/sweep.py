@@ -8,13 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from affnorm_zoo.config import RunConfig, load_config
+from affnorm_zoo.config import RunConfig, load_config, read_yaml, to_schema
 from affnorm_zoo.config.require import require
-from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training.loop import NonFiniteError
 from affnorm_zoo.training.run import train
 from affnorm_zoo.training.run_folder import read_json, write_json
@@ -75,15 +70,7 @@ def load_sweep(path: Path) -> SweepConfig:
     Raises:
         UsageError: it is missing or not YAML, or a key or value does not fit.
     """
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(SweepConfig), OmegaConf.load(path))
-        config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from error
-    assert isinstance(config, SweepConfig)
-    return config
+    return to_schema(SweepConfig, path, read_yaml(path))
 
 
 def run_sweep(sweep: SweepConfig, folder: Path, overrides: tuple[str, ...] = ()) -> None:
@@ -95,8 +82,8 @@ def run_sweep(sweep: SweepConfig, folder: Path, overrides: tuple[str, ...] = ())
         UsageError: a config does not fit; nothing has run then.
         PreemptedError: a signal asked for a stop; the run under way is saved.
     """
-    for trial in tuning_trials(sweep):
-        config_of(sweep, trial, overrides)
+    for arm, point, is_final in itertools.product(sweep.arms, _points(sweep), (False, True)):
+        config_of(sweep, Trial(arm=arm, point=point, seed=TUNING_SEED, is_final=is_final), overrides)
     for trial in tuning_trials(sweep):
         run_trial(sweep, trial, folder, overrides)
     for arm in sweep.arms:
@@ -106,10 +93,14 @@ def run_sweep(sweep: SweepConfig, folder: Path, overrides: tuple[str, ...] = ())
 
 def tuning_trials(sweep: SweepConfig) -> Iterator[Trial]:
     """Every arm at every point of the grid."""
-    points = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
+    points = _points(sweep)
     for arm in sweep.arms:
         for point in points if len(points) > 1 else ():
             yield Trial(arm=arm, point=point, seed=TUNING_SEED, is_final=False)
+
+
+def _points(sweep: SweepConfig) -> list[dict[str, Any]]:
+    return [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
 
 
 def final_trials(sweep: SweepConfig, arm: str, folder: Path) -> Iterator[Trial]:
@@ -123,7 +114,7 @@ def best_point(sweep: SweepConfig, arm: str, folder: Path) -> Mapping[str, Any] 
     """The point whose run was best on the images held out; the first of several."""
     trials = [trial for trial in tuning_trials(sweep) if trial.arm == arm]
     if not trials:
-        return {key: values[0] for key, values in sweep.grid.items()}
+        return _points(sweep)[0]
     results = [read_result(folder, trial) for trial in trials]
     if not all(results):
         return None

@@ -30,11 +30,6 @@ def sweep_table(sweep: SweepConfig, folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def median_run(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The result in the middle; of an even number, the lower of the two."""
-    return sorted(results, key=lambda result: result["top1"])[(len(results) - 1) // 2]
-
-
 def _finals(sweep: SweepConfig, arm: str, folder: Path) -> list[dict[str, Any]]:
     return [result for trial in final_trials(sweep, arm, folder) if (result := read_result(folder, trial))]
 

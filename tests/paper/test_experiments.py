@@ -172,5 +172,5 @@ def test_a_wrong_config_is_told(text, message, tmp_path):
     (tmp_path / "fc.yaml").write_text(text)
     with pytest.raises(UsageError, match=message):
         load_paper_config(tmp_path / "fc.yaml")
-    with pytest.raises(UsageError, match="experiments with a config there: fc"):
-        load_paper_config(tmp_path / "other.yaml")
+    with pytest.raises(UsageError, match=r"does not exist; did you mean .*fc.yaml"):
+        load_paper_config(tmp_path / "fb.yaml")

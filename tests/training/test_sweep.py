@@ -10,7 +10,7 @@ from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import NonFiniteError, sweep
 from affnorm_zoo.training.sweep import SweepConfig, best_point, final_trials, load_sweep, run_sweep, tuning_trials
-from affnorm_zoo.training.sweep_report import median_run, sweep_table
+from affnorm_zoo.training.sweep_report import sweep_table
 
 SETTINGS = dict(
     arms={"batchnorm": ["model.name=resnet20_cifar_batchnorm"], "patchnorm": ["model.name=resnet20_cifar_patchnorm"]},
@@ -81,16 +81,17 @@ def test_the_table_is_that_of_the_runs(folder, tmp_path):
     assert sweep_table(config, tmp_path).count("not run") == 2
 
 
-def test_the_median_run_is_one_of_them():
-    runs = [{"top1": value} for value in (0.3, 0.1, 0.2)]
-    assert median_run(runs) == {"top1": 0.2}
-    assert median_run(runs[:2]) == {"top1": 0.1}
-
-
 def test_one_point_needs_no_tuning(tmp_path):
     config = SweepConfig(**{**SETTINGS, "grid": {"optim.lr": [1e-3]}})
     assert list(tuning_trials(config)) == []
     assert [trial.seed for trial in final_trials(config, "patchnorm", tmp_path)] == [1, 2]
+
+
+def test_a_wrong_arm_is_told_before_anything_runs(tmp_path):
+    arms = {**SETTINGS["arms"], "other": ["model.nam=x"]}
+    with pytest.raises(UsageError, match=r"did you mean 'model\.name'"):
+        run_sweep(SweepConfig(**{**SETTINGS, "arms": arms, "grid": {}}), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda file: file.stem)

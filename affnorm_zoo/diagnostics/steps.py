@@ -65,8 +65,6 @@ def measure_step(
     """
     model, optimizer = copy.deepcopy((bare(model), optimizer))
     rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    vars(model).pop("forward", None)  # a wrapper around it, as accelerate's, would still call the original
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with _repeatable():
         calls = record_calls(model, images, labels, loss, list(rates))
     calls = [call for call in calls if call.module.weight in rates]
@@ -74,8 +72,6 @@ def measure_step(
         before = {call.name: call.pre_activation() for call in calls}
     optimizer.step()
     with _repeatable():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])  # the statistics of the first pass are not those of the second
         inputs = record_inputs(model, images, calls)
     with torch.no_grad(), in_full_precision(images):
         aligned = [_align(call, rates[call.module.weight], before[call.name], inputs[call.name]) for call in calls]

@@ -143,10 +143,10 @@ def run_trial(sweep: SweepConfig, trial: Trial, folder: Path, overrides: tuple[s
     try:
         report = train(config, run, resume="auto")
         metrics = report.get("ema", report["val"])
-        scores = {"top1": metrics["top1"], "loss": metrics["loss"], "diverged": False}
+        scores = {name: metrics[name] for name in ("top1", "loss", "num_images")} | {"diverged": False}
         facts = {key: report[key] for key in ("model", "data", "epochs", "updates", "seconds", "environment")}
     except NonFiniteError as error:
-        scores, facts = {"top1": 0.0, "loss": None, "diverged": True}, {"message": str(error)}
+        scores, facts = {"top1": 0.0, "loss": None, "num_images": 0, "diverged": True}, {"message": str(error)}
     (folder / "results").mkdir(parents=True, exist_ok=True)
     described = {"arm": trial.arm, "point": dict(trial.point), "seed": trial.seed, "is_final": trial.is_final}
     write_json(folder / "results" / f"{trial.name}.json", {**described, **scores, **facts})

@@ -16,6 +16,7 @@ from yaml import safe_load
 import affnorm_zoo
 from affnorm_zoo.cli import cli
 from affnorm_zoo.hub import export_run
+from affnorm_zoo.hub.bundle import bundled
 from affnorm_zoo.models import zoo_models
 
 
@@ -37,8 +38,9 @@ def exports(tmp_path_factory):
 def test_it_lists_the_zoo_and_says_what_a_model_is():
     assert call("list").split() == zoo_models()
     assert call("list", "resnet50_*").split() == timm.list_models("resnet50_patchnorm*")
-    assert call("list", "--pretrained").split() == []
-    assert affnorm_zoo.list_pretrained() == []
+    stored = [manifest["evaluation"]["model"] for manifest in bundled()]
+    assert call("list", "--pretrained").split() == stored
+    assert affnorm_zoo.list_pretrained() == stored
     assert call("list", "--table") == (ROOT / "docs/models.md").read_text()
     text = call("info", "resnet50_patchnorm")
     assert "25.53 M" in text
@@ -73,11 +75,11 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(tmp_path):
 def test_many_models_are_measured_and_the_odd_one_is_named(exports, tmp_path):
     table = tmp_path / "results.csv"
     result = run(
-        "scripts/evaluate.py", exports / "*/export", "resnet20_cifar_patchnorm", "runtime.device=cpu", "--results",
+        "scripts/evaluate.py", exports / "*/export", "resnet56_cifar_patchnorm", "runtime.device=cpu", "--results",
         table, ok=False,
     )  # fmt: skip
     assert result.returncode == 2
-    assert "No pretrained weights exist" in result.stderr
+    assert "no pretrained weights for resnet56_cifar_patchnorm" in result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["model"] for row in rows] == [str(exports / name / "export") for name in ("one", "two")]
     for row, name in zip(rows, ("one", "two"), strict=True):

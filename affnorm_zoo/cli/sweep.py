@@ -15,8 +15,8 @@ from affnorm_zoo.training.sweep_report import sweep_table
 def sweep(sweep: Path, overrides: tuple[str, ...], output: Path | None, table: bool) -> None:
     """Give every arm of SWEEP, a YAML file, the same tuning and the same seeds, and compare them.
 
-    What has run is not run again, and what was cut off goes on: repeat the command. OVERRIDES, as data.path=PATH, hold
-    for all runs.
+    What has run is not run again, and what was cut off goes on: repeat the command, or start it several times at once
+    to share the runs. OVERRIDES, as data.path=PATH, hold for all runs.
     """
     folder = output or Path("runs/sweeps") / sweep.stem
     with reported_errors():

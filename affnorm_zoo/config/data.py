@@ -10,6 +10,7 @@ class DataConfig:
 
     path: str | None = None  # a folder with one subfolder or tar a split, hfds/NAME or wds/FOLDER
     num_classes: int | None = None  # of wds/FOLDER, which does not say; others do
+    note: str | None = None  # what a reader of the model card should know of the images, such as how they were made
     train_split: str = "train"
     val_split: str = "val"
     hold_out: int = 0  # training images to leave out and to validate on, instead of val_split: for tuning

@@ -31,7 +31,7 @@ model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or "hf-hu
 
 | | |
 |---|---|
-| data | {{ data }}, {{ num_train_images }} training images |
+| data | {{ data }}{{ ' (' ~ note ~ ')' if note }}, {{ num_train_images }} training images |
 | held-out images | {{ val.num_images }} |
 | top-1 | {{ '%.2f' % (100 * val.top1) }} % (these weights, seed {{ seed }}) |
 {% if top1 | length > 1 -%}
@@ -143,6 +143,7 @@ def write_card(
         summary=_summary(report["model"]),
         versions={key: value for key, value in environment.items() if key not in ("device", "cpu_count")},
         recipe=config_to_yaml(config).strip(),
+        note=config.data.note,
         averaged="ema" in report,
         figures=figures,
         top1=top1,

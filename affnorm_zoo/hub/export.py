@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def export_run(run: Path, seeds: Sequence[Path] = ()) -> Path:
     """
     config, report = _read_run(run)
     weights_file = EMA_WEIGHTS_FILE if "ema" in report else WEIGHTS_FILE
-    top1 = [_weights_metrics(report)["top1"], *_scores_of_seeds(config, report, seeds)]
+    _check_seeds(config, report, seeds)
+    top1 = [score_of(path) for path in (run, *seeds)]
     report["val"] = _weights_metrics(report)
     preprocessing = Preprocessing(**report["preprocessing"])
     class_names = tuple(report["class_names"])
@@ -70,7 +72,7 @@ def export_run(run: Path, seeds: Sequence[Path] = ()) -> Path:
     for name in figures:
         shutil.copy(run / name, temporary / name)
     benchmark = read_json(run / BENCHMARK_FILE)
-    write_card(temporary / "README.md", config, report, top1=top1, benchmark=benchmark, figures=figures)
+    write_card(temporary / "README.md", public_config(config), report, top1=top1, benchmark=benchmark, figures=figures)
     _check_reload(model, temporary, preprocessing.input_size)
     target = run / EXPORT_FOLDER
     shutil.rmtree(target, ignore_errors=True)
@@ -90,8 +92,22 @@ def _weights_metrics(report: dict[str, Any]) -> dict[str, Any]:
     return report["ema"] if "ema" in report else report["val"]
 
 
-def _scores_of_seeds(config: RunConfig, report: dict[str, Any], seeds: Sequence[Path]) -> list[float]:
-    scores, used = [], {config.train.seed}
+def score_of(run: Path) -> float:
+    """Top-1 of the weights that a finished run exports, in [0, 1]."""
+    return _weights_metrics(_read_run(run)[1])["top1"]
+
+
+def public_config(config: RunConfig) -> RunConfig:
+    """The config without what it says of the machine: of the data's path, only the folder's own name."""
+    path = config.data.path
+    if path is None or path.startswith("hfds/"):
+        return config
+    prefix = "wds/" if path.startswith("wds/") else ""
+    return replace(config, data=replace(config.data, path=prefix + Path(path).name))
+
+
+def _check_seeds(config: RunConfig, report: dict[str, Any], seeds: Sequence[Path]) -> None:
+    used = {config.train.seed}
     for run in seeds:
         other, other_report = _read_run(run)
         ours, theirs = flatten(config), flatten(other)
@@ -101,8 +117,6 @@ def _scores_of_seeds(config: RunConfig, report: dict[str, Any], seeds: Sequence[
             reason = f"differs in {', '.join(differing)}" if differing else f"has the seed {other.train.seed} again"
             raise UsageError(f"{run} cannot be counted with the run that is published: it {reason}")
         used.add(other.train.seed)
-        scores.append(_weights_metrics(other_report)["top1"])
-    return scores
 
 
 @torch.no_grad()

@@ -1,21 +1,39 @@
 """The models of this package that have published weights, and the table of all."""
 
+from collections.abc import Iterator
 from fnmatch import fnmatch
+from typing import Any
 
 import timm
 import torch
 
+from affnorm_zoo.evaluation.statistics import Sample
+from affnorm_zoo.hub.bundle import bundled
 from affnorm_zoo.hub.card import HUB_TAG
 from affnorm_zoo.hub.client import hub_client
 from affnorm_zoo.hub.errors import hub_errors
+from affnorm_zoo.hub.release import WEIGHTS_FILE
 from affnorm_zoo.models import zoo_models
 from affnorm_zoo.training.plan import count_flops
 
-_HEAD = """\
+_WEIGHTS = """\
 # Models
 
-Written by `affnorm-zoo list --table`. Parameters and multiply-adds are those of the untrained model at its own size.
-Weights appear here once they are published.
+Written by `affnorm-zoo list --table`.
+
+## Weights
+
+These travel with the package: `timm.create_model(NAME, pretrained=True)`. The accuracy is that of the stored file, in
+float32; beside it stand mean and deviation of the recipe's runs, which differ in their seed, and of which the median
+one is stored. Card, config and report lie in the file's folder.
+
+| name | top-1, % | runs: mean ± deviation (n) | data | bytes | sha256 | where |
+|---|---|---|---|---|---|---|
+"""
+_SIZES = """
+## Sizes
+
+Parameters and multiply-adds of each model at its own size.
 
 | model | parameters, M | GMACs | pixels | weights |
 |---|---|---|---|---|
@@ -46,16 +64,32 @@ def list_pretrained(pattern: str = "*", namespace: str | None = None, token: str
 
 
 def model_table() -> str:
-    """A page with one row a model."""
+    """The page of all models and all weights."""
+    return _WEIGHTS + "".join(map(_weights_row, bundled())) + _SIZES + "".join(_size_rows())
+
+
+def _weights_row(manifest: dict[str, Any]) -> str:
+    found, file = manifest["evaluation"], manifest["files"][WEIGHTS_FILE]
+    sample = Sample(tuple(manifest["scores"]))
+    cells = (
+        f"`{found['model']}`",
+        f"{100 * found['top1']:.2f}",
+        f"{sample} ({len(sample.values)})",
+        f"{found['num_images']} images of {found['data']}{f' ({note})' if (note := manifest['note']) else ''}",
+        f"{file['bytes']:,}",
+        f"`{file['sha256']}`",
+        f"`affnorm_zoo/weights/{found['model']}`",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _size_rows() -> Iterator[str]:
     weights = list_pretrained()
-    rows = []
     for name in zoo_models():
         with torch.device("meta"):
             model = timm.create_model(name)
         size = model.pretrained_cfg["input_size"]
         parameters = sum(p.numel() for p in model.parameters())
         published = ", ".join(tag for tag in weights if tag.split(".")[0] == name) or "none"
-        rows.append(
-            f"| `{name}` | {parameters / 1e6:.2f} | {count_flops(model, size) / 2e9:.2f} | {size[-1]} | {published} |\n"
-        )
-    return _HEAD + "".join(rows)
+        macs = count_flops(model, size) / 2
+        yield f"| `{name}` | {parameters / 1e6:.2f} | {macs / 1e9:.2f} | {size[-1]} | {published} |\n"

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from affnorm_zoo._version import __version__
+from affnorm_zoo.config import config_to_yaml, load_config
 from affnorm_zoo.hub.errors import HubError
-from affnorm_zoo.hub.export import export_run
+from affnorm_zoo.hub.export import export_run, public_config, score_of
 from affnorm_zoo.training.run_folder import CONFIG_FILE, METRICS_FILE, REPORT_FILE, sha256_of
 
 MANIFEST_FILE = "manifest.json"
@@ -44,16 +45,21 @@ def build_release(run: Path, seeds: Sequence[Path] = ()) -> Path:
     export, folder = export_run(run, seeds), run / "release"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(export, folder)
-    for name in (CONFIG_FILE, METRICS_FILE, REPORT_FILE):
-        if (run / name).is_file():
-            shutil.copy(run / name, folder / name)
+    for name in (METRICS_FILE, REPORT_FILE):
+        shutil.copy(run / name, folder / name)
+    (folder / CONFIG_FILE).write_text(config_to_yaml(public_config(load_config([run / CONFIG_FILE]))), encoding="utf-8")
     save_file(golden_tensors(load_folder(folder)), folder / GOLDEN_FILE)
     check_card(folder / "README.md")
-    files = {path.name: describe_file(path) for path in sorted(folder.iterdir())}
-    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
-    manifest = {"architecture": architecture, "affnorm-zoo": __version__, "files": files}
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_manifest(folder, scores=[score_of(path) for path in (run, *seeds)])
     return folder
+
+
+def write_manifest(folder: Path, **facts: Any) -> None:
+    """Say in ``manifest.json`` what the folder holds: size and sha256 of every file, and ``facts``."""
+    files = {path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
+    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
+    manifest = {"architecture": architecture, "affnorm-zoo": __version__, **facts, "files": files}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def load_folder(folder: Path, **kwargs: Any) -> nn.Module:

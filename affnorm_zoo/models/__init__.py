@@ -1,4 +1,5 @@
 from ._entrypoints import zoo_models as zoo_models
+from ._weights import WEIGHTS_FOLDER as WEIGHTS_FOLDER
 from .resnet import NormalizedCifarResNet as NormalizedCifarResNet
 from .resnet import NormalizedResNet as NormalizedResNet
 from .vision_transformer import NormalizedVisionTransformer as NormalizedVisionTransformer

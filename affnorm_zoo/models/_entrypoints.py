@@ -8,6 +8,7 @@ import timm
 from timm.models import register_model
 from torch import nn
 
+from affnorm_zoo.models._weights import check_weights
 from affnorm_zoo.registry import NormalizerSpec
 
 
@@ -27,6 +28,8 @@ def register_entrypoint(module_name: str, name: str, doc: str, build: Callable[.
     """
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if pretrained:
+            check_weights(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
         return build(name, pretrained, **kwargs)
 
     create.__name__ = create.__qualname__ = name

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from affnorm_zoo.factory import bind, init_bound_weights, norm_layer
 from affnorm_zoo.models._entrypoints import check_norm_scale, register_entrypoint
 from affnorm_zoo.models._stem import adapt_stem, stem_scale
+from affnorm_zoo.models._weights import pretrained_cfgs
 from affnorm_zoo.registry import get_normalizer, list_normalizers
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -170,7 +171,9 @@ def _names() -> dict[str, tuple[str, str]]:
 
 
 __all__ = ["NormalizedCifarResNet", "NormalizedResNet"]
-default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(arch) for name, (arch, _) in _names().items()})
+default_cfgs = generate_default_cfgs(
+    {key: cfg for name, (arch, _) in _names().items() for key, cfg in pretrained_cfgs(name, _cfg(arch)).items()}
+)
 for _name, (_architecture, _normalizer) in _names().items():
     _doc = f"{_architecture} with {_normalizer}: {get_normalizer(_normalizer).summary}."
     register_entrypoint(__name__, _name, _doc, partial(_create, _architecture, _normalizer))

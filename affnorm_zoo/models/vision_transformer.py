@@ -9,6 +9,7 @@ from torch import nn
 
 from affnorm_zoo.factory import bind, init_bound_weights, norm_layer
 from affnorm_zoo.models._entrypoints import check_norm_scale, register_entrypoint
+from affnorm_zoo.models._weights import pretrained_cfgs
 from affnorm_zoo.models.resnet import CIFAR10_MEAN, CIFAR10_STD
 from affnorm_zoo.registry import get_normalizer, list_normalizers
 
@@ -89,7 +90,9 @@ def _names() -> dict[str, tuple[str, str]]:
 
 
 __all__ = ["NormalizedVisionTransformer"]
-default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(arch) for name, (arch, _) in _names().items()})
+default_cfgs = generate_default_cfgs(
+    {key: cfg for name, (arch, _) in _names().items() for key, cfg in pretrained_cfgs(name, _cfg(arch)).items()}
+)
 for _name, (_architecture, _normalizer) in _names().items():
     _doc = f"{_architecture} with {_normalizer}: {get_normalizer(_normalizer).summary}."
     register_entrypoint(__name__, _name, _doc, partial(_create, _architecture, _normalizer))

@@ -1,12 +1,15 @@
 """The same budget for every arm: tune over one grid on images held out, then run seeds and score them once."""
 
-import itertools
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from affnorm_zoo.config import RunConfig, load_config, read_yaml, to_schema
 from affnorm_zoo.config.require import require
@@ -16,6 +19,7 @@ from affnorm_zoo.training.run_folder import read_json, write_json
 
 TUNING_SEED = 0
 FINAL_SEED = 1  # of the first of the scored runs
+POLL_SECONDS = 5.0  # between looks at what other processes of the sweep have finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,7 @@ class SweepConfig:
         arms: name -> config files and overrides that make it what it is.
         baseline: the arm that others are compared with.
         shared: overrides of all arms.
-        grid: dotted key -> values; every arm is tuned over all combinations, by one run each.
+        points: what is tuned: sets of values by dotted key. Every arm is tried at each of them, by one run.
         tuning: overrides of the tuning runs alone, such as fewer epochs.
         hold_out: training images that tuning is scored on.
         seeds: runs of each arm at its best combination, on the whole training set, scored on the validation split.
@@ -35,7 +39,7 @@ class SweepConfig:
     arms: dict[str, list[str]]
     baseline: str
     shared: tuple[str, ...] = ()
-    grid: dict[str, list[Any]] = field(default_factory=dict)
+    points: tuple[dict[str, Any], ...] = ({},)
     tuning: tuple[str, ...] = ()
     hold_out: int = 5000
     seeds: int = 3
@@ -43,14 +47,14 @@ class SweepConfig:
     def __post_init__(self) -> None:
         require(len(self.arms) > 0, "arms must name at least one")
         require(self.baseline in self.arms, f"baseline must be one of {', '.join(self.arms)}, got {self.baseline!r}")
-        require(all(self.grid.values()), "every key of grid needs a value")
+        require(len(self.points) > 0, "points must hold at least one")
         require(self.hold_out > 0, f"hold_out must be positive, got {self.hold_out}")
         require(self.seeds > 0, f"seeds must be positive, got {self.seeds}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One run of a sweep: its arm, its point of the grid and its seed; ``is_final`` where it is scored on the test."""
+    """One run of a sweep: its arm, point and seed; ``is_final`` where it is scored on the validation split."""
 
     arm: str
     point: Mapping[str, Any]
@@ -74,51 +78,55 @@ def load_sweep(path: Path) -> SweepConfig:
 
 
 def run_sweep(sweep: SweepConfig, folder: Path, overrides: tuple[str, ...] = ()) -> None:
-    """Make the runs that are missing, one after another; a run that was cut off goes on from its checkpoint.
+    """Make the runs that are missing; one that was cut off goes on from its checkpoint.
 
     ``folder/results/NAME.json`` is one run's result. Of a final run the run folder stays, in ``folder/runs/NAME``.
+    Several processes may work on one folder: each takes runs that no other is at.
 
     Raises:
         UsageError: a config does not fit; nothing has run then.
         PreemptedError: a signal asked for a stop; the run under way is saved.
     """
-    for arm, point, is_final in itertools.product(sweep.arms, _points(sweep), (False, True)):
+    for arm, point, is_final in product(sweep.arms, sweep.points, (False, True)):
         config_of(sweep, Trial(arm=arm, point=point, seed=TUNING_SEED, is_final=is_final), overrides)
-    for trial in tuning_trials(sweep):
-        run_trial(sweep, trial, folder, overrides)
-    for arm in sweep.arms:
-        for trial in final_trials(sweep, arm, folder):
-            run_trial(sweep, trial, folder, overrides)
+    while missing := _missing_trials(sweep, folder):
+        ran = [run_trial(sweep, trial, folder, overrides) for trial in missing]
+        if not any(ran):
+            time.sleep(POLL_SECONDS)
 
 
-def tuning_trials(sweep: SweepConfig) -> Iterator[Trial]:
-    """Every arm at every point of the grid."""
-    points = _points(sweep)
-    for arm in sweep.arms:
-        for point in points if len(points) > 1 else ():
-            yield Trial(arm=arm, point=point, seed=TUNING_SEED, is_final=False)
+def _missing_trials(sweep: SweepConfig, folder: Path) -> list[Trial]:
+    """What has no result yet and can be run; first all arms' first seed, then the second."""
+    finals = [trial for arm in sweep.arms for trial in final_trials(sweep, arm, folder)]
+    trials = tuning_trials(sweep) + sorted(finals, key=lambda trial: trial.seed)
+    return [trial for trial in trials if not read_result(folder, trial)]
 
 
-def _points(sweep: SweepConfig) -> list[dict[str, Any]]:
-    return [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
+def tuning_trials(sweep: SweepConfig) -> list[Trial]:
+    """Every arm at every point; none where there is nothing to choose."""
+    if len(sweep.points) == 1:
+        return []
+    pairs = product(sweep.arms, sweep.points)
+    return [Trial(arm=arm, point=point, seed=TUNING_SEED, is_final=False) for arm, point in pairs]
 
 
-def final_trials(sweep: SweepConfig, arm: str, folder: Path) -> Iterator[Trial]:
+def final_trials(sweep: SweepConfig, arm: str, folder: Path) -> list[Trial]:
     """An arm's seeds at its best point; none as long as it is not tuned."""
     point = best_point(sweep, arm, folder)
-    for seed in range(FINAL_SEED, FINAL_SEED + sweep.seeds) if point is not None else ():
-        yield Trial(arm=arm, point=point, seed=seed, is_final=True)
+    if point is None:
+        return []
+    seeds = range(FINAL_SEED, FINAL_SEED + sweep.seeds)
+    return [Trial(arm=arm, point=point, seed=seed, is_final=True) for seed in seeds]
 
 
 def best_point(sweep: SweepConfig, arm: str, folder: Path) -> Mapping[str, Any] | None:
     """The point whose run was best on the images held out; the first of several."""
-    trials = [trial for trial in tuning_trials(sweep) if trial.arm == arm]
-    if not trials:
-        return _points(sweep)[0]
-    results = [read_result(folder, trial) for trial in trials]
+    if len(sweep.points) == 1:
+        return sweep.points[0]
+    results = [read_result(folder, trial) for trial in tuning_trials(sweep) if trial.arm == arm]
     if not all(results):
         return None
-    return trials[max(range(len(trials)), key=lambda number: results[number]["top1"])].point
+    return sweep.points[max(range(len(results)), key=lambda number: results[number]["top1"])]
 
 
 def read_result(folder: Path, trial: Trial) -> dict[str, Any]:
@@ -135,20 +143,36 @@ def config_of(sweep: SweepConfig, trial: Trial, overrides: tuple[str, ...] = ())
     return load_config(files, [*(part for part in parts if "=" in part), f"train.seed={trial.seed}"])
 
 
-def run_trial(sweep: SweepConfig, trial: Trial, folder: Path, overrides: tuple[str, ...] = ()) -> None:
-    """Train, unless the result stands already, and write it down; a run that diverges scores 0."""
-    if read_result(folder, trial):
-        return
-    config, run = config_of(sweep, trial, overrides), folder / "runs" / trial.name
+def run_trial(sweep: SweepConfig, trial: Trial, folder: Path, overrides: tuple[str, ...] = ()) -> bool:
+    """Train and write the result down; a run that diverges scores 0.
+
+    Returns:
+        Whether it has run: not where it has a result, or where another process is at it.
+    """
+    for part in ("results", "runs", "locks"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    run = folder / "runs" / trial.name
     try:
-        report = train(config, run, resume="auto")
-        metrics = report.get("ema", report["val"])
-        scores = {name: metrics[name] for name in ("top1", "loss", "num_images")} | {"diverged": False}
-        facts = {key: report[key] for key in ("model", "data", "epochs", "updates", "seconds", "environment")}
-    except NonFiniteError as error:
-        scores, facts = {"top1": 0.0, "loss": None, "num_images": 0, "diverged": True}, {"message": str(error)}
-    (folder / "results").mkdir(parents=True, exist_ok=True)
-    described = {"arm": trial.arm, "point": dict(trial.point), "seed": trial.seed, "is_final": trial.is_final}
-    write_json(folder / "results" / f"{trial.name}.json", {**described, **scores, **facts})
+        with FileLock(folder / "locks" / trial.name, timeout=0):
+            if read_result(folder, trial):
+                return False
+            config = config_of(sweep, trial, overrides)
+            described = {"arm": trial.arm, "point": dict(trial.point), "seed": trial.seed, "is_final": trial.is_final}
+            result = {**described, "note": config.data.note, **_train_trial(config, run)}
+            write_json(folder / "results" / f"{trial.name}.json", result)
+    except Timeout:
+        return False
     if not trial.is_final:
         shutil.rmtree(run, ignore_errors=True)
+    return True
+
+
+def _train_trial(config: RunConfig, run: Path) -> dict[str, Any]:
+    try:
+        report = train(config, run, resume="auto")
+    except NonFiniteError as error:
+        return {"top1": 0.0, "loss": None, "num_images": 0, "diverged": True, "message": str(error)}
+    metrics = report.get("ema", report["val"])
+    scores = {name: metrics[name] for name in ("top1", "loss", "num_images")} | {"diverged": False}
+    facts = ("model", "data", "num_train_images", "epochs", "updates", "seconds", "precision", "environment")
+    return scores | {key: report[key] for key in facts}

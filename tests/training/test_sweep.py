@@ -1,6 +1,9 @@
 """Every arm gets the same, and what has run is not run again."""
 
+import itertools
 import json
+import subprocess
+import sys
 
 import pytest
 from runs import ROOT, TINY
@@ -9,14 +12,22 @@ from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import NonFiniteError, sweep
-from affnorm_zoo.training.sweep import SweepConfig, best_point, final_trials, load_sweep, run_sweep, tuning_trials
+from affnorm_zoo.training.sweep import (
+    SweepConfig,
+    Trial,
+    best_point,
+    final_trials,
+    load_sweep,
+    run_sweep,
+    tuning_trials,
+)
 from affnorm_zoo.training.sweep_report import sweep_table
 
 SETTINGS = dict(
     arms={"batchnorm": ["model.name=resnet20_cifar_batchnorm"], "patchnorm": ["model.name=resnet20_cifar_patchnorm"]},
     baseline="batchnorm",
     shared=(*TINY[1:], "train.max_updates=2"),
-    grid={"optim.lr": [1e-3, 3e-3], "optim.weight_decay": [0.0]},
+    points=({"optim.lr": 1e-3}, {"optim.lr": 3e-3, "optim.weight_decay": 0.0}),
     hold_out=237,
     seeds=2,
 )
@@ -39,10 +50,11 @@ def test_all_arms_have_the_same_budget(folder):
         own = [result for result in found.values() if result["arm"] == arm]
         tuned = [result for result in own if not result["is_final"]]
         assert sorted(result["point"]["optim.lr"] for result in tuned) == [1e-3, 3e-3]
-        best = max(tuned, key=lambda result: result["top1"])
-        assert best_point(config, arm, folder)["optim.lr"] == best["point"]["optim.lr"]
+        best = best_point(config, arm, folder)
+        (chosen,) = (result for result in tuned if result["point"] == best)
+        assert chosen["top1"] == max(result["top1"] for result in tuned)
         final = [result for result in own if result["is_final"]]
-        assert {result["point"]["optim.lr"] for result in final} == {best["point"]["optim.lr"]}
+        assert all(result["point"] == best for result in final)
         assert sorted(result["seed"] for result in final) == [1, 2]
 
 
@@ -61,6 +73,22 @@ def test_nothing_is_run_twice(folder, monkeypatch):
     monkeypatch.setattr(sweep, "train", lambda config, *_, **__: trained.append(config))
     run_sweep(SweepConfig(**SETTINGS), folder)
     assert trained == []
+
+
+def test_processes_share_the_runs(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "arms: {a: []}\nbaseline: a\nseeds: 4\n"
+        "shared: [train.max_updates=2, train.epochs=1, optim.warmup_epochs=0.5, runtime.device=cpu]\n"
+    )
+    command = [sys.executable, ROOT / "scripts/sweep.py", file, "--output", tmp_path / "out"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert sorted(result["seed"] for result in results(tmp_path / "out").values()) == [1, 2, 3, 4]
+    logs, tables = zip(*(stdout.split("| arm |") for stdout, _ in outputs), strict=True)
+    assert sum(log.count("epoch   1/1") for log in logs) == 4  # each was trained once
+    assert tables[0] == tables[1]
 
 
 def test_a_run_that_diverges_scores_nothing(tmp_path, monkeypatch):
@@ -85,15 +113,15 @@ def test_the_table_is_that_of_the_runs(folder, tmp_path):
 
 
 def test_one_point_needs_no_tuning(tmp_path):
-    config = SweepConfig(**{**SETTINGS, "grid": {"optim.lr": [1e-3]}})
-    assert list(tuning_trials(config)) == []
+    config = SweepConfig(**{**SETTINGS, "points": ({"optim.lr": 1e-3},)})
+    assert tuning_trials(config) == []
     assert [trial.seed for trial in final_trials(config, "patchnorm", tmp_path)] == [1, 2]
 
 
 def test_a_wrong_arm_is_told_before_anything_runs(tmp_path):
     arms = {**SETTINGS["arms"], "other": ["model.nam=x"]}
     with pytest.raises(UsageError, match=r"did you mean 'model\.name'"):
-        run_sweep(SweepConfig(**{**SETTINGS, "arms": arms, "grid": {}}), tmp_path)
+        run_sweep(SweepConfig(**{**SETTINGS, "arms": arms, "points": ({},)}), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,8 +129,8 @@ def test_a_wrong_arm_is_told_before_anything_runs(tmp_path):
 def test_shipped_sweeps_make_valid_runs(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = load_sweep(file)
-    models = {sweep.config_of(config, trial).model.name for trial in tuning_trials(config)}
-    assert len(models) == len(config.arms)
+    for arm, point in itertools.product(config.arms, config.points):
+        sweep.config_of(config, Trial(arm=arm, point=point, seed=1, is_final=True))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +139,7 @@ def test_shipped_sweeps_make_valid_runs(file, monkeypatch):
         ("arms: {a: []}\nbaseline: b", "baseline must be one of a"),
         ("arms: {}\nbaseline: b", "arms must name"),
         ("arms: {a: []}\nbaseline: a\nseed: 3", "seed"),
-        ("arms: {a: []}\nbaseline: a\ngrid: {optim.lr: []}", "needs a value"),
+        ("arms: {a: []}\nbaseline: a\npoints: []", "at least one"),
         ("arms: [", "sweep.yaml"),
     ],
 )

@@ -1,0 +1,80 @@
+"""Runs of one recipe with several seeds -> the folder of weights that travels with the package."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from affnorm_zoo.config import load_config
+from affnorm_zoo.data import open_source
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.evaluation import evaluate_model
+from affnorm_zoo.hub.export import score_of
+from affnorm_zoo.hub.release import (
+    GOLDEN_FILE,
+    WEIGHTS_FILE,
+    build_release,
+    golden_tensors,
+    load_folder,
+    write_manifest,
+)
+from affnorm_zoo.models import WEIGHTS_FOLDER
+from affnorm_zoo.training.run_folder import CONFIG_FILE, METRICS_FILE
+
+MAX_BYTES = 2**21  # of a weight file in the package
+LARGEST_LOSS = 0.003  # of top-1, for storing the weights in half precision and evaluating them in single
+
+
+def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path = WEIGHTS_FOLDER) -> Path:
+    """Put the median run's release among the package's weights, as ``<model>.<tag>``.
+
+    The weights as they are stored are measured once more, in float32, on the run's own validation split; that is the
+    ``evaluation`` in the manifest, beside the scores of all seeds.
+
+    Args:
+        runs: finished run folders that differ in their seed alone.
+        tag: data and recipe, such as ``c10_e100``.
+        half: store the weights in float16.
+        folder: where the weights go.
+
+    Returns:
+        The folder of the release.
+
+    Raises:
+        UsageError: a run is not finished, they differ in more than their seed, the model has arguments of its own, its
+            file is too large, or its accuracy is not the run's.
+    """
+    ordered = sorted(runs, key=score_of)
+    median = ordered.pop(len(ordered) // 2)
+    config = load_config([median / CONFIG_FILE])
+    if config.model.kwargs:
+        raise UsageError(f"{config.model.name} was built with {config.model.kwargs}, which its name does not say")
+    release = build_release(median, ordered)
+    (release / METRICS_FILE).unlink()
+    if half:
+        tensors = load_file(release / WEIGHTS_FILE)
+        halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        save_file(halved, release / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(golden_tensors(load_folder(release)), release / GOLDEN_FILE)
+    size = (release / WEIGHTS_FILE).stat().st_size
+    if size > MAX_BYTES:
+        raise UsageError(f"{WEIGHTS_FILE} has {size:,} bytes, more than {MAX_BYTES:,}: store it in half precision")
+    data = replace(config.data, hold_out=0)
+    found = evaluate_model(str(release), data, open_source(data), Accelerator(cpu=True), batch_size=256)
+    found["model"] = f"{config.model.name}.{tag}"
+    if abs(found["top1"] - score_of(median)) > LARGEST_LOSS:
+        raise UsageError(f"the stored weights have a top-1 of {found['top1']}, the run {score_of(median)}")
+    write_manifest(release, scores=[score_of(run) for run in (median, *ordered)], evaluation=found, note=data.note)
+    target = folder / found["model"]
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(release, target)
+    return target
+
+
+def bundled(folder: Path = WEIGHTS_FOLDER) -> list[dict]:
+    """The manifests of the package's weights, in the order of their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/manifest.json"))]

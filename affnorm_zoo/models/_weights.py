@@ -1,0 +1,44 @@
+"""Weights that travel with the package: ``affnorm_zoo/weights/<model>.<tag>/``, one folder a release.
+
+timm finds them through ``file`` in the pretrained config. A folder is what ``affnorm_zoo.hub.bundle`` has made.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import resolve_pretrained_cfg
+
+WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
+_OF_THE_DATA = ("num_classes", "input_size", "mean", "std", "crop_pct", "interpolation")
+
+
+def pretrained_cfgs(name: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The pretrained configs of a model by name and tag: those of its weights here, else ``cfg`` as ``untrained``."""
+    found = {folder.name: {**cfg, **_cfg_of(folder)} for folder in sorted(WEIGHTS_FOLDER.glob(f"{name}.*"))}
+    return found or {f"{name}.untrained": cfg}
+
+
+def _cfg_of(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    own = {key: config["pretrained_cfg"][key] for key in _OF_THE_DATA}
+    own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    return {**own, "label_names": tuple(config["label_names"]), "file": str(folder / "model.safetensors")}
+
+
+def check_weights(name: str, pretrained_cfg: Any = None, pretrained_cfg_overlay: dict[str, Any] | None = None) -> None:
+    """Raise RuntimeError, as timm does, if there are no weights; the message names those that exist.
+
+    Args:
+        name: of the model.
+        pretrained_cfg, pretrained_cfg_overlay: as the entry point was given them.
+    """
+    cfg = resolve_pretrained_cfg(name, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=pretrained_cfg_overlay)
+    if cfg.has_weights or cfg.state_dict or cfg.source:
+        return
+    others = [tag for tag in timm.list_models(pretrained=True) if (WEIGHTS_FOLDER / tag).is_dir()]
+    raise RuntimeError(
+        f"there are no pretrained weights for {name}: build it with pretrained=False, load a published model as "
+        f"hf-hub:ORG/NAME, or choose one of {', '.join(others) or 'none yet'}"
+    )

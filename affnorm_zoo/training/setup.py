@@ -18,6 +18,7 @@ from affnorm_zoo.config import ModelConfig, OptimConfig, RuntimeConfig, TrainCon
 from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_model_name
+from affnorm_zoo.training.rates import divide_bias_rates
 
 UNSUPPORTED_OPTIMIZERS = {"adahessian": "it needs a backward pass that keeps its own graph"}
 
@@ -91,7 +92,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module, global_batch_size: in
     if config.name in UNSUPPORTED_OPTIMIZERS:
         raise UsageError(f"optim.name={config.name} is not supported: {UNSUPPORTED_OPTIMIZERS[config.name]}")
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=config.name,
             lr=config.learning_rate(global_batch_size),
@@ -102,6 +103,9 @@ def build_optimizer(config: OptimConfig, model: nn.Module, global_batch_size: in
         )
     except (AssertionError, ImportError, TypeError, ValueError) as error:
         raise UsageError(f"optim.name={config.name} with optim.kwargs={config.kwargs}: {error}") from error
+    if config.bias_over_kappa:
+        divide_bias_rates(optimizer, model)
+    return optimizer
 
 
 def build_schedule(config: OptimConfig, optimizer: Optimizer, epochs: int, updates_per_epoch: int) -> Scheduler | None:
@@ -111,7 +115,7 @@ def build_schedule(config: OptimConfig, optimizer: Optimizer, epochs: int, updat
         UsageError: timm does not know the schedule or refuses an argument.
     """
     constant = config.schedule == "constant"
-    if constant and not config.warmup_epochs and config.layer_decay is None:
+    if constant and not config.warmup_epochs and not any("lr_scale" in group for group in optimizer.param_groups):
         return None
     arguments = {
         "sched": "step" if constant else config.schedule,

@@ -23,19 +23,32 @@ POLL_SECONDS = 5.0  # between looks at what other processes of the sweep have fi
 
 
 @dataclass(frozen=True, kw_only=True)
+class Aim:
+    """What a comparison is made for: ``arm`` should lie at least ``points`` of top-1 (in per cent) above ``over``."""
+
+    arm: str
+    over: str
+    points: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """A comparison.
 
     Args:
+        title, remark: what a page of results says above the table, and below.
         arms: name -> config files and overrides that make it what it is.
         baseline: the arm that others are compared with.
         shared: overrides of all arms.
         points: what is tuned: sets of values by dotted key. Every arm is tried at each of them, by one run.
         tuning: overrides of the tuning runs alone, such as fewer epochs.
         hold_out: training images that tuning is scored on.
-        seeds: runs of each arm at its best combination, on the whole training set, scored on the validation split.
+        seeds: runs of each arm at its best point, on the whole training set, scored on the validation split.
+        aims: what the comparison is made for.
     """
 
+    title: str = ""
+    remark: str = ""
     arms: dict[str, list[str]]
     baseline: str
     shared: tuple[str, ...] = ()
@@ -43,6 +56,7 @@ class SweepConfig:
     tuning: tuple[str, ...] = ()
     hold_out: int = 5000
     seeds: int = 3
+    aims: tuple[Aim, ...] = ()
 
     def __post_init__(self) -> None:
         require(len(self.arms) > 0, "arms must name at least one")
@@ -50,6 +64,8 @@ class SweepConfig:
         require(len(self.points) > 0, "points must hold at least one")
         require(self.hold_out > 0, f"hold_out must be positive, got {self.hold_out}")
         require(self.seeds > 0, f"seeds must be positive, got {self.seeds}")
+        unknown = {name for aim in self.aims for name in (aim.arm, aim.over)} - set(self.arms)
+        require(not unknown, f"aims must be about arms, got {', '.join(sorted(unknown))}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class SweepConfig:
     tuning: tuple[str, ...] = ()
     hold_out: int = 5000
     seeds: int = 3
-    aims: tuple[Aim, ...] = ()
+    aims: list[Aim] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require(len(self.arms) > 0, "arms must name at least one")

@@ -12,8 +12,8 @@ def sweep_table(sweep: SweepConfig, folder: Path) -> str:
 
     Arms that have not run say so; tuning points that diverged are counted.
     """
-    samples = {arm: _finals(sweep, arm, folder) for arm in sweep.arms}
-    base = _sample(samples[sweep.baseline])
+    samples = {arm: final_results(sweep, arm, folder) for arm in sweep.arms}
+    base = sample_of(samples[sweep.baseline])
     lines = ["| arm | top-1, % | n | difference to the baseline | at | tuning runs, diverged |", "|---" * 6 + "|"]
     for arm, results in samples.items():
         tuned = [
@@ -23,24 +23,25 @@ def sweep_table(sweep: SweepConfig, folder: Path) -> str:
         if not results:
             lines.append(f"| {arm} | not run | 0 | | | {tuning} |")
             continue
-        sample = _sample(results)
-        difference = "baseline" if arm == sweep.baseline else _difference(sample, base)
+        sample = sample_of(results)
+        difference = "baseline" if arm == sweep.baseline else gap(sample, base) if base.values else "baseline not run"
         point = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in results[0]["point"].items())
         lines.append(f"| {arm} | {sample} | {len(results)} | {difference} | {point} | {tuning} |")
     return "\n".join(lines) + "\n"
 
 
-def _finals(sweep: SweepConfig, arm: str, folder: Path) -> list[dict[str, Any]]:
+def final_results(sweep: SweepConfig, arm: str, folder: Path) -> list[dict[str, Any]]:
+    """The results of an arm's scored runs, so far."""
     return [result for trial in final_trials(sweep, arm, folder) if (result := read_result(folder, trial))]
 
 
-def _sample(results: list[dict[str, Any]]) -> Sample:
+def sample_of(results: list[dict[str, Any]]) -> Sample:
+    """Their accuracies."""
     return Sample(tuple(result["top1"] for result in results))
 
 
-def _difference(sample: Sample, base: Sample) -> str:
-    if not base.values:
-        return "baseline not run"
-    gap = f"{100 * (sample.mean - base.mean):+.2f} points"
+def gap(sample: Sample, base: Sample) -> str:
+    """The difference of two means in points, with Welch's p value if both have deviations."""
+    points = f"{100 * (sample.mean - base.mean):+.2f} points"
     enough = min(len(sample.values), len(base.values)) > 1
-    return f"{gap} (p = {welch(sample, base):.2g})" if enough else f"{gap} (one run)"
+    return f"{points} (p = {welch(sample, base):.2g})" if enough else f"{points} (one run)"

@@ -1,0 +1,110 @@
+"""From the result files of sweeps to the page of recipes and the README's table."""
+
+from pathlib import Path
+from typing import Any
+
+from affnorm_zoo.training.run_folder import write_text
+from affnorm_zoo.training.sweep import Aim, SweepConfig, load_sweep
+from affnorm_zoo.training.sweep_report import final_results, gap, sample_of, sweep_table
+
+_HEAD = """\
+# Recipes
+
+Written by `scripts/recipes.py` from the result files of single runs, which `scripts/sweep.py` makes. Within a table
+every arm has the same data, epochs, augmentation and updates, and is tuned over the same points: one run each, scored
+on training images held out. The runs that count have other seeds, train on all training images and are scored once on
+the test set. Accuracies are top-1 in per cent, mean ± the standard deviation of one run; p is Welch's. A run that
+diverges counts as 0, and none is dropped.
+
+## What was aimed at
+
+| comparison | aim | found | verdict |
+|---|---|---|---|
+{aims}
+"""
+_SECTION = """
+## {title}
+
+{note}
+
+{table}
+{remark}To repeat it: `python scripts/sweep.py {file} data.path=PATH`. The result files are in
+[{folder}]({folder}); {hardware}.
+"""
+_BEGIN, _END = "<!-- results: scripts/recipes.py -->\n", "<!-- end of results -->\n"
+
+
+def write_recipes(configs: Path, results: Path, page: Path, readme: Path) -> None:
+    """Write the page of all sweeps that have results, and the table between the README's marks.
+
+    Args:
+        configs: folder of sweeps' YAML files.
+        results: folder with ``NAME/results/*.json`` for ``configs/NAME.yaml``.
+        page, readme: what is written.
+    """
+    aims, sections, short = [], [], []
+    for file in sorted(configs.glob("*.yaml")):
+        sweep, folder = load_sweep(file), results / file.stem
+        finals = {arm: final_results(sweep, arm, folder) for arm in sweep.arms}
+        if not any(finals.values()):
+            continue
+        aims += [_aim_row(sweep, aim, finals) for aim in sweep.aims]
+        sections.append(_section(sweep, file, folder.relative_to(page.parent), folder, finals))
+        short += _short_rows(sweep, finals)
+    write_text(page, _HEAD.format(aims="\n".join(aims)) + "".join(sections))
+    before, _, rest = readme.read_text(encoding="utf-8").partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    table = ["| data, net, updates | normaliser | top-1, % | runs |", "|---|---|---|---|", *short]
+    write_text(readme, before + _BEGIN + "\n".join(table) + "\n" + _END + after)
+
+
+def _section(sweep: SweepConfig, file: Path, link: Path, folder: Path, finals: dict[str, list[dict[str, Any]]]) -> str:
+    runs = [run for results in finals.values() for run in results]
+    facts = _facts(runs)
+    environment = runs[0]["environment"]
+    return _SECTION.format(
+        title=sweep.title,
+        note=f"{facts['num_train_images']:,} training and {facts['num_images']:,} test images of {facts['data']}"
+        f"{f' ({note})' if (note := facts['note']) else ''}, {facts['epochs']} epochs, {facts['updates']:,} updates, "
+        f"{facts['precision']} arithmetic.",
+        table=sweep_table(sweep, folder),
+        remark=f"{sweep.remark.strip()}\n\n" if sweep.remark else "",
+        file=file.as_posix(),
+        folder=link.as_posix(),
+        hardware=f"hardware: {environment['device']}, {environment['cpu_count']} cores; torch {environment['torch']}, "
+        f"timm {environment['timm']}",
+    )
+
+
+def _facts(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all runs that ended have in common.
+
+    Raises:
+        ValueError: they have not.
+    """
+    ended = [run for run in runs if not run["diverged"]]
+    names = ("data", "note", "num_train_images", "num_images", "epochs", "updates", "precision")
+    for name in names:
+        found = {run[name] for run in ended}
+        if len(found) > 1:
+            raise ValueError(f"runs of one table differ in {name}: {found}")
+    return {name: ended[0][name] for name in names}
+
+
+def _aim_row(sweep: SweepConfig, aim: Aim, finals: dict[str, list[dict[str, Any]]]) -> str:
+    label = f"{sweep.title}: {aim.arm} - {aim.over}"
+    ours, theirs = finals[aim.arm], finals[aim.over]
+    if not ours or not theirs:
+        return f"| {label} | ≥ {aim.points:+.1f} | not run | |"
+    difference = 100 * (sample_of(ours).mean - sample_of(theirs).mean)
+    short = aim.points - difference
+    verdict = "met" if short <= 0 else f"missed by {short:.2f} points"
+    return f"| {label} | ≥ {aim.points:+.1f} | {gap(sample_of(ours), sample_of(theirs))} | {verdict} |"
+
+
+def _short_rows(sweep: SweepConfig, finals: dict[str, list[dict[str, Any]]]) -> list[str]:
+    return [
+        f"| {sweep.title}, {runs[0]['updates']:,} | `{arm}` | {sample_of(runs)} | {len(runs)} |"
+        for arm, runs in finals.items()
+        if runs and not any(run["diverged"] for run in runs)
+    ]

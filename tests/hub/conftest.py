@@ -18,6 +18,11 @@ VARIABLES = (
     "HTTPS_PROXY",
     "ALL_PROXY",
 )
+XET = {
+    "HF_HUB_DISABLE_XET": "0",
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "100ms",
+}
 
 
 class Hub:
@@ -95,6 +100,12 @@ def clients(hub, tmp_path_factory):
     yield client
     for one in made.values():
         one.process.communicate()
+
+
+@pytest.fixture(params=["lfs", "xet"])
+def transport(request):
+    """Settings of a client that sends and fetches large files on this way."""
+    return {} if request.param == "lfs" else XET
 
 
 @pytest.fixture(scope="session")

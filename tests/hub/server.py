@@ -1,11 +1,9 @@
-"""A small Hub on the loopback address: repositories, LFS, tokens with roles, a second origin for files, and faults.
+"""A small Hub on the loopback address: repositories, LFS, Xet, tokens with roles, a second origin for files, faults.
 
 Every commit is one assignment under a lock, so that a reader sees all of it or nothing. Started as a script it prints
 its address and serves until its input is closed; what tests ask of it beside the Hub's own API lies below ``/test/``.
 """
 
-import base64
-import hashlib
 import json
 import re
 import sys
@@ -14,10 +12,13 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from store import LFS_FROM, USERS, RefusalError, Store, file_of, signature
+from reading import Reading
+from store import USERS, RefusalError, Store, file_of
+from writing import Writing
+from xet import Xet
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Reading, Writing, Xet, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     store: Store
 
@@ -46,11 +47,12 @@ class Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         origin = self.headers.get("Host", "").partition(":")[0]
         if not url.path.startswith("/test/"):
-            self.store.requests.append((origin, method, url.path, bool(token)))
+            self.store.requests.append((origin, method, url.path, token in USERS))
         if url.path.startswith("/api/") and self.store.fault("silence"):
             time.sleep(5)
         try:
-            if token and token not in USERS:
+            is_cas = url.path.startswith("/cas/")  # which has tokens of its own
+            if token and token not in USERS and not is_cas:
                 raise RefusalError(401, "Invalid credentials in Authorization header")
             self.user = USERS.get(token)
             if url.path.startswith("/api/") and self.store.fault("too many requests"):
@@ -74,6 +76,11 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return body
+
+    def cut(self):
+        """End the connection without an answer."""
+        self.close_connection = True
+        self.connection.shutdown(2)
 
     def send(self, status, content=b"", headers=None):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -124,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
             private = asked.get("visibility") == "private" or asked.get("private", False)
             repo = {"private": private, "commits": {}, "order": [], "branches": {}, "tags": {}}
             self.store.repos[repo_id] = repo
-            self.store.commit(repo, "main", {".gitattributes": file_of(b"*.safetensors filter=lfs\n", None)})
+            self.store.commit(repo, "main", {".gitattributes": file_of(b"*.safetensors filter=lfs\n")})
         self.send(200, {"url": self.address(repo_id), "name": repo_id})
 
     def address(self, repo_id):
@@ -136,178 +143,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send(400, {"errors": [{"message": "the card has no metadata"}], "warnings": []})
         else:
             self.send(200, {"errors": [], "warnings": []})
-
-    # writing
-
-    def preupload(self, repo_id, revision):
-        repo = self.repo(repo_id, write=True)
-        here = repo["commits"][self.sha(repo, revision)]
-        answer = []
-        for file in json.loads(self.body)["files"]:
-            is_lfs = file["path"].endswith((".safetensors", ".png")) or file["size"] > LFS_FROM * 1000
-            known = here.get(file["path"])
-            oid = (known["lfs"] or known["oid"]) if known else None
-            mode = {"path": file["path"], "uploadMode": "lfs" if is_lfs else "regular", "shouldIgnore": False}
-            answer.append({**mode, **({"oid": oid} if oid else {})})
-        self.send(200, {"files": answer})
-
-    def lfs_batch(self, repo_id):
-        self.repo(repo_id, write=True)
-        if self.store.fault("lfs batch refused"):
-            raise RefusalError(503, "try later")
-        objects = []
-        for item in json.loads(self.body)["objects"]:
-            entry = {"oid": item["oid"], "size": item["size"]}
-            if item["oid"] not in self.store.objects:
-                host = f"localhost:{self.server.server_address[1]}"
-                upload = {"href": f"http://{host}/lfs/{item['oid']}?signature={signature(item['oid'])}"}
-                verify = {"href": f"{self.address(repo_id)}/lfs-verify", "header": {}}
-                entry["actions"] = {"upload": upload, "verify": verify}
-            objects.append(entry)
-        self.send(200, {"transfer": "basic", "objects": objects})
-
-    def lfs_put(self, oid):
-        if self.query.get("signature") != [signature(oid)]:
-            raise RefusalError(403, "bad signature")
-        if self.store.fault("upload cut"):
-            self.close_connection = True
-            self.connection.shutdown(2)
-            return
-        if hashlib.sha256(self.body).hexdigest() != oid:
-            raise RefusalError(400, "sha256 does not match")
-        self.store.objects[oid] = self.body
-        self.send(200)
-
-    def lfs_verify(self, repo_id):
-        self.repo(repo_id, write=True)
-        item = json.loads(self.body)
-        if len(self.store.objects.get(item["oid"], b"")) != item["size"]:
-            raise RefusalError(404, "no such object")
-        self.send(200, {})
-
-    def commit(self, repo_id, revision):
-        repo = self.repo(repo_id, write=True)
-        if self.store.fault("commit refused"):
-            raise RefusalError(503, "try later")
-        lines = [json.loads(line) for line in self.body.splitlines()]
-        header = next(line["value"] for line in lines if line["key"] == "header")
-        if self.store.fault("somebody was faster"):
-            with self.store.lock:
-                head = repo["branches"][revision]
-                other = {**repo["commits"][head], "other.txt": file_of(b"faster", None)}
-                self.store.commit(repo, revision, other, head)
-        with self.store.lock:
-            head = repo["branches"].get(revision)
-            if head is None:
-                raise RefusalError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-            if header.get("parentCommit") not in (None, head):
-                raise RefusalError(412, "A commit has happened since. Please refresh and try again.")
-            files = dict(repo["commits"][head])
-            for line in lines:
-                value = line["value"]
-                if line["key"] == "file":
-                    files[value["path"]] = file_of(base64.b64decode(value["content"]), None)
-                elif line["key"] == "lfsFile":
-                    if value["oid"] not in self.store.objects:
-                        raise RefusalError(400, f"LFS object {value['oid']} is missing")
-                    files[value["path"]] = file_of(self.store.objects[value["oid"]], value["oid"])
-                elif line["key"] == "deletedFile":
-                    del files[value["path"]]
-            if any(".." in path or path.startswith("/") for path in files):
-                raise RefusalError(400, "a path leaves the repository")
-            sha = self.store.commit(repo, revision, files, head)
-        if self.store.fault("commit answer lost"):
-            self.close_connection = True
-            self.connection.shutdown(2)
-            return
-        self.send(200, {"success": True, "commitOid": sha, "commitUrl": f"{self.address(repo_id)}/commit/{sha}"})
-
-    def make_ref(self, repo_id, kind, name):
-        repo, asked = self.repo(repo_id, write=True), json.loads(self.body or b"{}")
-        with self.store.lock:
-            refs = repo["branches" if kind == "branch" else "tags"]
-            key = name if kind == "branch" else asked["tag"]
-            if key in refs:
-                raise RefusalError(409, "Reference already exists")
-            refs[key] = self.sha(repo, asked.get("startingPoint", "main") if kind == "branch" else name)
-        self.send(200, {})
-
-    # reading
-
-    def info(self, repo_id, revision="main"):
-        repo = self.repo(repo_id)
-        sha = self.sha(repo, revision)
-        files = [{"rfilename": path} for path in sorted(repo["commits"][sha])]
-        self.send(200, {"id": repo_id, "modelId": repo_id, "sha": sha, "private": repo["private"], "siblings": files,
-                        "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
-
-    def list_models(self):
-        author, tags = self.query.get("author", [""])[0], self.query.get("filter", [])
-        found = []
-        for repo_id, repo in self.store.repos.items():
-            card = repo["commits"][repo["branches"]["main"]].get("README.md")
-            own = re.findall(r"^- (\S+)$", card["data"].decode().split("---")[1], re.M) if card else []
-            visible = not repo["private"] or (self.user and author in (self.user["name"], *self.user["orgs"]))
-            if repo_id.partition("/")[0] == author and set(tags) <= set(own) and visible:
-                found.append({"id": repo_id, "modelId": repo_id, "tags": own, "private": repo["private"]})
-        self.send(200, found)
-
-    def entries(self, repo, sha, paths=None):
-        for path, file in sorted(repo["commits"][sha].items()):
-            if paths is None or path in paths:
-                entry = {"type": "file", "path": path, "size": file["size"], "oid": file["oid"]}
-                if file["lfs"]:
-                    entry["lfs"] = {"oid": file["lfs"], "size": file["size"], "pointerSize": 130}
-                yield entry
-
-    def paths_info(self, repo_id, revision):
-        repo = self.repo(repo_id)
-        is_wrong = self.store.fault("another record")
-        asked = self.body.decode()
-        paths = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked)["paths"]
-        entries = list(self.entries(repo, self.sha(repo, revision), set(paths)))
-        for entry in entries if is_wrong else ():
-            entry["oid"] = "0" * 40
-            entry.get("lfs", {})["oid"] = "0" * 64
-        self.send(200, entries)
-
-    def tree(self, repo_id, revision):
-        repo = self.repo(repo_id)
-        self.send(200, list(self.entries(repo, self.sha(repo, revision))))
-
-    def refs(self, repo_id):
-        repo = self.repo(repo_id)
-        kinds = {"branches": "heads", "tags": "tags"}
-        self.send(200, {
-            kind: [{"name": n, "ref": f"refs/{word}/{n}", "targetCommit": sha} for n, sha in repo[kind].items()]
-            for kind, word in kinds.items()
-        } | {"converts": []})  # fmt: skip
-
-    def resolve(self, repo_id, revision, path):
-        repo = self.repo(repo_id)
-        sha = self.sha(repo, revision)
-        file = repo["commits"][sha].get(path)
-        if file is None:
-            raise RefusalError(404, "Entry not found", "EntryNotFound")
-        if file["lfs"]:
-            location = (
-                f"http://localhost:{self.server.server_address[1]}/cdn/{file['lfs']}?signature={signature(file['lfs'])}"
-            )
-            self.send(302, b"", {"X-Repo-Commit": sha, "X-Linked-Etag": f'"{file["lfs"]}"',
-                                 "X-Linked-Size": str(file["size"]), "Location": location})  # fmt: skip
-        else:
-            data = file["data"]
-            if self.command == "GET" and path == "manifest.json" and self.store.fault("manifest damaged"):
-                data = data.replace(b'"bytes"', b'"bytez"', 1)
-            self.send(200, data, {"X-Repo-Commit": sha, "ETag": f'"{file["oid"]}"'})
-
-    def cdn(self, oid):
-        if self.query.get("signature") != [signature(oid)]:
-            raise RefusalError(403, "bad signature")
-        data = self.store.objects[oid]
-        if self.store.fault("a byte flipped"):
-            data = data[:-7] + bytes([data[-7] ^ 1]) + data[-6:]
-        self.send(200, data, {"ETag": f'"{oid}"', "Accept-Ranges": "none"})
 
     # what tests ask
 
@@ -343,6 +178,11 @@ ROUTES = [
     (rf"POST /{NAME}\.git/info/lfs/objects/batch", "lfs_batch"),
     (rf"POST /{NAME}/lfs-verify", "lfs_verify"),
     (r"PUT /lfs/(\w+)", "lfs_put"),
+    (rf"GET /api/models/{NAME}/xet-(write|read)-token/{REV}", "xet_token"),
+    (r"POST /cas/v1/xorbs/default/(\w+)", "xorb_put"),
+    (r"POST /cas/v(1|2)/shards", "shard_put"),
+    (r"GET /cas/v1/reconstructions/(\w+)", "reconstruction"),
+    (r"GET /xorbs/(\w+)", "xorb_get"),
     (rf"(?:GET|HEAD) /{NAME}/resolve/{REV}/(.+)", "resolve"),
     (r"(?:GET|HEAD) /cdn/(\w+)", "cdn"),
 ]

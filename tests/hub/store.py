@@ -4,6 +4,8 @@ import hashlib
 import json
 import threading
 
+from cas import Cas
+
 USERS = {
     "hf_writer": {"name": "writer", "role": "write", "orgs": ["zoo"]},
     "hf_reader": {"name": "reader", "role": "read", "orgs": ["zoo"]},
@@ -17,6 +19,7 @@ class Store:
         self.lock = threading.Lock()
         self.repos = {}  # id -> {"private", "commits": {sha: files}, "order": [sha], "branches", "tags"}
         self.objects = {}  # sha256 -> bytes
+        self.cas = Cas()
         self.requests = []  # (origin, method, path, has_token)
         self.faults = {}  # name -> how often
 
@@ -25,6 +28,12 @@ class Store:
             left = self.faults.get(name, 0)
             self.faults[name] = max(left - 1, 0)
             return left > 0
+
+    def holds(self, oid, size):
+        """Whether an object is there, sent on either way."""
+        if key := self.cas.hashes.get(oid):
+            return sum(length for *_, length in self.cas.files[key]) == size
+        return len(self.objects.get(oid, b"")) == size
 
     def commit(self, repo, branch, files, parent=None):
         content = json.dumps([parent, len(repo["order"]), {p: f["oid"] for p, f in files.items()}], sort_keys=True)
@@ -35,9 +44,23 @@ class Store:
         return sha
 
 
-def file_of(data, lfs):
-    git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-    return {"size": len(data), "oid": git, "data": None if lfs else data, "lfs": lfs}
+def file_of(data):
+    return {"size": len(data), "oid": git_sha1(data), "data": data, "lfs": None}
+
+
+def pointer_to(oid, size):
+    """A file that git holds only a pointer to."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n".encode()
+    return {"size": size, "oid": git_sha1(pointer), "data": None, "lfs": oid}
+
+
+def git_sha1(data):
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def flipped(data):
+    """The data with one bit changed."""
+    return data[:-7] + bytes([data[-7] ^ 1]) + data[-6:]
 
 
 class RefusalError(Exception):

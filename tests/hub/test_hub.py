@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit", "ema"])
-def test_what_is_pulled_elsewhere_is_what_was_pushed(family, hub, clients, finished_runs, repo, tmp_path):
+def test_what_is_pulled_elsewhere_is_what_was_pushed(family, hub, clients, transport, finished_runs, repo, tmp_path):
     run = finished_runs / family
-    commit = clients()(push(run, repo))
+    commit = clients(**transport)(push(run, repo))
     assert hub.versions(repo) == [commit]
     out = tmp_path / "out.safetensors"
     code = (
@@ -27,14 +27,14 @@ def test_what_is_pulled_elsewhere_is_what_was_pushed(family, hub, clients, finis
         "assert torch.equal(ours(x), plain(x))\n"
         "save_file({**ours.state_dict(), 'logits of three': ours(x).detach()}, out)\n"
     )
-    environment = hub.environment(tmp_path / "home")
+    environment = hub.environment(tmp_path / "home", **transport)
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, repo, out], check=True, env=environment, cwd=tmp_path)
     published = load_file(run / ("ema.safetensors" if family == "ema" else "model.safetensors"))
     loaded = load_file(out)
     logits = loaded.pop("logits of three")
     assert loaded.keys() == published.keys()
     assert all(published[name].equal(tensor) for name, tensor in loaded.items())
-    expected = clients()(f"result = load({repo!r}).eval()(torch.linspace(-1, 1, 192).reshape(3, 1, 8, 8)).tolist()")
+    expected = clients(**transport)(f"result = load({repo!r}).eval()(torch.linspace(-1, 1, 192).reshape(3, 1, 8, 8)).tolist()")
     assert logits.tolist() == expected
 
 
@@ -53,8 +53,8 @@ def test_a_release_holds_what_it_should_and_no_pickle(hub, clients, finished_run
     assert card[:2] == [report["val"]["top1"], "timm"]
 
 
-def test_pushing_again_makes_no_second_version(hub, clients, finished_runs, repo):
-    client = clients()
+def test_pushing_again_makes_no_second_version(hub, clients, transport, finished_runs, repo):
+    client = clients(**transport)
     first = client(push(finished_runs / "resnet", repo, tag="v1"))
     assert client(push(finished_runs / "resnet", repo, tag="v1")) == first
     assert hub.versions(repo) == [first]
@@ -131,9 +131,9 @@ def test_a_private_repository_is_for_its_own(clients, finished_runs, repo):
     assert "it is private and the token does not reach it" in clients("hf_stranger").fails(f"load({repo!r})")
 
 
-def test_a_lost_answer_is_found_out_to_be_a_success(hub, clients, finished_runs, repo):
+def test_a_lost_answer_is_found_out_to_be_a_success(hub, clients, transport, finished_runs, repo):
     hub.faults(commit_answer_lost=1)
-    commit = clients()(push(finished_runs / "resnet", repo))
+    commit = clients(**transport)(push(finished_runs / "resnet", repo))
     assert hub.versions(repo) == [commit]
 
 
@@ -172,8 +172,8 @@ def test_an_upload_that_is_always_cut_ends_in_an_error(hub, clients, finished_ru
     assert hub.versions(repo) == [commit]
 
 
-def test_a_refused_commit_leaves_the_head_and_a_second_try_completes_it(hub, clients, finished_runs, repo):
-    client = clients()
+def test_a_refused_commit_leaves_the_head_and_a_second_try_completes_it(hub, clients, transport, finished_runs, repo):
+    client = clients(**transport)
     first = client(push(finished_runs / "resnet", repo))
     hub.faults(commit_refused=9)
     error = client.fails(push(finished_runs / "second", repo))
@@ -184,20 +184,20 @@ def test_a_refused_commit_leaves_the_head_and_a_second_try_completes_it(hub, cli
     assert hub.versions(repo) == [first, second]
 
 
-def test_a_cut_upload_is_resumed_by_the_client(hub, clients, finished_runs, repo):
-    client = clients()
+def test_a_cut_upload_is_resumed_by_the_client(hub, clients, transport, finished_runs, repo):
+    client = clients(**transport)
     hub.faults(upload_cut=1)
     commit = client(push(finished_runs / "second", repo))
     assert hub.versions(repo) == [commit]
 
 
-def test_a_killed_push_is_completed_by_the_next(hub, clients, finished_runs, repo, tmp_path):
+def test_a_killed_push_is_completed_by_the_next(hub, clients, transport, finished_runs, repo, tmp_path):
     for delay in (0.2, 0.6, 1.0, 1.4):
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c",
              "from affnorm_zoo.hub import publish\nfrom pathlib import Path\nimport sys\nprint('go', flush=True)\n"
              "publish(Path(sys.argv[1]), sys.argv[2])", finished_runs / "ema", repo],
-            env=hub.environment(tmp_path), stdout=subprocess.PIPE, text=True,
+            env=hub.environment(tmp_path, **transport), stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         process.stdout.readline()
         time.sleep(delay)
@@ -207,7 +207,7 @@ def test_a_killed_push_is_completed_by_the_next(hub, clients, finished_runs, rep
         assert len(versions) <= 1
         if versions:
             assert len(hub.ask()["repos"][repo]["files"][versions[0]]) == 10
-    commit = clients()(push(finished_runs / "ema", repo))
+    commit = clients(**transport)(push(finished_runs / "ema", repo))
     assert hub.versions(repo) == [commit]
 
 

@@ -1,6 +1,7 @@
 """Damaged files, no network, other servers: what is loaded is what was published, or an error says why not."""
 
 import pytest
+from conftest import XET
 from pushing import push
 
 from affnorm_zoo.hub.errors import HubError, hub_errors
@@ -8,8 +9,8 @@ from affnorm_zoo.hub.errors import HubError, hub_errors
 SECRET = "hf_writer"
 
 
-def test_a_flipped_byte_is_refused_then_healed(hub, clients, finished_runs, repo, tmp_path):
-    client = clients()
+def test_a_flipped_byte_is_refused_then_healed(hub, clients, transport, finished_runs, repo, tmp_path):
+    client = clients(**transport)
     client(push(finished_runs / "resnet", repo))
     cache = str(tmp_path / "cache")
     hub.faults(a_byte_flipped=1)
@@ -113,10 +114,9 @@ def test_a_namespaces_models_are_listed(hub, clients, finished_runs, repo):
     assert "listing the models of zoo failed" in client.fails(listed.format("*"))
 
 
-def test_a_server_without_xet_is_named_with_the_remedy(clients, finished_runs, repo):
-    client = clients(
-        HF_HUB_DISABLE_XET="0", HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1", HF_XET_CLIENT_RETRY_BASE_DELAY="10ms"
-    )
+def test_a_server_without_xet_is_named_with_the_remedy(hub, clients, finished_runs, repo):
+    client = clients(**XET)
+    hub.faults(no_xet=99)
     assert "set HF_HUB_DISABLE_XET=1" in client.fails(push(finished_runs / "resnet", repo))
 
 
@@ -151,8 +151,8 @@ def test_no_token_stands_in_a_message():
     assert caught.value.__suppress_context__
 
 
-def test_the_token_goes_to_the_hub_alone_and_nobody_goes_elsewhere(hub, clients, finished_runs, repo):
-    client = clients()
+def test_the_token_goes_to_the_hub_alone_and_nobody_goes_elsewhere(hub, clients, transport, finished_runs, repo):
+    client = clients(**transport)
     client(push(finished_runs / "resnet", repo))
     client(f"load({repo!r})")
     requests = hub.ask()["requests"]

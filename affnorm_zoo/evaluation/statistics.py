@@ -25,7 +25,8 @@ class Sample:
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} ± {100 * self.std:.1f}"
+        deviation = f" ± {100 * self.std:.1f}" if len(self.values) > 1 else ""
+        return f"{100 * self.mean:.1f}{deviation}"
 
 
 @dataclass(frozen=True)

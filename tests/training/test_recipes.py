@@ -1,0 +1,114 @@
+"""The page of recipes says what the result files say; recipes that have not been run can at least begin."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import ROOT, run
+
+from affnorm_zoo.training.recipes import write_recipes
+
+SWEEP = """
+title: A net on pictures
+remark: A remark.
+baseline: old
+arms: {old: [], new: [], other: []}
+seeds: 2
+aims:
+  - {arm: new, over: old, points: 1.0}
+  - {arm: old, over: new, points: -1.0}
+  - {arm: other, over: old}
+"""
+TOP1 = {"old": (0.50, 0.52), "new": (0.60, 0.64)}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A repository's folders, with two arms' runs."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/one.yaml").write_text(SWEEP)
+    (tmp_path / "configs/empty.yaml").write_text(SWEEP.replace("A net", "Nothing"))
+    (tmp_path / "README.md").write_text(
+        "before\n<!-- results: scripts/recipes.py -->\nold\n<!-- end of results -->\nafter\n"
+    )
+    results = tmp_path / "docs/recipes/one/results"
+    results.mkdir(parents=True)
+    for arm, values in TOP1.items():
+        for seed, top1 in enumerate(values, 1):
+            result = {
+                "arm": arm, "point": {}, "seed": seed, "is_final": True, "note": "drawn", "top1": top1,
+                "diverged": False, "data": "pictures", "num_train_images": 1200, "num_images": 300, "epochs": 4,
+                "updates": 1600, "precision": "bf16",
+                "environment": {"device": "a machine", "cpu_count": 2, "torch": "2.8", "timm": "1.0"},
+            }  # fmt: skip
+            (results / f"{arm}_s{seed}_final.json").write_text(json.dumps(result))
+    return tmp_path
+
+
+def write(tree):
+    page, readme = tree / "docs/recipes.md", tree / "README.md"
+    write_recipes(tree / "configs", tree / "docs/recipes", page, readme)
+    return page.read_text(), readme.read_text()
+
+
+def test_the_page_says_what_was_aimed_at_and_what_was_found(tree):
+    page, readme = write(tree)
+    assert "| A net on pictures: new - old | ≥ +1.0 | +11.00 points (p = " in page
+    assert page.count("| met |") == 1
+    assert "| A net on pictures: old - new | ≥ -1.0 | -11.00 points (p = " in page
+    assert "| missed by 10.00 points |" in page
+    assert "| A net on pictures: other - old | ≥ +0.0 | not run | |" in page
+    assert "1,200 training and 300 test images of pictures (drawn), 4 epochs, 1,600 updates, bf16" in page
+    assert "A remark." in page
+    assert "Nothing on pictures" not in page
+    assert readme.startswith("before\n<!-- results")
+    assert readme.endswith("<!-- end of results -->\nafter\n")
+    assert "| A net on pictures, 1,600 | `new` | 62.0 ± 2.8 | 2 |" in readme
+    assert "\nold\n" not in readme
+    assert write(tree) == (page, readme)
+
+
+def test_runs_of_different_budgets_do_not_share_a_table(tree):
+    file = tree / "docs/recipes/one/results/new_s1_final.json"
+    file.write_text(file.read_text().replace('"epochs": 4', '"epochs": 5'))
+    with pytest.raises(ValueError, match="differ in epochs"):
+        write(tree)
+
+
+def test_the_pages_are_those_of_the_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    readme = Path(shutil.copy("README.md", tmp_path))
+    shutil.copytree("docs/recipes", tmp_path / "recipes")
+    write_recipes(Path("configs/sweeps"), tmp_path / "recipes", tmp_path / "recipes.md", readme)
+    assert (tmp_path / "recipes.md").read_text() == Path("docs/recipes.md").read_text()
+    assert readme.read_text() == Path("README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """A thousand classes of one random picture each."""
+    root = tmp_path_factory.mktemp("imagenet")
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 260, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / "picture.jpg")
+    for split in ("train", "val"):
+        for number in range(1000):
+            folder = root / split / f"n{number:08}"
+            folder.mkdir(parents=True)
+            os.link(root / "picture.jpg", folder / "0.jpg")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs").glob("imagenet*/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}"
+)
+def test_recipes_that_have_not_been_run_begin(file, imagenet, tmp_path):
+    small = ("train.global_batch_size=6", "train.micro_batch_size=2", "data.workers=0", "runtime.compile=false")
+    result = run("scripts/train.py", file, f"data.path={imagenet}", *small, "--dry-run", "--output", tmp_path / "run")
+    assert "updates" in result.stdout
+    assert not (tmp_path / "run").exists()
+    assert "not yet run" in file.read_text()

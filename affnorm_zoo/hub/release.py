@@ -58,7 +58,7 @@ def write_manifest(folder: Path, **facts: Any) -> None:
     """Say in ``manifest.json`` what the folder holds: size and sha256 of every file, and ``facts``."""
     files = {path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
     architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
-    manifest = {"architecture": architecture, "affnorm-zoo": __version__, **facts, "files": files}
+    manifest = {"architecture": architecture.partition(".")[0], "affnorm-zoo": __version__, **facts, "files": files}
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 

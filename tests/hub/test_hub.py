@@ -34,8 +34,18 @@ def test_what_is_pulled_elsewhere_is_what_was_pushed(family, hub, clients, trans
     logits = loaded.pop("logits of three")
     assert loaded.keys() == published.keys()
     assert all(published[name].equal(tensor) for name, tensor in loaded.items())
-    expected = clients(**transport)(f"result = load({repo!r}).eval()(torch.linspace(-1, 1, 192).reshape(3, 1, 8, 8)).tolist()")
+    reader = clients(**transport)
+    expected = reader(f"result = load({repo!r}).eval()(torch.linspace(-1, 1, 192).reshape(3, 1, 8, 8)).tolist()")
     assert logits.tolist() == expected
+
+
+def test_a_reader_without_the_package_is_told_what_to_import(hub, clients, finished_runs, repo, tmp_path):
+    clients()(push(finished_runs / "resnet", repo))
+    code = f"import timm; timm.create_model('hf-hub:{repo}', pretrained=True)"
+    reader = [sys.executable, "-W", "ignore", "-c", code]
+    failed = subprocess.run(reader, env=hub.environment(tmp_path), cwd=tmp_path, capture_output=True, text=True)
+    said = failed.stderr.strip().splitlines()[-1]
+    assert said == "RuntimeError: Unknown model (resnet20_cifar_patchnorm.import_affnorm_zoo_first)"
 
 
 def test_a_release_holds_what_it_should_and_no_pickle(hub, clients, finished_runs, repo):

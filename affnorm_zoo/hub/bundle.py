@@ -53,7 +53,8 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
     config = load_config([median / CONFIG_FILE])
     if config.model.kwargs:
         raise UsageError(f"{config.model.name} was built with {config.model.kwargs}, which its name does not say")
-    release = build_release(median, ordered)
+    name = f"{config.model.name}.{tag}"
+    release = build_release(median, ordered, load_as=name)
     (release / METRICS_FILE).unlink()
     if half:
         tensors = load_file(release / WEIGHTS_FILE)
@@ -65,11 +66,11 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
         raise UsageError(f"{WEIGHTS_FILE} has {size:,} bytes, more than {MAX_BYTES:,}: store it in half precision")
     data = replace(config.data, hold_out=0)
     found = evaluate_model(str(release), data, open_source(data), Accelerator(cpu=True), batch_size=256)
-    found["model"] = f"{config.model.name}.{tag}"
+    found["model"] = name
     if abs(found["top1"] - score_of(median)) > LARGEST_LOSS:
         raise UsageError(f"the stored weights have a top-1 of {found['top1']}, the run {score_of(median)}")
     write_manifest(release, scores=[score_of(run) for run in (median, *ordered)], evaluation=found, note=data.note)
-    target = folder / found["model"]
+    target = folder / name
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(release, target)
     return target

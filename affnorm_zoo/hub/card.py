@@ -24,7 +24,11 @@ _TEMPLATE = """\
 import affnorm_zoo  # registers the architecture with timm
 import timm
 
+{% if load_as -%}
+model = timm.create_model("{{ load_as }}", pretrained=True).eval()
+{%- else -%}
 model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or "hf-hub:ORG/NAME" once published
+{%- endif %}
 ```
 
 ## Data and result
@@ -107,6 +111,7 @@ def write_card(
     top1: list[float],
     benchmark: dict[str, Any],
     figures: set[str],
+    load_as: str | None = None,
 ) -> None:
     """Write the model card of a run.
 
@@ -119,6 +124,7 @@ def write_card(
         top1: of the run, then of its other seeds.
         benchmark: may be empty.
         figures: names of those that lie beside the card.
+        load_as: timm's name of weights that travel with the package.
     """
     result = EvalResult(
         task_type="image-classification",
@@ -146,6 +152,7 @@ def write_card(
         note=config.data.note,
         averaged="ema" in report,
         figures=figures,
+        load_as=load_as,
         top1=top1,
         mean=statistics.mean(top1),
         deviation=statistics.stdev(top1) if len(top1) > 1 else None,

@@ -31,7 +31,7 @@ EXPORT_FOLDER = "export"
 BENCHMARK_FILE = "benchmark.json"  # of scripts/benchmark.py measure, if it was asked to write here
 
 
-def export_run(run: Path, seeds: Sequence[Path] = ()) -> Path:
+def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None) -> Path:
     """Make of a finished run a folder that ``timm.create_model("local-dir:...", pretrained=True)`` loads.
 
     It holds ``model.safetensors``, ``config.json`` and the model card ``README.md`` with the run's figures. It is built
@@ -41,6 +41,7 @@ def export_run(run: Path, seeds: Sequence[Path] = ()) -> Path:
     Args:
         run: a finished run folder.
         seeds: further runs of the same config with other seeds; the card then gives mean and deviation.
+        load_as: timm's name of the weights, for the card, if they travel with the package.
 
     Returns:
         The folder, ``run/export``.
@@ -75,7 +76,10 @@ def export_run(run: Path, seeds: Sequence[Path] = ()) -> Path:
     for name in figures:
         shutil.copy(run / name, temporary / name)
     benchmark = read_json(run / BENCHMARK_FILE)
-    write_card(temporary / "README.md", public_config(config), report, top1=top1, benchmark=benchmark, figures=figures)
+    public = public_config(config)
+    write_card(
+        temporary / "README.md", public, report, top1=top1, benchmark=benchmark, figures=figures, load_as=load_as
+    )
     _check_reload(model, temporary, preprocessing.input_size)
     target = run / EXPORT_FOLDER
     shutil.rmtree(target, ignore_errors=True)

@@ -24,7 +24,7 @@ WEIGHTS_FILE = "model.safetensors"
 _NUM_GOLDEN = 2
 
 
-def build_release(run: Path, seeds: Sequence[Path] = ()) -> Path:
+def build_release(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None) -> Path:
     """Collect what is published of a run in ``run/release``, checked.
 
     It holds the export (``model.safetensors``, ``config.json``, ``README.md``), ``golden.safetensors`` (an input, its
@@ -33,7 +33,7 @@ def build_release(run: Path, seeds: Sequence[Path] = ()) -> Path:
 
     Args:
         run: a finished run folder.
-        seeds: as in :func:`affnorm_zoo.hub.export.export_run`.
+        seeds, load_as: as in :func:`affnorm_zoo.hub.export.export_run`.
 
     Returns:
         The folder.
@@ -42,7 +42,7 @@ def build_release(run: Path, seeds: Sequence[Path] = ()) -> Path:
         UsageError: a run is not finished, or ``seeds`` differ in more than their seed.
         HubError: the card is not valid.
     """
-    export, folder = export_run(run, seeds), run / "release"
+    export, folder = export_run(run, seeds, load_as), run / "release"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(export, folder)
     for name in (METRICS_FILE, REPORT_FILE):

@@ -35,6 +35,7 @@ def score(run):
 def test_the_median_run_is_stored_and_measured(seeds, tmp_path, half):
     folder = bundle(seeds, "digits_u2", half=half, folder=tmp_path / "weights")
     assert folder.name == "resnet20_cifar_patchnorm.digits_u2"
+    assert 'timm.create_model("resnet20_cifar_patchnorm.digits_u2", pretrained' in (folder / "README.md").read_text()
     (manifest,) = bundled(tmp_path / "weights")
     assert sorted(manifest["scores"]) == sorted(map(score, seeds))
     assert manifest["scores"][0] == statistics.median(map(score, seeds))

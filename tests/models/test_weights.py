@@ -1,0 +1,71 @@
+"""Every weight file in the package is what its manifest, its golden outputs and its accuracy say."""
+
+import io
+import json
+import math
+import tarfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from affnorm_zoo import list_pretrained
+from affnorm_zoo.hub.bundle import MAX_BYTES, bundled
+from affnorm_zoo.hub.release import check_card, check_golden
+from affnorm_zoo.models import WEIGHTS_FOLDER
+from affnorm_zoo.training.run_folder import sha256_of
+
+NAMES = [manifest["evaluation"]["model"] for manifest in bundled()]
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """The first ten test images of every class of CIFAR-10, as JPEG."""
+    found = []
+    with tarfile.open(Path(__file__).with_name("cifar10_sample.tar")) as archive:
+        members = [member for member in archive.getmembers() if member.isfile()]
+        classes = sorted({Path(member.name).parent.name for member in members})
+        for member in members:
+            image = Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGB")
+            found.append((image, classes.index(Path(member.name).parent.name)))
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_weight_is_what_was_published(name, photographs):
+    folder = WEIGHTS_FOLDER / name
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["files"].keys() == {path.name for path in folder.iterdir()} - {"manifest.json"}
+    for file, described in manifest["files"].items():
+        assert sha256_of(folder / file) == described["sha256"], file
+    check_card(folder / "README.md")
+    assert manifest["note"] in (folder / "README.md").read_text()
+
+    model = timm.create_model(name, pretrained=True).eval()
+    check_golden(model, folder / "golden.safetensors")
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    images = torch.stack([transform(image) for image, _ in photographs])
+    labels = torch.tensor([label for _, label in photographs])
+    with torch.no_grad():
+        top1 = (model(images).argmax(1) == labels).double().mean().item()
+    expected = manifest["evaluation"]["top1"]
+    four_deviations = 4 * math.sqrt(expected * (1 - expected) / len(labels))  # of a hundred draws
+    assert abs(top1 - expected) <= four_deviations
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plain_name_finds_the_weights_too(name):
+    by_tag, by_name = (timm.create_model(n, pretrained=True) for n in (name, name.split(".")[0]))
+    assert by_name.pretrained_cfg["file"] == by_tag.pretrained_cfg["file"]
+    assert by_tag.pretrained_cfg["label_names"][0] == "airplane"
+    others = timm.create_model(name, pretrained=True, num_classes=7)
+    assert torch.equal(others.state_dict()[min(others.state_dict())], by_tag.state_dict()[min(others.state_dict())])
+
+
+def test_the_package_stays_small():
+    assert sorted(NAMES) == NAMES == list_pretrained()
+    sizes = [(WEIGHTS_FOLDER / name / "model.safetensors").stat().st_size for name in NAMES]
+    assert max(sizes, default=0) <= MAX_BYTES
+    assert sum(path.stat().st_size for path in WEIGHTS_FOLDER.rglob("*") if path.is_file()) <= 12e6

@@ -133,7 +133,7 @@ def test_wrong_options_are_named():
         timm.create_model("resnet18_patchnorm", norm_scale="root")
     with pytest.raises(ValueError, match="does not apply to 'batchnorm'"):
         timm.create_model("resnet20_cifar_batchnorm", norm_scale="unit")
-    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
+    with pytest.raises(RuntimeError, match="there are no pretrained weights for resnet18_patchnorm"):
         timm.create_model("resnet18_patchnorm", pretrained=True)
 
 

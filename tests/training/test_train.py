@@ -79,7 +79,7 @@ def test_the_export_is_complete_and_safe(finished):
     export = folder / "export"
     assert {path.name for path in export.iterdir()} == {"README.md", "config.json", "model.safetensors", "curves.png"}
     config = json.loads((export / "config.json").read_text())
-    assert config["architecture"] == "resnet20_cifar_patchnorm"
+    assert config["architecture"] == "resnet20_cifar_patchnorm.import_affnorm_zoo_first"
     assert config["pretrained_cfg"]["input_size"] == [1, 8, 8]
     assert config["label_names"] == [str(digit) for digit in range(10)]
     card = (export / "README.md").read_text()
@@ -186,7 +186,7 @@ def test_a_used_folder_is_refused(finished):
     [
         (["nowhere/export"], "there is no such folder; a repository of the Hub is called hf-hub:nowhere/export"),
         (["resnet20_cifar_patchnrm"], "did you mean resnet20_cifar_patchnorm"),
-        (["resnet20_cifar_patchnorm"], "No pretrained weights exist"),
+        (["resnet18_patchnorm"], "there are no pretrained weights for resnet18_patchnorm"),
         ([str(ROOT)], "is not an export folder: it has no config.json"),
     ],
 )

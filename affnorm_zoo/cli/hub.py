@@ -5,6 +5,16 @@ import click
 from affnorm_zoo.cli.report import reported_errors
 from affnorm_zoo.hub import load, publish
 from affnorm_zoo.hub import pull as pull_files
+from affnorm_zoo.hub.client import OVERALL_SECONDS
+
+_timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=OVERALL_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="What the exchange with the Hub may take.",
+)
 
 
 @click.command()
@@ -22,15 +32,25 @@ from affnorm_zoo.hub import pull as pull_files
     help="The same with another seed, for the card's mean and deviation; may be repeated.",
 )
 @click.option("--dry-run", is_flag=True, help="Build and check the files, send nothing.")
+@_timeout
 def push(
-    run: Path, repo_id: str, private: bool, revision: str, tag: str | None, seeds: tuple[Path, ...], dry_run: bool
+    run: Path,
+    repo_id: str,
+    private: bool,
+    revision: str,
+    tag: str | None,
+    seeds: tuple[Path, ...],
+    dry_run: bool,
+    timeout: float,
 ) -> None:
     """Publish a finished RUN on the Hugging Face Hub, in one commit that is read back.
 
     The token is that of HF_TOKEN or of `hf auth login`. Repeat the command after any failure.
     """
     with reported_errors():
-        published = publish(run, repo_id, private=private, revision=revision, tag=tag, dry_run=dry_run, seeds=seeds)
+        published = publish(
+            run, repo_id, private=private, revision=revision, tag=tag, dry_run=dry_run, seeds=seeds, timeout=timeout
+        )
     for name, size in published.files.items():
         click.echo(f"{size:>12,}  {name}")
     if published.commit is None:
@@ -43,10 +63,11 @@ def push(
 @click.argument("repo_id", metavar="ORG/NAME")
 @click.option("--revision", help="Commit, tag or branch.")
 @click.option("--verify", is_flag=True, help="Compare the model's outputs with the published ones too.")
-def pull(repo_id: str, revision: str | None, verify: bool) -> None:
+@_timeout
+def pull(repo_id: str, revision: str | None, verify: bool, timeout: float) -> None:
     """Download a published model, check it, and print where it lies."""
     with reported_errors():
-        folder = pull_files(repo_id, revision=revision)
+        folder = pull_files(repo_id, revision=revision, timeout=timeout)
         if verify:
-            load(repo_id, revision=folder.name, verify=True)
+            load(repo_id, revision=folder.name, verify=True, timeout=timeout)
     click.echo(folder)

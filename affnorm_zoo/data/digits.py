@@ -2,8 +2,6 @@ from functools import cache
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 
 DIGITS_SIZE = 8
@@ -38,6 +36,9 @@ class Digits(Dataset):
 
 @cache
 def _split() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    from sklearn.datasets import load_digits  # a second to import, for the digits alone
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     pixels = (digits.images * (255 / 16)).round().astype(np.uint8)  # scikit-learn counts ink from 0 to 16
     train_x, val_x, train_y, val_y = train_test_split(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy  # which loads scipy.stats, a second's work, where it is first used
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Slope:
 
 def fit_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
     """Ordinary least squares of y on x, with Student's t for the interval."""
-    fit = stats.linregress(x, y)
-    margin = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
+    fit = scipy.stats.linregress(x, y)
+    margin = scipy.stats.t.ppf(0.975, len(x) - 2) * fit.stderr
     return Slope(float(fit.slope), float(fit.slope - margin), float(fit.slope + margin), float(fit.pvalue))
 
 
@@ -56,7 +56,7 @@ def welch(a: Sample, b: Sample) -> float:
     if a.std == 0 and b.std == 0:
         return 1.0 if a.mean == b.mean else 0.0
     moments = (a.mean, a.std, len(a.values), b.mean, b.std, len(b.values))
-    return float(stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue)
+    return float(scipy.stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

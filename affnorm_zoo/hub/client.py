@@ -1,13 +1,20 @@
 """The client of the Hub, with the time-outs that it lacks."""
 
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from multiprocessing.pool import ThreadPool
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
+from affnorm_zoo.hub.errors import HubError
+
 TIMEOUT_SECONDS = 60  # of silence, in any request
+OVERALL_SECONDS = 3600.0  # of a push or a pull
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -24,3 +31,22 @@ def hub_client(token: str | bool | None = None) -> Iterator[HfApi]:
         yield HfApi(token=token, library_name="affnorm_zoo")
     finally:
         set_client_factory(default_client_factory)
+
+
+def within(seconds: float, action: str, exchange: Callable[[], Result]) -> Result:
+    """Give what ``exchange`` returns, and wait for it no longer than so many seconds.
+
+    A server that sends a byte now and then breaks no time-out of silence, and part of the client is native code that
+    nothing here can stop: what takes too long is left to its thread, which ends with the process.
+
+    Args:
+        action: what is attempted, for the message.
+
+    Raises:
+        HubError: it took longer. Otherwise what ``exchange`` raises.
+    """
+    with ThreadPool(1) as pool:
+        try:
+            return pool.apply_async(exchange).get(seconds)
+        except multiprocessing.TimeoutError:
+            raise HubError(f"{action} took more than {seconds:g} s: try again, or allow it more time") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from affnorm_zoo.hub.client import hub_client
+from affnorm_zoo.hub.client import OVERALL_SECONDS, hub_client, within
 from affnorm_zoo.hub.errors import HubError, hub_errors
 from affnorm_zoo.hub.records import differing
 from affnorm_zoo.hub.release import MANIFEST_FILE, build_release
@@ -33,6 +33,7 @@ def publish(
     token: str | None = None,
     dry_run: bool = False,
     seeds: Sequence[Path] = (),
+    timeout: float = OVERALL_SECONDS,
 ) -> Published:
     """Make of a finished run one commit of a model repository, and read it back.
 
@@ -48,16 +49,29 @@ def publish(
         token: of the Hub; by default ``HF_TOKEN`` or that of ``hf auth login``.
         dry_run: build and check only.
         seeds: further runs of the same config with other seeds, for the card's mean and deviation.
+        timeout: seconds that the exchange with the Hub may take; any one request may be silent for a minute.
 
     Raises:
         UsageError: a run is not finished, or ``seeds`` differ in more than their seed.
-        HubError: the Hub refuses, is out of reach, or holds something else afterwards.
+        HubError: the Hub refuses, is out of reach or too slow, or holds something else afterwards.
     """
     folder = build_release(run, seeds)
     files = {path.name: path for path in sorted(folder.iterdir())}
     sizes = {name: path.stat().st_size for name, path in files.items()}
-    if dry_run:
-        return Published(repo_id=repo_id, commit=None, files=sizes)
+    commit = None
+    if not dry_run:
+        commit = within(
+            timeout,
+            f"pushing to {repo_id}",
+            lambda: _push(files, repo_id, private=private, revision=revision, tag=tag, token=token),
+        )
+    return Published(repo_id=repo_id, commit=commit, files=sizes)
+
+
+def _push(
+    files: dict[str, Path], repo_id: str, *, private: bool, revision: str, tag: str | None, token: str | None
+) -> str:
+    """Make the commit, read it back and name it."""
     with hub_client(token) as api:
         with hub_errors(f"looking for {repo_id}"):
             _check_namespace(api, repo_id)
@@ -73,7 +87,7 @@ def publish(
                 )
             if tag is not None:
                 _tag(api, repo_id, tag, commit)
-    return Published(repo_id=repo_id, commit=commit, files=sizes)
+    return commit
 
 
 def _check_namespace(api: HfApi, repo_id: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from torch import nn
 
-from affnorm_zoo.hub.client import hub_client
+from affnorm_zoo.hub.client import OVERALL_SECONDS, hub_client, within
 from affnorm_zoo.hub.errors import HubError, hub_errors
 from affnorm_zoo.hub.records import differing
 from affnorm_zoo.hub.release import GOLDEN_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_golden, load_folder
@@ -15,7 +15,14 @@ from affnorm_zoo.training.run_folder import sha256_of
 _CHECKED = ("config.json", WEIGHTS_FILE, GOLDEN_FILE)
 
 
-def pull(repo_id: str, *, revision: str | None = None, token: str | None = None, cache_dir: Path | None = None) -> Path:
+def pull(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    timeout: float = OVERALL_SECONDS,
+) -> Path:
     """Download a published model, and see that it is what was published.
 
     Every file is compared with the sha256 in the repository's manifest, from the cache too, and what is new with the
@@ -26,14 +33,19 @@ def pull(repo_id: str, *, revision: str | None = None, token: str | None = None,
         revision: a commit, tag or branch; None: main. A commit or tag is the same for ever.
         token: of the Hub, for private repositories.
         cache_dir: by default the client's.
+        timeout: seconds that it may take; any one request may be silent for a minute.
 
     Returns:
         The folder in the cache.
 
     Raises:
         HubError: the repository or revision is not there, was not made by affnorm_zoo, cannot be reached and is not
-            in the cache, or a file is not what was published.
+            in the cache, is too slow, or a file is not what was published.
     """
+    return within(timeout, f"loading {repo_id}", lambda: _pull(repo_id, revision, token, cache_dir))
+
+
+def _pull(repo_id: str, revision: str | None, token: str | None, cache_dir: Path | None) -> Path:
     with hub_client(token) as api, hub_errors(f"loading {repo_id}"):
         offline = constants.HF_HUB_OFFLINE
         if not offline and not _is_commit(revision):
@@ -74,6 +86,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
     cache_dir: Path | None = None,
+    timeout: float = OVERALL_SECONDS,
     verify: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
@@ -86,7 +99,7 @@ def load(
     Raises:
         HubError: as :func:`pull`, or an output differs.
     """
-    folder = pull(repo_id, revision=revision, token=token, cache_dir=cache_dir)
+    folder = pull(repo_id, revision=revision, token=token, cache_dir=cache_dir, timeout=timeout)
     if verify:
         check_golden(load_folder(folder), folder / GOLDEN_FILE)
     return load_folder(folder, **kwargs)

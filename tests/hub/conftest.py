@@ -99,6 +99,7 @@ def clients(hub, tmp_path_factory):
 
     yield client
     for one in made.values():
+        one.process.kill()
         one.process.communicate()
 
 

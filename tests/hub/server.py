@@ -90,8 +90,13 @@ class Handler(Reading, Writing, Xet, BaseHTTPRequestHandler):
         if "Content-Length" not in (headers or {}):
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        if self.command == "HEAD":
+            return
+        is_slow = self.headers["Host"].startswith("localhost") and self.store.fault("a trickle")
+        step = 1 if is_slow else max(len(data), 1)
+        for at in range(0, len(data), step):
+            self.wfile.write(data[at : at + step])
+            time.sleep(0.2 if is_slow else 0)
 
     # who and what
 

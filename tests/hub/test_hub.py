@@ -161,6 +161,22 @@ def test_a_silent_server_is_not_waited_for(hub, clients, finished_runs, repo):
     client(push(finished_runs / "resnet", repo))
 
 
+@pytest.mark.parametrize("command", ["push", "pull"])
+def test_a_slow_server_is_given_up_in_time(command, hub, clients, transport, finished_runs, repo, tmp_path):
+    clients(**transport)(push(finished_runs / "second", repo))
+    commands = {"push": ["push", finished_runs / "resnet", "--repo-id", repo], "pull": ["pull", repo]}
+    # the answers of the interface come late; those of the storage come byte by byte, which is no silence
+    hub.faults(**{"push": {"silence": 99}, "pull": {"a_trickle": 99}}[command])
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "affnorm_zoo.cli", *commands[command], "--timeout", "2"],
+        cwd=ROOT, env=hub.environment(tmp_path, **transport), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 2
+    doing = {"push": "pushing to", "pull": "loading"}[command]
+    assert f"error: {doing} {repo} took more than 2 s: try again" in result.stderr
+    assert len(hub.versions(repo)) == 1
+
+
 @pytest.mark.slow
 def test_an_upload_that_is_always_cut_ends_in_an_error(hub, clients, finished_runs, repo):
     client = clients()

@@ -5,6 +5,7 @@ its address and serves until its input is closed; what tests ask of it beside th
 """
 
 import json
+import random
 import re
 import sys
 import threading
@@ -39,10 +40,15 @@ class Handler(Reading, Writing, Xet, BaseHTTPRequestHandler):
 
     def dispatch(self, method):
         length = int(self.headers.get("Content-Length") or 0)
+        url = urlsplit(self.path)
+        for fault, pattern in CUTS.items():
+            if re.fullmatch(pattern, f"{method} {url.path}") and self.store.fault(fault):
+                self.rfile.read(random.randrange(max(length, 1)))
+                self.cut()
+                return
         self.body = self.rfile.read(length) if length else b""
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
             self.body = self.read_chunks()
-        url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         origin = self.headers.get("Host", "").partition(":")[0]
@@ -162,7 +168,7 @@ class Handler(Reading, Writing, Xet, BaseHTTPRequestHandler):
                    "files": {sha: sorted(files) for sha, files in repo["commits"].items()}}
             for name, repo in self.store.repos.items()
         }  # fmt: skip
-        self.send(200, {"repos": repos, "requests": self.store.requests})
+        self.send(200, {"repos": repos, "requests": self.store.requests, "faults": self.store.faults})
 
 
 NAME, REV = r"([^/]+/[^/]+)", r"([^/]+)"
@@ -191,6 +197,11 @@ ROUTES = [
     (rf"(?:GET|HEAD) /{NAME}/resolve/{REV}/(.+)", "resolve"),
     (r"(?:GET|HEAD) /cdn/(\w+)", "cdn"),
 ]
+# requests whose body is cut at any byte, by the fault's name
+CUTS = {
+    "upload cut": r"PUT /lfs/\w+|POST /cas/v1/xorbs/default/\w+",
+    "commit cut": rf"POST /api/models/{NAME}/commit/{REV}",
+}
 
 
 def main():

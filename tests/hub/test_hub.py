@@ -1,14 +1,17 @@
 """Publish and pull, by the real client, against a Hub on the loopback address."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 from pushing import push
 from runs import ROOT
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit", "ema"])
@@ -177,63 +180,71 @@ def test_a_slow_server_is_given_up_in_time(command, hub, clients, transport, fin
     assert len(hub.versions(repo)) == 1
 
 
+@pytest.fixture
+def fresh(finished_runs, tmp_path):
+    """A run whose weights no server has got yet: what it has got it is not sent."""
+    run = shutil.copytree(finished_runs / "second", tmp_path / "fresh")
+    weights = load_file(run / "model.safetensors")
+    weights["fc.bias"] += torch.rand(10, generator=torch.Generator().manual_seed(time.time_ns()))
+    save_file(weights, run / "model.safetensors")
+    return run
+
+
 @pytest.mark.slow
-def test_an_upload_that_is_always_cut_ends_in_an_error(hub, clients, finished_runs, repo):
+def test_an_upload_that_is_always_cut_ends_in_an_error(hub, clients, fresh, repo):
     client = clients()
     hub.faults(upload_cut=99)
-    # weights that the server has not got yet
-    client(
-        "import shutil, tempfile\nfrom safetensors.torch import load_file, save_file\n"
-        f"copy = Path(tempfile.mkdtemp()) / 'run'; shutil.copytree({str(finished_runs / 'second')!r}, copy)\n"
-        "weights = load_file(copy / 'model.safetensors'); weights['fc.bias'] += 1\n"
-        "save_file(weights, copy / 'model.safetensors')"
-    )
     begin = time.monotonic()
-    error = client.fails(f"publish(copy, {repo!r})")
+    error = client.fails(push(fresh, repo))
     assert time.monotonic() - begin < 60
     assert f"pushing to {repo} failed" in error
     assert hub.versions(repo) == []
     hub.faults()
-    commit = client(f"result = publish(copy, {repo!r}).commit")
+    commit = client(push(fresh, repo))
     assert hub.versions(repo) == [commit]
 
 
-def test_a_refused_commit_leaves_the_head_and_a_second_try_completes_it(hub, clients, transport, finished_runs, repo):
+@pytest.mark.parametrize("fault", ["commit_refused", "commit_cut"])
+def test_a_failed_commit_leaves_the_head_and_a_second_try_completes_it(
+    fault, hub, clients, transport, finished_runs, repo
+):
     client = clients(**transport)
     first = client(push(finished_runs / "resnet", repo))
-    hub.faults(commit_refused=9)
+    hub.faults(**{fault: 9})
     error = client.fails(push(finished_runs / "second", repo))
-    assert f"pushing to {repo} failed: the Hub answered 503; try again later" in error
+    said = {"commit_refused": "the Hub answered 503; try again later", "commit_cut": "no answer from"}
+    assert f"pushing to {repo} failed: {said[fault]}" in error
     assert hub.versions(repo) == [first]
     hub.faults()
     second = client(push(finished_runs / "second", repo))
     assert hub.versions(repo) == [first, second]
 
 
-def test_a_cut_upload_is_resumed_by_the_client(hub, clients, transport, finished_runs, repo):
-    client = clients(**transport)
+def test_a_cut_upload_is_resumed_by_the_client(hub, clients, transport, fresh, repo):
     hub.faults(upload_cut=1)
-    commit = client(push(finished_runs / "second", repo))
+    commit = clients(**transport)(push(fresh, repo))
+    assert hub.ask()["faults"]["upload cut"] == 0
     assert hub.versions(repo) == [commit]
 
 
-def test_a_killed_push_is_completed_by_the_next(hub, clients, transport, finished_runs, repo, tmp_path):
-    for delay in (0.2, 0.6, 1.0, 1.4):
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c",
-             "from affnorm_zoo.hub import publish\nfrom pathlib import Path\nimport sys\nprint('go', flush=True)\n"
-             "publish(Path(sys.argv[1]), sys.argv[2])", finished_runs / "ema", repo],
-            env=hub.environment(tmp_path, **transport), stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        process.stdout.readline()
-        time.sleep(delay)
-        process.kill()
-        process.communicate()
-        versions = hub.versions(repo)
-        assert len(versions) <= 1
-        if versions:
-            assert len(hub.ask()["repos"][repo]["files"][versions[0]]) == 10
-    commit = clients(**transport)(push(finished_runs / "ema", repo))
+STAGES = {"create": "/repos/create", "ask": "/preupload/", "upload": "/lfs/|/cas/v1/xorbs/", "commit": "/commit/"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_push_is_completed_by_the_next(stage, hub, clients, transport, fresh, repo, tmp_path):
+    before = len(hub.ask()["requests"])
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "affnorm_zoo.cli", "push", fresh, "--repo-id", repo],
+        cwd=ROOT, env=hub.environment(tmp_path, **transport), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not any(re.search(STAGES[stage], path) for _, _, path, _ in hub.ask()["requests"][before:]):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    for version in hub.versions(repo):
+        assert len(hub.ask()["repos"][repo]["files"][version]) == 10
+    commit = clients(**transport)(push(fresh, repo))
     assert hub.versions(repo) == [commit]
 
 

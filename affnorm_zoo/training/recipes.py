@@ -35,7 +35,7 @@ _BEGIN, _END = "<!-- results: scripts/recipes.py -->\n", "<!-- end of results --
 
 
 def write_recipes(configs: Path, results: Path, page: Path, readme: Path) -> None:
-    """Write the page of all sweeps that have results, and the table between the README's marks.
+    """Write the page of all sweeps that have results, and between the README's marks the table of those with aims.
 
     Args:
         configs: folder of sweeps' YAML files.
@@ -50,7 +50,7 @@ def write_recipes(configs: Path, results: Path, page: Path, readme: Path) -> Non
             continue
         aims += [_aim_row(sweep, aim, finals) for aim in sweep.aims]
         sections.append(_section(sweep, file, folder.relative_to(page.parent), folder, finals))
-        short += _short_rows(sweep, finals)
+        short += _short_rows(sweep, finals) if sweep.aims else []
     write_text(page, _HEAD.format(aims="\n".join(aims)) + "".join(sections))
     before, _, rest = readme.read_text(encoding="utf-8").partition(_BEGIN)
     _, _, after = rest.partition(_END)

@@ -39,7 +39,7 @@ class SweepConfig:
         title, remark: what a page of results says above the table, and below.
         arms: name -> config files and overrides that make it what it is.
         baseline: the arm that others are compared with.
-        shared: overrides of all arms.
+        shared: config files and overrides of all arms; what an arm says itself counts more.
         points: what is tuned: sets of values by dotted key. Every arm is tried at each of them, by one run.
         tuning: overrides of the tuning runs alone, such as fewer epochs.
         hold_out: training images that tuning is scored on.
@@ -152,7 +152,7 @@ def read_result(folder: Path, trial: Trial) -> dict[str, Any]:
 
 def config_of(sweep: SweepConfig, trial: Trial, overrides: tuple[str, ...] = ()) -> RunConfig:
     """The run that a trial is."""
-    parts = [*sweep.arms[trial.arm], *sweep.shared, *overrides]
+    parts = [*sweep.shared, *sweep.arms[trial.arm], *overrides]
     parts += [f"{key}={json.dumps(value)}" for key, value in trial.point.items()]
     parts += () if trial.is_final else (*sweep.tuning, f"data.hold_out={sweep.hold_out}")
     files = [part for part in parts if "=" not in part]

@@ -118,6 +118,13 @@ def test_one_point_needs_no_tuning(tmp_path):
     assert [trial.seed for trial in final_trials(config, "patchnorm", tmp_path)] == [1, 2]
 
 
+def test_an_arm_counts_more_than_what_is_shared():
+    arms = {"plain": [], "other": ["optim.lr=2e-3"]}
+    config = SweepConfig(arms=arms, baseline="plain", shared=("optim.lr=1e-3",))
+    rates = {arm: sweep.config_of(config, Trial(arm=arm, point={}, seed=1, is_final=True)).optim.lr for arm in arms}
+    assert rates == {"plain": 1e-3, "other": 2e-3}
+
+
 def test_a_wrong_arm_is_told_before_anything_runs(tmp_path):
     arms = {**SETTINGS["arms"], "other": ["model.nam=x"]}
     with pytest.raises(UsageError, match=r"did you mean 'model\.name'"):

@@ -27,7 +27,7 @@ import timm
 {% if load_as -%}
 model = timm.create_model("{{ load_as }}", pretrained=True).eval()
 {%- else -%}
-model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or "hf-hub:ORG/NAME" once published
+model = timm.create_model("local-dir:PATH", pretrained=True).eval()
 {%- endif %}
 ```
 
@@ -124,7 +124,7 @@ def write_card(
         top1: of the run, then of its other seeds.
         benchmark: may be empty.
         figures: names of those that lie beside the card.
-        load_as: timm's name of weights that travel with the package.
+        load_as: timm's name of weights that travel with the package or lie on the Hub.
     """
     result = EvalResult(
         task_type="image-classification",

@@ -41,7 +41,7 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     Args:
         run: a finished run folder.
         seeds: further runs of the same config with other seeds; the card then gives mean and deviation.
-        load_as: timm's name of the weights, for the card, if they travel with the package.
+        load_as: timm's name of the weights, for the card, if they have one: in the package, or ``hf-hub:ORG/NAME``.
 
     Returns:
         The folder, ``run/export``.

@@ -55,7 +55,7 @@ def publish(
         UsageError: a run is not finished, or ``seeds`` differ in more than their seed.
         HubError: the Hub refuses, is out of reach or too slow, or holds something else afterwards.
     """
-    folder = build_release(run, seeds)
+    folder = build_release(run, seeds, load_as=f"hf-hub:{repo_id}")
     files = {path.name: path for path in sorted(folder.iterdir())}
     sizes = {name: path.stat().st_size for name, path in files.items()}
     commit = None

@@ -68,10 +68,13 @@ class Client:
         self("import json, torch, timm, affnorm_zoo")
         self("from pathlib import Path; from affnorm_zoo.hub import publish, pull, load")
 
-    def __call__(self, code, ok=True):
+    def answer(self, code):
         self.process.stdin.write(json.dumps(code) + "\n")
         self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
+        return json.loads(self.process.stdout.readline())
+
+    def __call__(self, code, ok=True):
+        answer = self.answer(code)
         assert ("error" not in answer) == ok, answer
         return answer.get("result") if ok else answer
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from multiprocessing.pool import ThreadPool
 
 import pytest
 import torch
@@ -64,6 +65,7 @@ def test_a_release_holds_what_it_should_and_no_pickle(hub, clients, finished_run
         "result = [card.data.eval_results[0].metric_value, card.data.library_name, card.content]"
     )
     assert card[:2] == [report["val"]["top1"], "timm"]
+    assert f'timm.create_model("hf-hub:{repo}", pretrained=True)' in card[2]
 
 
 def test_pushing_again_makes_no_second_version(hub, clients, transport, finished_runs, repo):
@@ -246,6 +248,21 @@ def test_a_killed_push_is_completed_by_the_next(stage, hub, clients, transport, 
         assert len(hub.ask()["repos"][repo]["files"][version]) == 10
     commit = clients(**transport)(push(fresh, repo))
     assert hub.versions(repo) == [commit]
+
+
+def test_of_two_who_push_at_once_none_leaves_half_a_version(hub, clients, finished_runs, repo, tmp_path):
+    client = clients()
+    client(push(finished_runs / "resnet", repo))
+    pushers = [(client, finished_runs / "vit"), (clients(home=tmp_path), finished_runs / "second")]
+    with ThreadPool(2) as pool:
+        answers = pool.starmap(lambda one, run: one.answer(push(run, repo)), pushers, chunksize=1)
+    errors = [answer["error"] for answer in answers if "error" in answer]
+    assert len(errors) < 2
+    assert all("somebody else has pushed in the meantime: push again" in error for error in errors)
+    assert set(hub.versions(repo)[1:]) == {answer["result"] for answer in answers if "error" not in answer}
+    for one, run in pushers:
+        assert one(push(run, repo)) == hub.versions(repo)[-1]
+        assert len(hub.ask()["repos"][repo]["files"][hub.versions(repo)[-1]]) == 10
 
 
 def test_somebody_faster_is_a_clear_error(hub, clients, finished_runs, repo):

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
-from affnorm_zoo.factory import norm_layer
+from affnorm_zoo.factory import bound_layers, norm_layer
 from affnorm_zoo.registry import get_normalizer
 
 STANDARD = {"resnet": "batchnorm", "vit": "layernorm"}  # the norm of timm's own architecture
+OPAQUE = ", opaque"  # behind a normaliser's name: the compiler does not see into its layers
+COMPILE_MODES = ("default", "max-autotune-no-cudagraphs", "max-autotune", "reduce-overhead")
 
 
 def build(architecture: str, normalizer: str) -> nn.Module:
@@ -58,14 +60,22 @@ class Bench:
         device: where it runs.
         dtype: of the model and the images.
         rounds: how often each contender runs; the first one warms up and is not counted.
+        compile_mode: of ``torch.compile``.
     """
 
     def __init__(
-        self, architecture: str, batch_size: int, img_size: int, device: torch.device, dtype: torch.dtype, rounds: int
+        self,
+        architecture: str,
+        batch_size: int,
+        img_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        rounds: int,
+        compile_mode: str = "default",
     ) -> None:
         self.architecture = architecture
         self.batch_size, self.img_size = batch_size, img_size
-        self.device, self.dtype, self.rounds = device, dtype, rounds
+        self.device, self.dtype, self.rounds, self.compile_mode = device, dtype, rounds, compile_mode
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(batch_size, 3, img_size, img_size, generator=generator)
         self.images = images.to(device, dtype).contiguous(memory_format=torch.channels_last)
@@ -73,8 +83,16 @@ class Bench:
 
     def model(self, normalizer: str) -> nn.Module:
         """Build a contender, in the batch's layout and precision."""
-        model = build(self.architecture, normalizer).to(self.device, self.dtype)
+        model = build(self.architecture, normalizer.removesuffix(OPAQUE)).to(self.device, self.dtype)
         return model.to(memory_format=torch.channels_last)
+
+    def compile(self, model: nn.Module, normalizer: str) -> Any:
+        """Compile a contender, in one graph; an opaque one around its normalised layers, which run as in eager mode."""
+        is_opaque = normalizer.endswith(OPAQUE)
+        if is_opaque:
+            for layer in bound_layers(model):
+                layer.forward = torch.compiler.disable(layer.forward)
+        return torch.compile(model, fullgraph=not is_opaque, mode=self.compile_mode)
 
     def train_step(self, model: nn.Module) -> Callable[[], None]:
         """Forward, loss and backward."""
@@ -99,7 +117,7 @@ class Bench:
         models = {name: self.model(name).train() for name in normalizers}
         saved = {}
         for name, model in models.items():
-            models[name] = torch.compile(model, fullgraph=True) if compiled else model  # type: ignore[assignment]
+            models[name] = self.compile(model, name) if compiled else model
             saved[name] = saved_bytes(models[name], self.images)
         steps = {name: self.train_step(model) for name, model in models.items()}
         times = self.interleave(steps)
@@ -122,7 +140,7 @@ class Bench:
                 models["batchnorm, folded"] = fuse(model)
             models[name] = model
         if compiled:
-            models = {name: torch.compile(model, fullgraph=True) for name, model in models.items()}
+            models = {name: self.compile(model, name) for name, model in models.items()}
         times = self.interleave({name: self.infer_step(model) for name, model in models.items()})
         return self.rows("infer", times, compiled)
 

@@ -10,7 +10,7 @@ contender's median step over that of the first row of its table, which is timm's
 two numbers behind it are the quartiles of the ratios of single turns, and the last the ratio of the fastest steps.
 Where median and minimum disagree, or the quartiles hold 1, the machine was too noisy to tell the contenders apart.
 Saved bytes are those of all distinct tensors that autograd keeps for the backward, counted through its hooks,
-parameters and buffers aside.
+parameters and buffers aside. An opaque contender's layers are not traced by the compiler but called as in eager mode.
 
 To repeat it:
 
@@ -18,7 +18,9 @@ To repeat it:
 python scripts/benchmark.py measure --rounds 12 --output docs/benchmarks/cpu.json
 python scripts/benchmark.py measure --dtype bfloat16 --no-compile --rounds 2 --batch-size 4 \\
     --output docs/benchmarks/cpu_bf16.json
-python scripts/benchmark.py measure --device cuda --batch-size 256 --dtype bfloat16 --output docs/benchmarks/gpu.json
+python scripts/benchmark.py measure --model resnet50 --opaque --batch-size 4 --output docs/benchmarks/cpu_opaque.json
+python scripts/benchmark.py measure --device cuda --model resnet50 --batch-size 256 --dtype bfloat16 \\
+    --output docs/benchmarks/gpu.json
 python scripts/benchmark.py report
 ```
 
@@ -62,8 +64,9 @@ def write_report(folder: Path, page: Path) -> None:
     sections = []
     for name, result in results.items():
         figure = folder / f"{name}.png"
-        _draw(result["rows"], figure)
-        sections.append(_section(name, result, figure.relative_to(page.parent)))
+        if _draw(result["rows"], figure):
+            result["figure"] = figure.relative_to(page.parent)
+        sections.append(_section(name, result))
     page.write_text(_PAGE.format(bars=_bars(results), sections="\n".join(sections)), encoding="utf-8")
 
 
@@ -80,9 +83,11 @@ def _bars(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _section(name: str, result: dict[str, Any], figure: Path) -> str:
+def _section(name: str, result: dict[str, Any]) -> str:
     environment = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
-    blocks = [f"## {name}\n", f"`{result['command']}`: {environment}.\n", f"![ratios of {name}]({figure})\n"]
+    blocks = [f"## {name}\n", f"`{result['command']}`: {environment}.\n"]
+    if "figure" in result:
+        blocks.append(f"![ratios of {name}]({result['figure']})\n")
     keys = dict.fromkeys((row["model"], row["mode"], row["compiled"], row["dtype"]) for row in result["rows"])
     for model, mode, compiled, dtype in keys:
         rows = [
@@ -114,14 +119,16 @@ def _table(rows: list[dict[str, Any]], mode: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of the ratios: step time of training on the left, saved bytes on the right."""
+def _draw(rows: list[dict[str, Any]], path: Path) -> bool:
+    """Bars of the ratios: step time of training on the left, saved bytes on the right. Whether there are any."""
+    chosen = [row for row in rows if row["mode"] == "train" and not row["compiled"]]
+    if not chosen:
+        return False
     import matplotlib  # optional: the extra "plots"
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    chosen = [row for row in rows if row["mode"] == "train" and not row["compiled"]]
     labels = [f"{row['model'].removesuffix('_patch16_224')}\n{row['normalizer']}" for row in chosen]
     figure, axes = plt.subplots(1, 2, figsize=(12, 0.42 * len(chosen) + 1.4), sharey=True, layout="constrained")
     titles = {
@@ -140,3 +147,4 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0].invert_yaxis()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+    return True

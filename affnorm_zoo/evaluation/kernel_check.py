@@ -1,20 +1,27 @@
 """Every Triton kernel on the GPU: right against float64 in poisoned memory, and how near it comes to a plain copy."""
 
-import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from affnorm_zoo.ops import passes
 
 SHAPES = ((64, 256, 56, 56), (64, 512, 28, 28), (64, 2048, 7, 7), (64, 64, 112, 112), (3, 37, 13, 11))
 
 
-def check_kernels(dtype: torch.dtype = torch.bfloat16) -> list[dict[str, Any]]:
+def check_kernels(
+    device: torch.device, shapes: tuple[tuple[int, ...], ...] = SHAPES, dtype: torch.dtype = torch.bfloat16
+) -> list[dict[str, Any]]:
     """Run each kernel on fresh random images of several shapes, in both layouts.
+
+    Args:
+        device: a GPU; under Triton's interpreter a CPU.
+        shapes: of the images, (N, C, H, W).
+        dtype: of the images.
 
     Returns:
         One row a kernel, shape and layout: the largest error, the limit that it must keep (twice the plain pass's
@@ -26,15 +33,15 @@ def check_kernels(dtype: torch.dtype = torch.bfloat16) -> list[dict[str, Any]]:
     from affnorm_zoo.kernels import passes as kernels  # needs Triton
 
     rows = []
-    for shape in SHAPES:
+    for shape in shapes:
         for layout in (torch.channels_last, torch.contiguous_format):
-            for name, moved, run in _runs(shape, dtype, layout):
+            for name, moved, run in _runs(device, shape, dtype, layout):
                 torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
                 results = [run(kernels, None), run(passes, None), run(passes, torch.float64)]
                 torch.use_deterministic_algorithms(False)
                 error, limit = _compare(*results)
                 assert error <= limit, f"{name} on {shape}: error {error:.3g} exceeds {limit:.3g}"
-                source = torch.empty(moved // 2, dtype=torch.uint8, device="cuda")
+                source = torch.empty(moved // 2, dtype=torch.uint8, device=device)
                 target = torch.empty_like(source)
                 seconds = _seconds(partial(run, kernels, None, fresh=False))
                 copy_seconds = _seconds(partial(target.copy_, source))
@@ -55,14 +62,14 @@ def check_kernels(dtype: torch.dtype = torch.bfloat16) -> list[dict[str, Any]]:
 
 
 def _runs(
-    shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format
+    device: torch.device, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format
 ) -> Iterator[tuple[str, int, Callable]]:
     """Name, bytes moved and a call ``run(module, cast, fresh)`` for each pass."""
     n, channels, height, width = shape
-    a, b = (torch.randn(shape, device="cuda").to(dtype).to(memory_format=layout) for _ in range(2))
+    a, b = (torch.randn(shape, device=device).to(dtype).to(memory_format=layout) for _ in range(2))
     positive = b.relu()
-    factor = torch.rand(n, 1, height, width, device="cuda") + 0.5
-    vector = torch.randn(channels, device="cuda").to(dtype)
+    factor = torch.rand(n, 1, height, width, device=device) + 0.5
+    vector = torch.randn(channels, device=device).to(dtype)
     size, maps = a.numel() * a.element_size(), factor.numel() * 4
 
     def wide(t: Tensor, cast: torch.dtype | None) -> Tensor:
@@ -108,16 +115,6 @@ def _compare(ours: tuple, theirs: tuple, truth: tuple) -> tuple[float, float]:
     return worst
 
 
-def _seconds(call: Callable[[], Any], repeats: int = 20) -> float:
-    """Median time on the GPU, after three warm-up calls."""
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(times)
+def _seconds(call: Callable[[], Any]) -> float:
+    """Median time, by torch's timer, which warms up and waits for the device."""
+    return Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=0.1).median

@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from timm.layers import Conv2dSame, Mlp
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -71,18 +73,23 @@ def bind(
 @torch.no_grad()
 def init_bound_weights(model: nn.Module, *, damp_branches: bool = True) -> None:
     """Initialise the divergence-free layers of ``model`` and damp those at the end of residual branches."""
-    layers = tuple(kind for name in list_normalizers() if (kind := _layer_type(get_normalizer(name))) is not None)
-    for module in model.modules():
-        if isinstance(module, layers):
-            module.reset_parameters()
+    layers = bound_layers(model)
+    for layer in layers:
+        layer.reset_parameters()
     if not damp_branches:
         return
     for module in model.modules():
         names, factor = BRANCH_ENDS.get(type(module), ((), 1.0))
         for name in names:
             layer = module.get_submodule(name)
-            if isinstance(layer, layers):
+            if layer in layers:
                 layer.damp(factor)
+
+
+def bound_layers(model: nn.Module) -> list[Any]:
+    """The divergence-free layers of ``model``, in the order of its modules."""
+    kinds = tuple(kind for name in list_normalizers() if (kind := _layer_type(get_normalizer(name))) is not None)
+    return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 def _layer_type(spec: NormalizerSpec) -> type[nn.Module] | None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from affnorm_zoo.ops import passes
 
@@ -117,4 +116,6 @@ def _compare(ours: tuple, theirs: tuple, truth: tuple) -> tuple[float, float]:
 
 def _seconds(call: Callable[[], Any]) -> float:
     """Median time, by torch's timer, which warms up and waits for the device."""
+    from torch.utils.benchmark import Timer  # looks for a compiler, which no other command needs
+
     return Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=0.1).median

@@ -25,12 +25,13 @@ diverges counts as 0, and none is dropped.
 _SECTION = """
 ## {title}
 
-{note}
+{data}: {num_train_images} training and {num_images} test images, {epochs} epochs, {updates} updates, in {arithmetic}.
 
 {table}
 {remark}To repeat it: `python scripts/sweep.py {file} data.path=PATH`. The result files are in
 [{folder}]({folder}); {hardware}.
 """
+_ARITHMETIC = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # by accelerate's word
 _BEGIN, _END = "<!-- results: scripts/recipes.py -->\n", "<!-- end of results -->\n"
 
 
@@ -64,9 +65,9 @@ def _section(sweep: SweepConfig, file: Path, link: Path, folder: Path, finals: d
     environment = runs[0]["environment"]
     return _SECTION.format(
         title=sweep.title,
-        note=f"{facts['num_train_images']:,} training and {facts['num_images']:,} test images of {facts['data']}"
-        f"{f' ({note})' if (note := facts['note']) else ''}, {facts['epochs']} epochs, {facts['updates']:,} updates, "
-        f"{facts['precision']} arithmetic.",
+        data=facts["note"] or facts["data"],
+        arithmetic=_ARITHMETIC[facts["precision"]],
+        **{name: f"{facts[name]:,}" for name in ("num_train_images", "num_images", "epochs", "updates")},
         table=sweep_table(sweep, folder),
         remark=f"{sweep.remark.strip()}\n\n" if sweep.remark else "",
         file=file.as_posix(),

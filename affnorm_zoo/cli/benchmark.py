@@ -52,8 +52,7 @@ def measure(
 ) -> None:
     """Measure time and memory, and on a GPU check the kernels.
 
-    The modes that autotune let the compiler choose, product by product, between the library's and one of its own with
-    the normaliser's factor in its epilogue.
+    The modes that autotune let the compiler choose, product by product, between the library's and one of its own.
     """
     place = torch.device(device)
     results: dict[str, Any] = {

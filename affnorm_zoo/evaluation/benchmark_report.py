@@ -27,7 +27,7 @@ python scripts/benchmark.py report
 ```
 
 The last measurement lets the compiler choose, for every 1x1 convolution and linear layer, between the library's product
-with a pass behind it and a product of its own with the normaliser's factor in the epilogue.
+with a pass behind it and a product of its own; that it puts the normaliser's factor into the epilogue was not seen yet.
 
 ## What was aimed at
 

@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from affnorm_zoo.evaluation.benchmark import OPAQUE
+
 _PAGE = """# Performance
 
 Every number on this page was written by `scripts/benchmark.py report` from the JSON files in `docs/benchmarks/`,
@@ -28,7 +30,7 @@ python scripts/benchmark.py report
 
 The last measurement lets the compiler choose, for every 1x1 convolution and linear layer, between the library's product
 with a pass behind it and a product of its own; that it puts the normaliser's factor into the epilogue was not seen yet.
-
+{opaque}
 ## What was aimed at
 
 {bars}
@@ -72,7 +74,24 @@ def write_report(folder: Path, page: Path) -> None:
         if _draw(result["rows"], figure):
             result["figure"] = figure.relative_to(page.parent)
         sections.append(_section(name, result))
-    page.write_text(_PAGE.format(bars=_bars(results), sections="\n".join(sections)), encoding="utf-8")
+    text = _PAGE.format(opaque=_opaque(results), bars=_bars(results), sections="\n".join(sections))
+    page.write_text(text, encoding="utf-8")
+
+
+def _opaque(results: dict[str, Any]) -> str:
+    """What was found where the same layers were traced and opaque, a paragraph a measurement."""
+    text = ""
+    for result in results.values():
+        rows = {row["normalizer"]: row for row in result["rows"]}
+        for name in [name for name in rows if name + OPAQUE in rows]:
+            traced, opaque = rows[name], rows[name + OPAQUE]
+            better = "tracing wins" if traced["ratio"] < opaque["ratio"] else "opaque layers win"
+            text += (
+                f"\nTraced or opaque, on {result['environment']['device']}: a compiled step of\n"
+                f"{traced['model']}_{name} takes {traced['ratio']:.2f} and {opaque['ratio']:.2f} of batch norm's time "
+                f"and keeps {traced['saved_ratio']:.2f} and {opaque['saved_ratio']:.2f} of its bytes: {better}.\n"
+            )
+    return text
 
 
 def _bars(results: dict[str, Any]) -> str:

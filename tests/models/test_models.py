@@ -117,8 +117,19 @@ def test_vit_options_of_timm():
 @pytest.mark.parametrize("mode", ["jax", "moco", ""])
 def test_weight_init_modes_leave_divergence_free_layers_to_their_own_rule(mode):
     model = timm.create_model("vit_nano_patch4_32_affinelike", weight_init=mode)
-    layer = model.blocks[3].attn.qkv
+    layer = model.blocks[3].mlp.fc1
     assert layer.weight.std().item() == pytest.approx(1 / layer.c, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["vit_nano_patch4_32_affinelike", "vit_nano_patch4_32_normlike"])
+def test_attention_starts_by_looking_everywhere(name):
+    attn = timm.create_model(name).blocks[3].attn
+    query, key, value = attn.qkv(torch.randn(2, 65, 96)).chunk(3, dim=-1)
+    assert value.std() > 4 * query.std()
+    heads = (part.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2) for part in (query, key))
+    logits = next(heads) @ next(heads).mT * attn.scale
+    # a logit is a sum of head_dim products of two RMS of at most 0.2, over √head_dim
+    assert logits.std() <= 0.05
 
 
 def test_cifar_stages_and_reductions():

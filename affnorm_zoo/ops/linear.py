@@ -6,7 +6,7 @@ A GELU before the layer is part of the op: its output is computed again in the b
 a transformer block one copy is saved and not two.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,19 @@ from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
 from affnorm_zoo.ops.recompute import gelu_again
 
 
+class LinearMap(NamedTuple):
+    """Which map of the tensors the op is."""
+
+    c: float
+    kappa: float
+    norm_like: bool
+    input_activation: str
+
+    def inner_bias(self, bias: Tensor | None) -> Tensor | None:
+        """What is added inside the quotient; norm_like adds its bias after it."""
+        return None if bias is None or self.norm_like else self.kappa * bias
+
+
 def affine_like(
     x: Tensor, weight: Tensor, bias: Tensor | None, c: float, kappa: float, input_activation: str
 ) -> Tensor:
@@ -28,7 +41,7 @@ def affine_like(
     if torch.jit.is_scripting():
         return affine_like_map(apply_input_activation(x, input_activation), weight, bias, c, kappa)
     else:  # noqa: RET505 TorchScript skips only an else
-        return _lean(x, weight, bias, c, kappa, False, input_activation)
+        return _lean(x, weight, bias, LinearMap(c, kappa, False, input_activation))
 
 
 def norm_like(x: Tensor, weight: Tensor, bias: Tensor | None, c: float, input_activation: str) -> Tensor:
@@ -36,51 +49,35 @@ def norm_like(x: Tensor, weight: Tensor, bias: Tensor | None, c: float, input_ac
     if torch.jit.is_scripting():
         return norm_like_map(apply_input_activation(x, input_activation), weight, bias, c)
     else:  # noqa: RET505 TorchScript skips only an else
-        return _lean(x, weight, bias, c, 0.0, True, input_activation)
+        return _lean(x, weight, bias, LinearMap(c, 0.0, True, input_activation))
 
 
-def _lean(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    c: float,
-    kappa: float,
-    is_norm_like: bool,
-    input_activation: str,
-) -> Tensor:
+def _lean(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> Tensor:
     if use_plain_path():
-        return _plain(x, weight, bias, c, kappa, is_norm_like, input_activation)
+        return _plain(x, weight, bias, what)
     x, weight, bias = autocast_inputs(x, weight, bias)
     # the op works on rows: the product of more axes may be a view, which an autograd function must not hand out
     rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        z = NormalizedLinearFunction.apply(rows, weight, bias, c, kappa, is_norm_like, input_activation)
+        z = NormalizedLinearFunction.apply(rows, weight, bias, what)
     else:
-        z = _forward(apply_input_activation(rows, input_activation), weight, bias, c, kappa, is_norm_like)[0]
+        z = _forward(rows, weight, bias, what)[0]
     return z.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _plain(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    c: float,
-    kappa: float,
-    is_norm_like: bool,
-    input_activation: str,
-) -> Tensor:
-    x = apply_input_activation(x, input_activation)
-    return norm_like_map(x, weight, bias, c) if is_norm_like else affine_like_map(x, weight, bias, c, kappa)
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> Tensor:
+    x = apply_input_activation(x, what.input_activation)
+    if what.norm_like:
+        return norm_like_map(x, weight, bias, what.c)
+    return affine_like_map(x, weight, bias, what.c, what.kappa)
 
 
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, c: float, kappa: float, is_norm_like: bool
-) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> tuple[Tensor, Tensor]:
     """The output for rows x (M, in_features), and the factor c r of every row, (M, 1, 1, 1)."""
-    factor = c * inverse_norm(passes.square_sum(_as_images(x), 1), kappa)
-    inner_bias = None if is_norm_like or bias is None else kappa * bias
-    z = F.linear(x, weight, inner_bias)
-    passes.scale_output(_as_images(z), factor, bias if is_norm_like else None, "none")
+    a = apply_input_activation(x, what.input_activation)
+    factor = what.c * inverse_norm(passes.square_sum(_as_images(a), 1), what.kappa)
+    z = F.linear(a, weight, what.inner_bias(bias))
+    passes.scale_output(_as_images(z), factor, bias if what.norm_like else None, "none")
     return z, factor
 
 
@@ -93,53 +90,40 @@ class NormalizedLinearFunction(torch.autograd.Function):
     """Autograd of :func:`affine_like` and :func:`norm_like`; see the head of this file."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        c: float,
-        kappa: float,
-        is_norm_like: bool,
-        input_activation: str,
-    ) -> Tensor:
-        z, factor = _forward(apply_input_activation(x, input_activation), weight, bias, c, kappa, is_norm_like)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> Tensor:
+        z, factor = _forward(x, weight, bias, what)
         ctx.save_for_backward(x, weight, bias, factor)
-        ctx.c, ctx.kappa, ctx.is_norm_like, ctx.input_activation = c, kappa, is_norm_like, input_activation
+        ctx.what = what
         return z
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple:
         x, weight, bias, factor = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *_differentiable_backward(ctx, dz, x, weight, bias), *(None,) * 4
+            return *_differentiable_backward(ctx, dz, x, weight, bias), None
+        what = ctx.what
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         dx = dweight = None
 
-        a = _as_images(gelu_again(x) if ctx.input_activation == "gelu" else x)
-        bias_inside, bias_outside = (None, bias) if ctx.is_norm_like else (bias, None)
-        h, s, dbias = passes.scale_cotangent(
-            _as_images(dz),
-            factor,
-            outer_bias=bias_outside,
-            probe=None if bias_inside is None else ctx.kappa * bias_inside,
-        )
+        a = _as_images(gelu_again(x) if what.input_activation == "gelu" else x)
+        outer_bias = bias if what.norm_like else None
+        h, s, dbias = passes.scale_cotangent(_as_images(dz), factor, outer_bias=outer_bias, probe=what.inner_bias(bias))
         rows = h.flatten(1)
         if needs_weight:
             dweight = rows.t() @ a.flatten(1)
-        if needs_bias and bias_inside is not None:
-            dbias = ctx.kappa * rows.sum(0)
+        if needs_bias and not what.norm_like:
+            dbias = what.kappa * rows.sum(0)
         if needs_x:
             dx = rows @ weight
-            passes.correct_pointwise(_as_images(dx), a, (factor / ctx.c).square(), s)
-            if ctx.input_activation == "gelu":
+            passes.correct_pointwise(_as_images(dx), a, (factor / what.c).square(), s)
+            if what.input_activation == "gelu":
                 dx = torch.ops.aten.gelu_backward(dx, x)
-        return dx, dweight, dbias, *(None,) * 4
+        return dx, dweight, dbias, None
 
 
 def _differentiable_backward(ctx: Any, dz: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list:
     """The same gradients with a graph of their own, for a second derivative."""
-    z = _plain(x, weight, bias, ctx.c, ctx.kappa, ctx.is_norm_like, ctx.input_activation)
+    z = _plain(x, weight, bias, ctx.what)
     wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad[:3], strict=True) if needed]
     gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=True))
     return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:3]]

@@ -9,7 +9,7 @@ s comes without the output where it can: from x and dx₀ for a 1x1 kernel, and 
 next layer keeps anyway, because Σ g z = Σ dz act(z) for ReLU and leaky ReLU. Elsewhere W∗x is kept, or recomputed.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,32 @@ from affnorm_zoo.ops.recompute import convolve_again
 
 aten = torch.ops.aten
 IntPair = tuple[int, int]
-Geometry = tuple[IntPair, IntPair, IntPair, int]  # stride, padding, dilation, groups
+
+
+class PatchMap(NamedTuple):
+    """Which map of the tensors the op is: the other arguments of ``patch_norm_map``, in their order."""
+
+    stride: IntPair
+    padding: IntPair
+    dilation: IntPair
+    groups: int
+    c: float
+    kappa: float
+    norm_like: bool
+    activation: str
+
+    @property
+    def geometry(self) -> tuple[IntPair, IntPair, IntPair, int]:
+        """The last arguments of a convolution."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    def is_pointwise(self, weight: Tensor) -> bool:
+        """Whether every position sees one pixel alone, and every pixel that is seen belongs to one position."""
+        return weight.shape[2] == 1 and weight.shape[3] == 1 and self.padding == (0, 0)
+
+    def inner_bias(self, bias: Tensor | None) -> Tensor | None:
+        """What is added inside the quotient; norm_like adds its bias after it."""
+        return None if bias is None or self.norm_like else self.kappa * bias
 
 
 def patch_norm(
@@ -54,50 +79,31 @@ def patch_norm(
     if torch.jit.is_scripting():
         z = patch_norm_map(batch, weight, bias, stride, padding, dilation, groups, c, kappa, norm_like, activation)
     else:
-        geometry = (stride, padding, dilation, groups)
-        z = _lean(batch, weight, bias, geometry, c, kappa, norm_like, activation, recompute)
+        what = PatchMap(stride, padding, dilation, groups, c, kappa, norm_like, activation)
+        z = _lean(batch, weight, bias, what, recompute)
     return z if x.dim() == 4 else z.squeeze(0)
 
 
-def _lean(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    c: float,
-    kappa: float,
-    norm_like: bool,
-    activation: str,
-    recompute: bool,
-) -> Tensor:
-    stride, padding, dilation, groups = geometry
+def _lean(x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, recompute: bool) -> Tensor:
     if use_plain_path():
-        return patch_norm_map(x, weight, bias, stride, padding, dilation, groups, c, kappa, norm_like, activation)
+        return patch_norm_map(x, weight, bias, *what)
     x, weight, bias = autocast_inputs(x, weight, bias)
     if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
-        return _forward(x, weight, bias, geometry, c, kappa, norm_like, activation, False)[0]
-    keep = activation == "none" and not _is_pointwise(weight, padding) and not recompute
-    return PatchNormFunction.apply(x, weight, bias, geometry, c, kappa, norm_like, activation, keep)
+        return _forward(x, weight, bias, what, keep=False)[0]
+    keep = what.activation == "none" and not what.is_pointwise(weight) and not recompute
+    return PatchNormFunction.apply(x, weight, bias, what, keep)
 
 
 def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    c: float,
-    kappa: float,
-    norm_like: bool,
-    activation: str,
-    keep: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The output, the factor c r of every position, and the convolution's own output if it is to be kept."""
-    stride, padding, dilation, groups = geometry
     kernel_size = (weight.shape[2], weight.shape[3])
-    squares = passes.window_sum(passes.square_sum(x, groups), kernel_size, stride, padding, dilation)
-    factor = c * inverse_norm(squares, 0.0 if norm_like else kappa)
-    y = F.conv2d(x, weight, _inner_bias(bias, kappa, norm_like), *geometry)
-    z = passes.scale_output(y.clone() if keep else y, factor, bias if norm_like else None, activation)
+    squares = passes.square_sum(x, what.groups)
+    squares = passes.window_sum(squares, kernel_size, what.stride, what.padding, what.dilation)
+    factor = what.c * inverse_norm(squares, 0.0 if what.norm_like else what.kappa)
+    y = F.conv2d(x, weight, what.inner_bias(bias), *what.geometry)
+    z = passes.scale_output(y.clone() if keep else y, factor, bias if what.norm_like else None, what.activation)
     return z, factor, y if keep else None
 
 
@@ -105,53 +111,43 @@ class PatchNormFunction(torch.autograd.Function):
     """Autograd of :func:`patch_norm`; see the head of this file."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        geometry: Geometry,
-        c: float,
-        kappa: float,
-        norm_like: bool,
-        activation: str,
-        keep: bool,
-    ) -> Tensor:
-        z, factor, y = _forward(x, weight, bias, geometry, c, kappa, norm_like, activation, keep)
-        ctx.save_for_backward(x, weight, bias, factor, z if activation != "none" else y)
-        ctx.geometry, ctx.c, ctx.kappa, ctx.norm_like, ctx.activation = geometry, c, kappa, norm_like, activation
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, keep: bool) -> Tensor:
+        z, factor, y = _forward(x, weight, bias, what, keep)
+        ctx.save_for_backward(x, weight, bias, factor, z if what.activation != "none" else y)
+        ctx.what = what
         return z
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple:
         x, weight, bias, factor, kept = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *_differentiable_backward(ctx, dz, x, weight, bias), *(None,) * 6
-        stride, padding, dilation, groups = ctx.geometry
+            return *_differentiable_backward(ctx, dz, x, weight, bias), None, None
+        what = ctx.what
+        stride, padding, dilation, groups = what.geometry
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
-        given: dict[str, Any] = {"outer_bias": bias if ctx.norm_like else None}
+        given: dict[str, Any] = {"outer_bias": bias if what.norm_like else None}
         from_input = False  # whether s needs dx₀
-        if ctx.activation != "none":
-            given |= {"activation": ctx.activation, "output": kept}
+        if what.activation != "none":
+            given |= {"activation": what.activation, "output": kept}
         elif not needs_x:
             pass  # s only corrects dx
-        elif not _is_pointwise(weight, padding):
+        elif not what.is_pointwise(weight):
             if kept is None:
-                kept = convolve_again(x, weight, _inner_bias(bias, ctx.kappa, ctx.norm_like), *ctx.geometry)
+                kept = convolve_again(x, weight, what.inner_bias(bias), *what.geometry)
             given["inner"] = kept
         else:
             from_input = True
-            given["probe"] = _inner_bias(bias, ctx.kappa, ctx.norm_like)
+            given["probe"] = what.inner_bias(bias)
         h, s, dbias = passes.scale_cotangent(dz, factor, **given)
         dx, dweight, dbias_inner = aten.convolution_backward(
             h, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups,
-            [needs_x, needs_weight, needs_bias and not ctx.norm_like],
+            [needs_x, needs_weight, needs_bias and not what.norm_like],
         )  # fmt: skip
-        if needs_bias and not ctx.norm_like:
-            dbias = ctx.kappa * dbias_inner
+        if needs_bias and not what.norm_like:
+            dbias = what.kappa * dbias_inner
         if needs_x:
-            inv_square = (factor / ctx.c).square()
+            inv_square = (factor / what.c).square()
             if from_input:
                 pixels = (slice(None), slice(None), slice(None, None, stride[0]), slice(None, None, stride[1]))
                 passes.correct_pointwise(dx[pixels], x[pixels], inv_square, s)
@@ -159,24 +155,12 @@ class PatchNormFunction(torch.autograd.Function):
                 size, kernel_size = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
                 v = passes.window_sum_transpose(inv_square * s, size, kernel_size, stride, padding, dilation)
                 passes.correct(dx, x, v)
-        return dx, dweight, dbias, *(None,) * 6
+        return dx, dweight, dbias, None, None
 
 
 def _differentiable_backward(ctx: Any, dz: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list:
     """The same gradients with a graph of their own, for a second derivative."""
-    stride, padding, dilation, groups = ctx.geometry
-    z = patch_norm_map(
-        x, weight, bias, stride, padding, dilation, groups, ctx.c, ctx.kappa, ctx.norm_like, ctx.activation
-    )
+    z = patch_norm_map(x, weight, bias, *ctx.what)
     wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad[:3], strict=True) if needed]
     gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=True))
     return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:3]]
-
-
-def _inner_bias(bias: Tensor | None, kappa: float, norm_like: bool) -> Tensor | None:
-    """What is added inside the quotient; norm_like adds its bias after it."""
-    return None if bias is None or norm_like else kappa * bias
-
-
-def _is_pointwise(weight: Tensor, padding: IntPair) -> bool:
-    return weight.shape[2] == 1 and weight.shape[3] == 1 and padding == (0, 0)

@@ -40,6 +40,13 @@ def test_the_readme_quotes_the_measured_ratios(model):
     assert (eager, compiled) == (f"{measured[False]['ratio']:.2f}", f"{measured[True]['ratio']:.2f}")
 
 
+def test_the_readme_quotes_traced_and_opaque_layers():
+    measured = json.loads((ROOT / "docs/benchmarks/cpu_opaque.json").read_text())["rows"]
+    traced, opaque = (row["ratio"] for row in measured if row["normalizer"] != "batchnorm")
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"ResNet-50 took {traced:.2f} of batch norm's, and {opaque:.2f} with layers" in text
+
+
 # the compiler itself looks at the gradients of what enters a graph in the middle of the network
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_what_the_compiler_sees_into_or_not_saves_less(monkeypatch):

@@ -1,0 +1,53 @@
+"""How networks of divergence-free layers start, beyond each layer's own rule."""
+
+from typing import Any
+
+import torch
+from timm.layers import Attention
+from timm.models.resnet import BasicBlock, Bottleneck
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
+
+# The last layers of residual branches and the factor on their initial weights. A divergence-free branch cannot start
+# at zero through its norm, which has no weight. At a fifth, the sum of 36 branches, the longest stage of a ResNet-152,
+# has about the variance of the shortcut; at a tenth, the 48 branches of a ViT-L add up to an RMS of at most 0.7.
+BRANCH_ENDS: dict[type[nn.Module], tuple[tuple[str, ...], float]] = {
+    BasicBlock: (("conv2",), 0.2),
+    Bottleneck: (("conv3",), 0.2),
+    Block: (("attn.proj", "mlp.fc2"), 0.1),
+}
+
+# The factor on the initial queries and keys. A divergence-free layer puts out an RMS near 1 whatever comes in, and
+# attention over such products would start at random; this leaves the logits 1/25 of their size, so that every token
+# starts by looking at all. Yang et al. 2022, https://arxiv.org/abs/2203.03466, start the queries at zero.
+QUERY_KEY_START = 0.2
+
+
+@torch.no_grad()
+def init_bound_weights(model: nn.Module, *, damp_branches: bool = True) -> None:
+    """Initialise the divergence-free layers of ``model``; damp those at the end of residual branches, and attention."""
+    layers = bound_layers(model)
+    for layer in layers:
+        layer.reset_parameters()
+    if not damp_branches:
+        return
+    for module in model.modules():
+        names, factor = BRANCH_ENDS.get(type(module), ((), 1.0))
+        for name in names:
+            layer = module.get_submodule(name)
+            if layer in layers:
+                layer.damp(factor)
+        if isinstance(module, Attention) and module.qkv in layers:
+            module.qkv.weight[: 2 * module.attn_dim].mul_(QUERY_KEY_START)
+
+
+def bound_layers(model: nn.Module) -> list[Any]:
+    """The divergence-free layers of ``model``, in the order of its modules."""
+    kinds = tuple(kind for name in list_normalizers() if (kind := _layer_type(get_normalizer(name))) is not None)
+    return [module for module in model.modules() if isinstance(module, kinds)]
+
+
+def _layer_type(spec: NormalizerSpec) -> type[nn.Module] | None:
+    return spec.conv if spec.conv is not None else spec.linear

@@ -1,4 +1,3 @@
-
 import torch
 from timm.layers import Conv2dSame, Mlp
 from timm.models.vision_transformer import Block

@@ -85,11 +85,11 @@ def _opaque(results: dict[str, Any]) -> str:
         rows = {row["normalizer"]: row for row in result["rows"]}
         for name in [name for name in rows if name + OPAQUE in rows]:
             traced, opaque = rows[name], rows[name + OPAQUE]
-            better = "tracing wins" if traced["ratio"] < opaque["ratio"] else "opaque layers win"
             text += (
                 f"\nTraced or opaque, on {result['environment']['device']}: a compiled step of\n"
-                f"{traced['model']}_{name} takes {traced['ratio']:.2f} and {opaque['ratio']:.2f} of batch norm's time "
-                f"and keeps {traced['saved_ratio']:.2f} and {opaque['saved_ratio']:.2f} of its bytes: {better}.\n"
+                f"{traced['model']}_{name} takes {traced['ratio']:.2f} or {opaque['ratio']:.2f} of the time with "
+                f"{result['rows'][0]['normalizer']}, and keeps {traced['saved_ratio']:.2f} or "
+                f"{opaque['saved_ratio']:.2f} of the bytes.\n"
             )
     return text
 

@@ -19,8 +19,8 @@ BRANCH_ENDS: dict[type[nn.Module], tuple[tuple[str, ...], float]] = {
     Block: (("attn.proj", "mlp.fc2"), 0.1),
 }
 
-# The factor on the initial queries and keys. A divergence-free layer puts out an RMS near 1 whatever comes in, and
-# attention over such products would start at random; this leaves the logits 1/25 of their size, so that every token
+# The factor on the initial queries and keys. A divergence-free layer's outputs start with an RMS of up to 1, and
+# attention over their products would start at random; this leaves the logits 1/25 of their size, so that every token
 # starts by looking at all. Yang et al. 2022, https://arxiv.org/abs/2203.03466, start the queries at zero.
 QUERY_KEY_START = 0.2
 

@@ -132,6 +132,14 @@ def test_attention_starts_by_looking_everywhere(name):
     assert logits.std() <= 0.05
 
 
+@pytest.mark.parametrize("name", ["vit_nano_patch4_32_affinelike", "vit_nano_patch4_32_normlike"])
+def test_branches_of_a_transformer_start_small(name):
+    block = timm.create_model(name).blocks[3]
+    for layer in (block.attn.proj, block.mlp.fc2):
+        # an RMS of at most 1 for undamped weights of variance 1/c², a tenth of it here; a third is left to chance
+        assert layer(torch.randn(2, 65, layer.in_features)).square().mean().sqrt() <= 0.13
+
+
 def test_cifar_stages_and_reductions():
     model = timm.create_model("resnet20_cifar_patchnorm", features_only=True)
     assert model.feature_info.channels() == [16, 16, 32, 64]

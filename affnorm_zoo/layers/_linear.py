@@ -1,10 +1,10 @@
 import torch
 from torch import nn
 
-from affnorm_zoo.functional.scale import resolve_scale
+from affnorm_zoo.layers._scaled import Scaled
 
 
-class NormalizedLinear(nn.Linear):
+class NormalizedLinear(Scaled, nn.Linear):
     """What the divergence-free linear layers share: their arguments and their initialisation.
 
     Its state dict is that of :class:`torch.nn.Linear`.
@@ -29,8 +29,7 @@ class NormalizedLinear(nn.Linear):
         if input_activation not in ("none", "gelu"):
             raise ValueError(f"input_activation must be 'none' or 'gelu', got {input_activation!r}")
         self.input_activation = input_activation
-        self.scale = scale  # before the parent's constructor, which calls reset_parameters
-        self.c, self.kappa = resolve_scale(scale, in_features)
+        self._set_scale(scale, in_features)  # before the parent's constructor, which calls reset_parameters
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:

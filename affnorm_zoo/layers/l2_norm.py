@@ -3,13 +3,13 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from affnorm_zoo.functional.l2_norm import l2_norm_map
-from affnorm_zoo.functional.scale import resolve_scale
+from affnorm_zoo.layers._scaled import Scaled
 
 torch.fx.wrap("l2_norm_map")
 
 
 @register_notrace_module
-class L2Norm(nn.Module):
+class L2Norm(Scaled, nn.Module):
     """Parameter-free L2 norm over the last axis, (..., C) to (..., C).
 
     See :func:`affnorm_zoo.functional.l2_norm`. The constructor is timm's norm contract.
@@ -30,8 +30,7 @@ class L2Norm(nn.Module):
     ) -> None:
         super().__init__()
         self.num_channels = num_channels
-        self.scale = scale
-        self.c, _ = resolve_scale(scale, num_channels)
+        self._set_scale(scale, num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return l2_norm_map(x, -1, self.c)

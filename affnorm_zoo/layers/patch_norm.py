@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from affnorm_zoo.functional.activation import check_activation
 from affnorm_zoo.functional.patch_norm import VARIANTS, split_padding
-from affnorm_zoo.functional.scale import resolve_scale
+from affnorm_zoo.layers._scaled import Scaled
 from affnorm_zoo.ops.patch_norm import patch_norm
 from affnorm_zoo.ops.weight_standardization import standardize
 from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
@@ -24,7 +24,7 @@ STANDARDIZED_RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
 
 
 @register_notrace_module
-class PatchNormConv2d(nn.Conv2d):
+class PatchNormConv2d(Scaled, nn.Conv2d):
     """Convolution whose every output is divided by the length of its patch, (N, C_in, H, W) to (N, C_out, H', W').
 
         affine_like:  z_p = c (W∗x + κ b)_p / √(‖x_p‖² + κ²)
@@ -76,12 +76,11 @@ class PatchNormConv2d(nn.Conv2d):
         )
         self.variant = variant
         self.norm_like = variant == "norm_like"
-        self.scale = scale
         self.activation = activation
         self.weight_standardization = weight_standardization
         self.recompute = recompute
         self.fan_in = self.weight[0].numel()
-        self.c, self.kappa = resolve_scale(scale, self.fan_in)
+        self._set_scale(scale, self.fan_in)
         if padding_mode == "zeros":
             self.pads, self.conv_padding = split_padding(self.padding, self.kernel_size, self.stride, self.dilation)
             self.pad_mode = "constant"

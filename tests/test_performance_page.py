@@ -47,6 +47,14 @@ def test_the_readme_quotes_traced_and_opaque_layers():
     assert f"ResNet-50 took {traced:.2f} of batch norm's, and {opaque:.2f} with layers" in text
 
 
+def test_products_get_a_table_of_their_own(tmp_path):
+    product = {"shape": [3136, 512, 2048], "passes_seconds": 5e-5, "kernel_seconds": 4e-5, "tile": [128, 64, 32, 4, 2]}
+    result = {"command": "measure", "environment": {"device": "one"}, "rows": [], "products": [product]}
+    (tmp_path / "gpu.json").write_text(json.dumps(result))
+    write_report(tmp_path, tmp_path / "performance.md")
+    assert "| 3136 | 512 | 2048 | 50.0 | 40.0 | 0.800 | 128×64×32 |\n" in (tmp_path / "performance.md").read_text()
+
+
 # the compiler itself looks at the gradients of what enters a graph in the middle of the network
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_what_the_compiler_sees_into_or_not_saves_less(monkeypatch):

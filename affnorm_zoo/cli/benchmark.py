@@ -12,6 +12,7 @@ from affnorm_zoo.config import load_config
 from affnorm_zoo.evaluation.benchmark import COMPILE_MODES, OPAQUE, Bench, environment
 from affnorm_zoo.evaluation.benchmark_report import write_report
 from affnorm_zoo.evaluation.kernel_check import check_kernels
+from affnorm_zoo.evaluation.product_check import check_products
 from affnorm_zoo.training.loop_benchmark import measure_loop
 
 CONTENDERS = {
@@ -60,9 +61,11 @@ def measure(
         "environment": environment(place),
         "rows": [],
         "kernels": [],
+        "products": [],
     }
     if place.type == "cuda":
-        results["kernels"] = check_kernels(place)
+        results |= {"kernels": check_kernels(place), "products": check_products(place)}
+        torch.backends.cudnn.benchmark = True  # of all contenders: the fastest algorithm for each shape
     for name in models:
         bench = Bench(name, batch_size, img_size, place, getattr(torch, dtype), rounds, compile_mode)
         for rows in _opaque_tables(bench) if opaque else _tables(bench, no_compile):

@@ -28,8 +28,11 @@ python scripts/benchmark.py measure --device cuda --model resnet50 --batch-size 
 python scripts/benchmark.py report
 ```
 
-The last measurement lets the compiler choose, for every 1x1 convolution and linear layer, between the library's product
-with a pass behind it and a product of its own; that it puts the normaliser's factor into the epilogue was not seen yet.
+The first measurement on a GPU also times the forward of single layers in its two ways, the library's product between
+two passes and one kernel with all of it. Eager layers choose between the ways like that, shape by shape, where
+`torch.backends.cudnn.benchmark` is set. The last measurement lets the compiler choose, for every 1x1 convolution and
+linear layer, between the library's product with a pass behind it and a product of its own; that it puts the
+normaliser's factor into the epilogue was not seen yet.
 {opaque}
 ## What was aimed at
 
@@ -121,7 +124,19 @@ def _section(name: str, result: dict[str, Any]) -> str:
         ]
         blocks.append(f"### {model}, {mode}, {'compiled' if compiled else 'eager'}, {dtype}\n")
         blocks.append(_table(rows, mode))
+    if result.get("products"):
+        blocks += ["### one layer's forward, bfloat16\n", _product_table(result["products"])]
     return "\n".join(blocks)
+
+
+def _product_table(products: list[dict[str, Any]]) -> str:
+    lines = ["| pixels | channels in | out | passes (µs) | one kernel (µs) | ratio | tile |", "|---" * 7 + "|"]
+    for row in products:
+        times = f"{1e6 * row['passes_seconds']:.1f} | {1e6 * row['kernel_seconds']:.1f}"
+        ratio = row["kernel_seconds"] / row["passes_seconds"]
+        tile = "×".join(map(str, row["tile"][:3]))
+        lines.append(f"| {' | '.join(map(str, row['shape']))} | {times} | {ratio:.3f} | {tile} |")
+    return "\n".join(lines) + "\n"
 
 
 def _table(rows: list[dict[str, Any]], mode: str) -> str:

@@ -38,12 +38,12 @@ def check_kernels(
                 torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
                 results = [run(kernels, None), run(passes, None), run(passes, torch.float64)]
                 torch.use_deterministic_algorithms(False)
-                error, limit = _compare(*results)
+                error, limit = compare(*results)
                 assert error <= limit, f"{name} on {shape}: error {error:.3g} exceeds {limit:.3g}"
                 source = torch.empty(moved // 2, dtype=torch.uint8, device=device)
                 target = torch.empty_like(source)
-                seconds = _seconds(partial(run, kernels, None, fresh=False))
-                copy_seconds = _seconds(partial(target.copy_, source))
+                seconds = median_seconds(partial(run, kernels, None, fresh=False))
+                copy_seconds = median_seconds(partial(target.copy_, source))
                 rows.append(
                     {
                         "kernel": name,
@@ -102,7 +102,7 @@ def _runs(
     yield "correct", 3 * size + maps, correct
 
 
-def _compare(ours: tuple, theirs: tuple, truth: tuple) -> tuple[float, float]:
+def compare(ours: tuple, theirs: tuple, truth: tuple) -> tuple[float, float]:
     """Largest error over the outputs, and the limit of that output."""
     worst = (0.0, 0.0)
     for kernel, plain, true in zip(ours, theirs, truth, strict=True):
@@ -114,7 +114,7 @@ def _compare(ours: tuple, theirs: tuple, truth: tuple) -> tuple[float, float]:
     return worst
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def median_seconds(call: Callable[[], Any]) -> float:
     """Median time, by torch's timer, which warms up and waits for the device."""
     from torch.utils.benchmark import Timer  # looks for a compiler, which no other command needs
 

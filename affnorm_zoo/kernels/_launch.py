@@ -1,5 +1,7 @@
 """Launch constants of the kernels. Not tuned on a GPU yet: they follow from the memory system as described."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,30 @@ TILE = 4096
 NUM_WARPS = 4
 # The contiguous axis of a tile spans at least a 128-byte line of 16-bit values.
 MIN_CONTIGUOUS = 64
+
+
+class ProductTile(NamedTuple):
+    """What one program of the matrix product holds: a tile of its output, read ``inputs`` channels at a time."""
+
+    positions: int
+    outputs: int
+    inputs: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of the tiles in flight, in 16-bit values."""
+        return 2 * self.num_stages * self.inputs * (self.positions + self.outputs)
+
+
+# Candidates, of which the fastest is chosen by measuring. The accumulator takes 64 or 128 registers a lane; 64 input
+# channels are a 128-byte line; the stages fill, but for the last tile, about 96 KiB, which every GPU since 2020 grants.
+PRODUCT_TILES = (
+    ProductTile(128, 128, 64, num_warps=8, num_stages=3),
+    ProductTile(128, 64, 64, num_warps=4, num_stages=4),
+    ProductTile(64, 64, 64, num_warps=4, num_stages=4),
+)
 
 
 def next_power_of_2(n: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from affnorm_zoo.functional.activation import LEAKY_SLOPE
 from affnorm_zoo.kernels._launch import NUM_WARPS, tile_shape
 
-_ACTIVATION = {"none": 0, "relu": 1, "leaky_relu": 2}
+ACTIVATION_CODES = {"none": 0, "relu": 1, "leaky_relu": 2}
 _NOTHING, _OUTPUT, _INNER, _PROBE = 0, 1, 2, 3
 
 
@@ -161,7 +161,7 @@ def scale_output(y: Tensor, factor: Tensor, bias: Tensor | None, activation: str
     positions = n * height * width
     _scale_output_kernel[(triton.cdiv(positions, block_m), triton.cdiv(channels, block_c))](
         y, factor.contiguous(), bias, positions, height, width, channels, channels // factor.shape[1], *y.stride(),
-        LEAKY_SLOPE, HAS_BIAS=bias is not None, ACTIVATION=_ACTIVATION[activation],
+        LEAKY_SLOPE, HAS_BIAS=bias is not None, ACTIVATION=ACTIVATION_CODES[activation],
         BLOCK_M=block_m, BLOCK_C=block_c, num_warps=NUM_WARPS,
     )  # fmt: skip
     return y
@@ -190,7 +190,7 @@ def scale_cotangent(
     _scale_cotangent_kernel[(triton.cdiv(positions, block_m), groups)](
         dz, factor.contiguous(), other, vector, h, s, positions, height, width, channels // groups,
         *dz.stride(), *(other if other is not None else dz).stride(), *h.stride(), LEAKY_SLOPE,
-        MODE=mode, HAS_VECTOR=vector is not None, ACTIVATION=_ACTIVATION[activation],
+        MODE=mode, HAS_VECTOR=vector is not None, ACTIVATION=ACTIVATION_CODES[activation],
         BLOCK_M=block_m, BLOCK_C=block_c, num_warps=NUM_WARPS,
     )  # fmt: skip
     if outer_bias is None:

@@ -6,6 +6,7 @@ A GELU before the layer is part of the op: its output is computed again in the b
 a transformer block one copy is saved and not two.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from affnorm_zoo.functional.norm_like import norm_like_map
 from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.ops import passes
 from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
+from affnorm_zoo.ops.gradients import differentiable_gradients, inner_bias
+from affnorm_zoo.ops.product import may_fuse, run_fastest
 from affnorm_zoo.ops.recompute import gelu_again
 
 
@@ -28,10 +31,6 @@ class LinearMap(NamedTuple):
     kappa: float
     norm_like: bool
     input_activation: str
-
-    def inner_bias(self, bias: Tensor | None) -> Tensor | None:
-        """What is added inside the quotient; norm_like adds its bias after it."""
-        return None if bias is None or self.norm_like else self.kappa * bias
 
 
 def affine_like(
@@ -75,8 +74,17 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> T
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> tuple[Tensor, Tensor]:
     """The output for rows x (M, in_features), and the factor c r of every row, (M, 1, 1, 1)."""
     a = apply_input_activation(x, what.input_activation)
+    if may_fuse(a):
+        by_passes = partial(forward_by_passes, a, weight, bias, what)
+        z, factor = run_fastest(by_passes, a, weight, bias, what.c, what.kappa, what.norm_like, "none")
+        return z, factor
+    return forward_by_passes(a, weight, bias, what)
+
+
+def forward_by_passes(a: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> tuple[Tensor, Tensor]:
+    """The same for the activated input, around the library's product."""
     factor = what.c * inverse_norm(passes.square_sum(_as_images(a), 1), what.kappa)
-    z = F.linear(a, weight, what.inner_bias(bias))
+    z = F.linear(a, weight, inner_bias(bias, what.kappa, what.norm_like))
     passes.scale_output(_as_images(z), factor, bias if what.norm_like else None, "none")
     return z, factor
 
@@ -99,15 +107,17 @@ class NormalizedLinearFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple:
         x, weight, bias, factor = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *_differentiable_backward(ctx, dz, x, weight, bias), None
         what = ctx.what
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            plain = partial(_plain, what=what)
+            return *differentiable_gradients(plain, (x, weight, bias), ctx.needs_input_grad[:3], dz), None
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         dx = dweight = None
 
         a = _as_images(gelu_again(x) if what.input_activation == "gelu" else x)
         outer_bias = bias if what.norm_like else None
-        h, s, dbias = passes.scale_cotangent(_as_images(dz), factor, outer_bias=outer_bias, probe=what.inner_bias(bias))
+        probe = inner_bias(bias, what.kappa, what.norm_like)
+        h, s, dbias = passes.scale_cotangent(_as_images(dz), factor, outer_bias=outer_bias, probe=probe)
         rows = h.flatten(1)
         if needs_weight:
             dweight = rows.t() @ a.flatten(1)
@@ -119,11 +129,3 @@ class NormalizedLinearFunction(torch.autograd.Function):
             if what.input_activation == "gelu":
                 dx = torch.ops.aten.gelu_backward(dx, x)
         return dx, dweight, dbias, None
-
-
-def _differentiable_backward(ctx: Any, dz: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list:
-    """The same gradients with a graph of their own, for a second derivative."""
-    z = _plain(x, weight, bias, ctx.what)
-    wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad[:3], strict=True) if needed]
-    gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=True))
-    return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:3]]

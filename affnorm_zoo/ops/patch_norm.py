@@ -9,6 +9,7 @@ s comes without the output where it can: from x and dx₀ for a 1x1 kernel, and 
 next layer keeps anyway, because Σ g z = Σ dz act(z) for ReLU and leaky ReLU. Elsewhere W∗x is kept, or recomputed.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ from affnorm_zoo.functional.patch_norm import patch_norm_map
 from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.ops import passes
 from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
+from affnorm_zoo.ops.gradients import differentiable_gradients, inner_bias
+from affnorm_zoo.ops.product import may_fuse, run_fastest
 from affnorm_zoo.ops.recompute import convolve_again
 
 aten = torch.ops.aten
@@ -46,9 +49,9 @@ class PatchMap(NamedTuple):
         """Whether every position sees one pixel alone, and every pixel that is seen belongs to one position."""
         return weight.shape[2] == 1 and weight.shape[3] == 1 and self.padding == (0, 0)
 
-    def inner_bias(self, bias: Tensor | None) -> Tensor | None:
-        """What is added inside the quotient; norm_like adds its bias after it."""
-        return None if bias is None or self.norm_like else self.kappa * bias
+    def is_product(self, weight: Tensor) -> bool:
+        """Whether the convolution is one matrix product over all pixels."""
+        return self.is_pointwise(weight) and self.stride == (1, 1) and self.groups == 1
 
 
 def patch_norm(
@@ -98,11 +101,23 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The output, the factor c r of every position, and the convolution's own output if it is to be kept."""
+    if may_fuse(x) and what.is_product(weight):
+        by_passes = partial(_forward_by_passes, x, weight, bias, what, keep=False)
+        product = weight.flatten(1), bias, what.c, what.kappa, what.norm_like, what.activation
+        z, factor = run_fastest(by_passes, x, *product)[:2]
+        return z, factor, None
+    return _forward_by_passes(x, weight, bias, what, keep)
+
+
+def _forward_by_passes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same around the library's convolution."""
     kernel_size = (weight.shape[2], weight.shape[3])
     squares = passes.square_sum(x, what.groups)
     squares = passes.window_sum(squares, kernel_size, what.stride, what.padding, what.dilation)
     factor = what.c * inverse_norm(squares, 0.0 if what.norm_like else what.kappa)
-    y = F.conv2d(x, weight, what.inner_bias(bias), *what.geometry)
+    y = F.conv2d(x, weight, inner_bias(bias, what.kappa, what.norm_like), *what.geometry)
     z = passes.scale_output(y.clone() if keep else y, factor, bias if what.norm_like else None, what.activation)
     return z, factor, y if keep else None
 
@@ -120,9 +135,10 @@ class PatchNormFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple:
         x, weight, bias, factor, kept = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *_differentiable_backward(ctx, dz, x, weight, bias), None, None
         what = ctx.what
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            plain = lambda *tensors: patch_norm_map(*tensors, *what)  # noqa: E731
+            return *differentiable_gradients(plain, (x, weight, bias), ctx.needs_input_grad[:3], dz), None, None
         stride, padding, dilation, groups = what.geometry
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
@@ -134,11 +150,11 @@ class PatchNormFunction(torch.autograd.Function):
             pass  # s only corrects dx
         elif not what.is_pointwise(weight):
             if kept is None:
-                kept = convolve_again(x, weight, what.inner_bias(bias), *what.geometry)
+                kept = convolve_again(x, weight, inner_bias(bias, what.kappa, what.norm_like), *what.geometry)
             given["inner"] = kept
         else:
             from_input = True
-            given["probe"] = what.inner_bias(bias)
+            given["probe"] = inner_bias(bias, what.kappa, what.norm_like)
         h, s, dbias = passes.scale_cotangent(dz, factor, **given)
         dx, dweight, dbias_inner = aten.convolution_backward(
             h, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups,
@@ -156,11 +172,3 @@ class PatchNormFunction(torch.autograd.Function):
                 v = passes.window_sum_transpose(inv_square * s, size, kernel_size, stride, padding, dilation)
                 passes.correct(dx, x, v)
         return dx, dweight, dbias, None, None
-
-
-def _differentiable_backward(ctx: Any, dz: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list:
-    """The same gradients with a graph of their own, for a second derivative."""
-    z = patch_norm_map(x, weight, bias, *ctx.what)
-    wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad[:3], strict=True) if needed]
-    gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=True))
-    return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:3]]

@@ -45,6 +45,7 @@ def build_accelerator(config: RuntimeConfig, **kwargs) -> Accelerator:
     _check_processes(accelerator)
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not config.deterministic  # what is fastest is chosen by measuring, as in timm
     return accelerator
 
 

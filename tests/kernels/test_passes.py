@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from definitions import max_error
+from twins import DEVICE, assert_twin, image
 
 from affnorm_zoo.ops import passes
 
 kernels = pytest.importorskip("affnorm_zoo.kernels.passes", reason="Triton is for Linux", exc_type=ImportError)
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(2, 12, 5, 7), (1, 6, 1, 1), (3, 78, 3, 2)]
 GROUPS = [1, 2, 6]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -27,40 +26,6 @@ def dtype(request):
 @pytest.fixture(params=["NCHW", "NHWC", "strided"])
 def layout(request):
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def _poison(monkeypatch):
-    """Fresh memory holds NaN, so that an element that is read or left unwritten shows."""
-
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def image(shape, dtype, layout, seed):
-    generator = torch.Generator().manual_seed(seed)
-    n, c, h, w = shape
-    if layout == "strided":
-        x = torch.randn(n, c, 2 * h, 3 * w, generator=generator)[:, :, ::2, ::3]
-    else:
-        x = torch.randn(shape, generator=generator)
-        x = x.to(memory_format=torch.channels_last if layout == "NHWC" else torch.contiguous_format)
-    return x.to(DEVICE).to(dtype)
-
-
-def assert_twin(kernel_result, pass_result, truth, slack=0.0):
-    """Twice the pass's own error, plus an ulp of the largest value."""
-    for ours, theirs, true in zip(kernel_result, pass_result, truth, strict=True):
-        if true is None:
-            assert ours is None
-            continue
-        ulp = torch.finfo(ours.dtype).eps * true.abs().max().item()
-        assert ours.isfinite().all()
-        assert ours.shape == true.shape
-        assert max_error(ours, true) <= 2 * max_error(theirs, true) + ulp + slack + 1e-6
 
 
 @pytest.mark.parametrize("groups", GROUPS)

@@ -1,0 +1,20 @@
+"""What the hand-derived gradients of all ops share."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def inner_bias(bias: Tensor | None, kappa: float, norm_like: bool) -> Tensor | None:
+    """What is added inside the quotient; norm_like adds its bias after it."""
+    return None if bias is None or norm_like else kappa * bias
+
+
+def differentiable_gradients(
+    plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], dz: Tensor
+) -> list[Tensor | None]:
+    """The gradients of ``plain(*inputs)`` with a graph of their own, for a second derivative; None where not needed."""
+    wanted = [t for t, is_needed in zip(inputs, needed, strict=True) if is_needed]
+    gradients = iter(torch.autograd.grad(plain(*inputs), wanted, dz, create_graph=True))
+    return [next(gradients) if is_needed else None for is_needed in needed]

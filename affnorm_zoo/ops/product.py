@@ -1,0 +1,76 @@
+"""The forward of a layer whose every output sees one pixel or row, in the faster of two ways on a GPU.
+
+One way is the library's matrix product between two passes over memory, the other one kernel with all of it. Which is
+faster depends on the shape and on the GPU: both are timed, once a shape, where ``torch.backends.cudnn.benchmark`` asks
+for such measurements. Elsewhere, and in float32, the library's is taken.
+"""
+
+import time
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from affnorm_zoo.kernels._launch import PRODUCT_TILES, next_power_of_2
+from affnorm_zoo.ops import passes
+
+Product = Callable[[], tuple[Tensor, ...]]
+_fastest: dict[Hashable, int] = {}  # of the shapes met so far
+
+
+def may_fuse(x: Tensor) -> bool:
+    """Whether there is a kernel for this input and time may be spent on finding out what it is worth."""
+    return (
+        passes.use_kernels(x)
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and torch.backends.cudnn.benchmark
+        and not torch.cuda.is_current_stream_capturing()  # a graph cannot hold a measurement
+    )
+
+
+def run_fastest(
+    by_passes: Product,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    c: float,
+    kappa: float,
+    norm_like: bool,
+    activation: str,
+) -> tuple[Tensor, ...]:
+    """Return act(c r (Wx + κ b)), or norm_like's act(c r Wx + b), and the factor c r, (N, 1, H, W).
+
+    Args:
+        by_passes: the same, and perhaps more, by the library's product.
+        x: rows (N, C_in) or images (N, C_in, H, W), of which every pixel is mapped.
+        weight: (C_out, C_in).
+    """
+    product = (x, weight, bias, c, kappa, norm_like, activation)
+    candidates: list[Product] = [by_passes, *(partial(kernel, *product) for kernel in fused_products(x.device))]
+    # rounded up, so that an uneven last batch is not measured anew
+    key = (x.device, x.dtype, next_power_of_2(x.numel() // x.shape[1]), tuple(weight.shape), x.stride(1) == 1)
+    if key not in _fastest:
+        times = [seconds(candidate) for candidate in candidates]
+        _fastest[key] = times.index(min(times))
+    return candidates[_fastest[key]]()
+
+
+def fused_products(device: torch.device) -> list[Callable[..., tuple[Tensor, Tensor]]]:
+    """The kernel with each of the tiles that the GPU has room for."""
+    from affnorm_zoo.kernels.product import normalized_product  # Triton is there on Linux only
+
+    room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return [partial(normalized_product, tile=tile) for tile in PRODUCT_TILES if tile.shared_bytes <= room]
+
+
+def seconds(call: Callable[[], Any], calls: int = 5) -> float:
+    """Time of a call among several, what launching costs included; the first, which may compile, does not count."""
+    call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls

@@ -25,7 +25,7 @@ diverges counts as 0, and none is dropped.
 _SECTION = """
 ## {title}
 
-{data}: {num_train_images} training and {num_images} test images, {epochs} epochs, {updates} updates, in {arithmetic}.
+{data}: {num_train_images} training and {num_images} test images, {epochs}, {updates} updates, in {arithmetic}.
 
 {table}
 {remark}To repeat it: `python scripts/sweep.py {file} data.path=PATH`. The result files are in
@@ -67,7 +67,8 @@ def _section(sweep: SweepConfig, file: Path, link: Path, folder: Path, finals: d
         title=sweep.title,
         data=facts["note"] or facts["data"],
         arithmetic=_ARITHMETIC[facts["precision"]],
-        **{name: f"{facts[name]:,}" for name in ("num_train_images", "num_images", "epochs", "updates")},
+        epochs=f"{facts['epochs']} epoch{'s' * (facts['epochs'] != 1)}",
+        **{name: f"{facts[name]:,}" for name in ("num_train_images", "num_images", "updates")},
         table=sweep_table(sweep, folder),
         remark=f"{sweep.remark.strip()}\n\n" if sweep.remark else "",
         file=file.as_posix(),

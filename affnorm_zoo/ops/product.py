@@ -58,10 +58,13 @@ def run_fastest(
 
 
 def fused_products(device: torch.device) -> list[Callable[..., tuple[Tensor, Tensor]]]:
-    """The kernel with each of the tiles that the GPU has room for."""
+    """The kernel with each of the tiles that the GPU has room for; none before compute capability 8."""
     from affnorm_zoo.kernels.product import normalized_product  # Triton is there on Linux only
 
-    room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
+    gpu = torch.cuda.get_device_properties(device)
+    if gpu.major < 8:  # no asynchronous copies into shared memory, and Triton no longer compiles for all of them
+        return []
+    room = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]
     return [partial(normalized_product, tile=tile) for tile in PRODUCT_TILES if tile.shared_bytes <= room]
 
 

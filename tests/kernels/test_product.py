@@ -62,7 +62,8 @@ def fused(monkeypatch):
     for module in (linear, patch_norm):
         monkeypatch.setattr(module, "may_fuse", lambda x: x.dtype == torch.float16)
     if DEVICE == "cpu":
-        gpu = types.SimpleNamespace(shared_memory_per_block_optin=max(tile.shared_bytes for tile in PRODUCT_TILES))
+        room = max(tile.shared_bytes for tile in PRODUCT_TILES)
+        gpu = types.SimpleNamespace(major=8, shared_memory_per_block_optin=room)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
 
     def seconds(call):
@@ -129,8 +130,9 @@ def test_what_is_no_single_product_is_not_measured(fused):
 
 def test_tiles_that_the_gpu_has_no_room_for_are_left_out(monkeypatch):
     sizes = sorted(tile.shared_bytes for tile in PRODUCT_TILES)
-    for room, count in ((sizes[0] - 1, 0), (sizes[0], 1), (sizes[-1], len(sizes))):
-        gpu = types.SimpleNamespace(shared_memory_per_block_optin=room)
+    every = len(sizes)
+    for room, major, count in ((sizes[0] - 1, 8, 0), (sizes[0], 8, 1), (sizes[-1], 9, every), (sizes[-1], 7, 0)):
+        gpu = types.SimpleNamespace(major=major, shared_memory_per_block_optin=room)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, gpu=gpu: gpu)
         assert len(product.fused_products(torch.device("cuda"))) == count
 

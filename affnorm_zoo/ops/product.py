@@ -30,25 +30,14 @@ def may_fuse(x: Tensor) -> bool:
     )
 
 
-def run_fastest(
-    by_passes: Product,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    c: float,
-    kappa: float,
-    norm_like: bool,
-    activation: str,
-) -> tuple[Tensor, ...]:
-    """Return act(c r (Wx + κ b)), or norm_like's act(c r Wx + b), and the factor c r, (N, 1, H, W).
+def run_fastest(by_passes: Product, x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """Return the output and the factor of every pixel, whichever way is faster.
 
     Args:
-        by_passes: the same, and perhaps more, by the library's product.
-        x: rows (N, C_in) or images (N, C_in, H, W), of which every pixel is mapped.
-        weight: (C_out, C_in).
+        by_passes: gives both, and perhaps more, by the library's product.
+        x, weight, others: the arguments of :func:`affnorm_zoo.kernels.product.normalized_product` but the tile.
     """
-    product = (x, weight, bias, c, kappa, norm_like, activation)
-    candidates: list[Product] = [by_passes, *(partial(kernel, *product) for kernel in fused_products(x.device))]
+    candidates: list[Product] = [by_passes, *(partial(fused, x, weight, *others) for fused in fused_products(x.device))]
     # rounded up, so that an uneven last batch is not measured anew
     key = (x.device, x.dtype, next_power_of_2(x.numel() // x.shape[1]), tuple(weight.shape), x.stride(1) == 1)
     if key not in _fastest:

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from runs import ROOT, TINY, metrics, run, train_here
 from yaml import safe_load
@@ -70,6 +71,14 @@ def test_contradictions_are_errors(variables, config, message, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=message):
         build_accelerator(RuntimeConfig(device="cpu", **config))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_fastest_algorithm_is_measured_unless_results_must_repeat(deterministic, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)  # of the whole process
+    build_accelerator(RuntimeConfig(device="cpu", deterministic=deterministic))
+    assert torch.backends.cudnn.benchmark is not deterministic
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from affnorm_zoo import AffineLikeLinear, PatchNormConv2d
 from affnorm_zoo.evaluation.benchmark import saved_bytes
+from affnorm_zoo.models._entrypoints import zoo_models
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -211,6 +212,18 @@ def test_networks_compile_to_one_graph_with_the_same_gradients(name):
     for actual, expected in zip(gradients(compiled), gradients(model), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
     assert saved_bytes(compiled, x) <= 1.1 * saved_bytes(model, x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo_models())
+def test_every_model_compiles_to_one_graph_that_saves_no_more(name):
+    model = timm.create_model(name).train()
+    x = torch.randn(1, *model.pretrained_cfg["input_size"])
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager_decomp_partition")
+    assert saved_bytes(compiled, x) <= 1.1 * saved_bytes(model, x)
+    compiled(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from affnorm_zoo.config import load_config
@@ -22,6 +23,7 @@ TINY = (
     "train.micro_batch_size=128",
     "optim.lr=1e-3", "runtime.device=cpu", "runtime.log_updates=4",
 )  # fmt: skip
+SMALL_VIT = ("model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=8")
 EVERYTHING = (
     "data.mixup=0.2", "data.cutmix=1.0", "data.erase=0.5", "data.hflip=0.5", "model.kwargs.drop_path_rate=0.2",
     "model.kwargs.drop_rate=0.1", "model.ema_decay=0.9", "optim.layer_decay=0.9", "optim.clip_grad=1.0",
@@ -32,6 +34,12 @@ def train_here(output, *overrides, files=(), **kwargs):
     """Train in this process, which forgets the precision of the run before."""
     AcceleratorState._reset_state(reset_partial_state=True)
     return train(load_config(files, [*TINY, *overrides]), Path(output), **kwargs)
+
+
+def invoke(command, *arguments):
+    """A command of the package, in this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
 def environment(**extra):

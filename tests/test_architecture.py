@@ -62,6 +62,6 @@ def import_seconds(statement):
 def test_importing_costs_little_beside_timm():
     import_seconds("import timm, affnorm_zoo")  # warm the disk
     ratios = []
-    for _ in range(5):
+    while not ratios or (min(ratios) > 1.15 and len(ratios) < 5):  # what else runs disturbs single measurements
         ratios.append(import_seconds("import timm, affnorm_zoo") / import_seconds("import timm"))
     assert min(ratios) <= 1.15, ratios

@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from runs import ROOT, train_here
+from runs import ROOT, SMALL_VIT, train_here
 
 HERE = Path(__file__).parent
 VARIABLES = (
@@ -116,9 +116,8 @@ def transport(request):
 def finished_runs(tmp_path_factory):
     """A finished run of each family, and a second one of the first."""
     folder = tmp_path_factory.mktemp("runs")
-    vit = ("model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=8")
     for name, overrides in {
-        "resnet": (), "vit": vit, "ema": ("model.name=resnet20_cifar_patchnorm_ws", "model.ema_decay=0.9"),
+        "resnet": (), "vit": SMALL_VIT, "ema": ("model.name=resnet20_cifar_patchnorm_ws", "model.ema_decay=0.9"),
         "second": ("train.seed=1",),
     }.items():  # fmt: skip
         train_here(folder / name, *overrides, "train.max_updates=2")

@@ -10,6 +10,7 @@ import timm
 import torch
 from runs import (
     EVERYTHING,
+    SMALL_VIT,
     TINY,
     assert_same_run,
     checkpoints,
@@ -56,7 +57,7 @@ def test_a_stop_anywhere_changes_no_bit(at, whole, tmp_path, monkeypatch):
         ("data.in_memory=never",),
         ("train.micro_batch_size=64", "data.repeats=2", "optim.name=sgd", "optim.schedule=step", "optim.lr=0.01"),
         ("data.drop_last=false", "model.name=resnet20_cifar_batchnorm", "data.mixup=0", "data.cutmix=0"),
-        ("runtime.precision=bf16", "optim.name=muon"),
+        ("runtime.precision=bf16", "optim.name=muon", *SMALL_VIT, "model.kwargs.depth=1", "model.kwargs.embed_dim=24"),
     ],
     ids=["workers", "worker pipeline", "accumulation", "short last window", "bf16"],
 )

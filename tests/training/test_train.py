@@ -1,40 +1,22 @@
 """The scripts, as a user runs them."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from pictures import draw_folder
+from runs import ROOT, invoke, metrics, run
 from safetensors.torch import load_file
 
-import affnorm_zoo  # noqa: F401
+from affnorm_zoo.cli.evaluate import evaluate
+from affnorm_zoo.cli.train import train
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import Digits, Normalize, Preprocessing, eval_loader
 
-ROOT = Path(__file__).parents[2]
 FAST = ["model.name=resnet20_cifar_patchnorm", "train.epochs=2", "runtime.device=cpu"]
-
-
-def run(*command, processes=0, ok=True):
-    """Run a script, through accelerate with several processes if asked for."""
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
-              "--main_process_port", "0"] if processes else []  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    result = subprocess.run(
-        [sys.executable, *launch, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert (result.returncode == 0) == ok, result.stdout + result.stderr
-    return result
-
-
-def metrics(run_folder, kind="epoch"):
-    records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    return [record for record in records if record["kind"] == kind]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +75,7 @@ def test_evaluate_reproduces_the_recorded_numbers(finished):
     folder, _ = finished
     recorded = json.loads((folder / "report.json").read_text())["val"]
     for name in (folder / "export", f"local-dir:{folder / 'export'}"):
-        measured = json.loads(run("scripts/evaluate.py", name).stdout)
+        measured = json.loads(invoke(evaluate, name).stdout)
         assert (measured["top1"], measured["num_images"]) == (recorded["top1"], recorded["num_images"])
         assert measured["loss"] == pytest.approx(recorded["loss"], rel=1e-6)
 
@@ -109,8 +91,9 @@ def test_accuracy_equals_a_plain_count(finished):
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run("scripts/train.py", *FAST, "train.epochs=2", f"train.seed={seed}", "--output", tmp_path / name)
+    run("scripts/train.py", *FAST, "--output", tmp_path / "a")
+    for name, seed in (("b", 0), ("c", 1)):
+        assert invoke(train, *FAST, f"train.seed={seed}", "--output", tmp_path / name).exit_code == 0
     a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not torch.equal(a["conv1.weight"], c["conv1.weight"])
@@ -164,11 +147,11 @@ USAGE = {
 def test_bad_input_is_one_line_and_leaves_nothing(case, tmp_path):
     arguments, message = USAGE[case]
     output = tmp_path / "run"
-    result = run("scripts/train.py", *arguments, "runtime.device=cpu", "--output", output, ok=False)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    result = invoke(train, *arguments, "runtime.device=cpu", "--output", output)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert len(result.output.strip().splitlines()) == 1, result.output
+    assert isinstance(result.exception, SystemExit)
     assert not output.exists()
 
 
@@ -178,6 +161,7 @@ def test_a_used_folder_is_refused(finished):
     result = run("scripts/train.py", *FAST, "--output", folder, ok=False)
     assert result.returncode == 2
     assert "already in use" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     assert (folder / "report.json").read_bytes() == before
 
 
@@ -191,10 +175,10 @@ def test_a_used_folder_is_refused(finished):
     ],
 )
 def test_evaluate_says_what_is_wrong_with_a_model(arguments, message):
-    result = run("scripts/evaluate.py", *arguments, ok=False)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    result = invoke(evaluate, *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert isinstance(result.exception, SystemExit)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
@@ -205,10 +189,10 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
     config = json.loads((folder / "export/config.json").read_text())
     config["architecture"] = "resnet56_cifar_patchnorm"
     (export / "config.json").write_text(json.dumps(config))
-    result = run("scripts/evaluate.py", export, ok=False)
-    assert result.returncode == 2
-    assert "could not be loaded" in result.stderr
-    assert "Traceback" not in result.stderr
+    result = invoke(evaluate, export)
+    assert result.exit_code == 2
+    assert "could not be loaded" in result.output
+    assert isinstance(result.exception, SystemExit)
 
 
 def test_processes_that_do_not_find_each_other_are_an_error(tmp_path):
@@ -220,8 +204,8 @@ def test_processes_that_do_not_find_each_other_are_an_error(tmp_path):
 
 def test_divergence_is_reported_and_no_weights_are_left(tmp_path):
     output = tmp_path / "run"
-    result = run("scripts/train.py", *FAST, "model.name=resnet20_cifar_none", "optim.name=sgd", "optim.lr=1e9",
-                 "optim.warmup_epochs=0", "--output", output, ok=False)  # fmt: skip
-    assert result.returncode == 1
-    assert "training diverged" in result.stderr
+    overrides = "model.name=resnet20_cifar_none", "optim.name=sgd", "optim.lr=1e9", "optim.warmup_epochs=0"
+    result = invoke(train, *FAST, *overrides, "--output", output)
+    assert result.exit_code == 1
+    assert "training diverged" in result.output
     assert not (output / "model.safetensors").exists()

@@ -157,7 +157,7 @@ def test_a_layer_saves_its_input_and_one_number_a_position():
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_networks_save_a_fraction_of_their_standard_twins(ours, theirs, bar, dtype):
-    x = torch.randn(2, 3, 224, 224, dtype=dtype)
+    x = torch.randn(1, 3, 224, 224, dtype=dtype)
     saved = [saved_bytes(timm.create_model(name).to(dtype).train(), x) for name in (ours, theirs)]
     assert saved[0] <= bar * saved[1], saved[0] / saved[1]
 

@@ -91,16 +91,17 @@ def test_accuracy_equals_a_plain_count(finished):
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
-    run("scripts/train.py", *FAST, "--output", tmp_path / "a")
+    short = [*FAST, "train.epochs=1", "optim.warmup_epochs=0"]
+    run("scripts/train.py", *short, "--output", tmp_path / "a")
     for name, seed in (("b", 0), ("c", 1)):
-        assert invoke(train, *FAST, f"train.seed={seed}", "--output", tmp_path / name).exit_code == 0
+        assert invoke(train, *short, f"train.seed={seed}", "--output", tmp_path / name).exit_code == 0
     a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not torch.equal(a["conv1.weight"], c["conv1.weight"])
 
 
 def test_two_processes_train_what_one_does(tmp_path):
-    slow = [*FAST, "optim.lr=1e-4", "runtime.deterministic=true"]
+    slow = [*FAST, "train.epochs=1", "optim.warmup_epochs=0", "optim.lr=1e-4", "runtime.deterministic=true"]
     run("scripts/train.py", *slow, "--output", tmp_path / "one")
     run("scripts/train.py", *slow, "--output", tmp_path / "two", processes=2)
     run("scripts/train.py", *slow, "train.micro_batch_size=16", "--output", tmp_path / "accumulated")

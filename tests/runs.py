@@ -37,9 +37,9 @@ def train_here(output, *overrides, files=(), **kwargs):
 
 
 def invoke(command, *arguments):
-    """A command of the package, in this process."""
+    """Run a command of the package in this process; what it does not report itself is raised."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def environment(**extra):

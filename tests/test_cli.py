@@ -8,8 +8,7 @@ import sys
 import pytest
 import timm
 import torch
-from click.testing import CliRunner
-from runs import ROOT, TINY, run, train_here
+from runs import ROOT, TINY, invoke, run, train_here
 from safetensors.torch import save_file
 from yaml import safe_load
 
@@ -21,7 +20,7 @@ from affnorm_zoo.models import zoo_models
 
 
 def call(*arguments, code=0):
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
+    result = invoke(cli, *arguments)
     assert result.exit_code == code, result.output
     return result.output
 

@@ -79,7 +79,7 @@ class RuntimeConfig:
     channels_last: bool = False
     compile: bool = False
     sync_bn: bool = False  # batch statistics over all processes, for the batch-norm baselines
-    deterministic: bool = False  # algorithms that repeat their bits, slower ones too; none is chosen by timing
+    deterministic: bool = False  # torch's deterministic algorithms, at the cost of speed, and none chosen by timing
     log_updates: int = 50  # updates a line of metrics.jsonl
     divergence_updates: int | None = None  # updates between measurements of the divergence; None: none
     divergence_images: int = 16  # of the validation set, to measure it on

@@ -91,11 +91,11 @@ def hub():
 
 @pytest.fixture(scope="session")
 def clients(hub, tmp_path_factory):
-    """Clients by token and settings, each with a home of its own."""
+    """Clients by role, token and settings, each with a home of its own."""
     made = {}
 
-    def client(token="hf_writer", home=None, **extra):
-        key = (token, home, *sorted(extra.items()))
+    def client(token="hf_writer", home=None, role="", **extra):
+        key = (role, token, home, *sorted(extra.items()))
         if key not in made:
             made[key] = Client(hub.environment(home or tmp_path_factory.mktemp("home"), token, **extra))
         return made[key]

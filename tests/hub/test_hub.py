@@ -23,7 +23,7 @@ def test_what_is_pulled_elsewhere_is_what_was_pushed(family, hub, clients, trans
     commit = clients(**transport)(push(run, repo))
     assert hub.versions(repo) == [commit]
     out = tmp_path / "out.safetensors"
-    elsewhere = clients(AFFNORM_TEST="elsewhere", **transport)  # never pushes, and has a cache of its own
+    elsewhere = clients(role="reader", **transport)  # never pushes, and has a cache of its own
     elsewhere(
         "from safetensors.torch import save_file\n"
         f"ours = load({repo!r}, verify=True).eval()\n"
@@ -232,15 +232,15 @@ STAGES = {"create": "/repos/create", "ask": "/preupload/", "upload": "/lfs/|/cas
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_push_is_completed_by_the_next(stage, hub, clients, transport, fresh, repo, tmp_path):
+def test_a_killed_push_is_completed_by_the_next(stage, hub, clients, transport, fresh, repo):
     before = len(hub.ask()["requests"])
-    parent = clients(AFFNORM_TEST="forks", **transport)  # never pushes itself, and so has no threads to lose
+    parent = clients(role="parent", **transport)  # never pushes itself, and so has no threads to lose
     child = parent(
         f"import os; result = os.fork()\nif result == 0:\n    try: {push(fresh, repo)}\n    finally: os._exit(0)"
     )
     wait_for(lambda: any(re.search(STAGES[stage], path) for _, _, path, _ in hub.ask()["requests"][before:]))
     os.kill(child, signal.SIGKILL)
-    parent(f"os.waitpid({child}, 0)")
+    assert parent(f"result = os.waitpid({child}, 0)[1]") == signal.SIGKILL  # it had not ended before
     for version in hub.versions(repo):
         assert len(hub.ask()["repos"][repo]["files"][version]) == 10
     commit = clients(**transport)(push(fresh, repo))

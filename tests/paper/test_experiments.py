@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from click.testing import CliRunner
-from runs import ROOT
+from runs import ROOT, invoke
 
 from affnorm_zoo.cli.reproduce import reproduce
 from affnorm_zoo.config import DataConfig
@@ -27,8 +26,7 @@ def quick(name):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     output = tmp_path_factory.mktemp("paper") / "results"
-    arguments = ["all", "--quick", "--workers", "1", "--configs", str(CONFIGS), "--output", str(output)]
-    result = CliRunner().invoke(reproduce, arguments, catch_exceptions=False)
+    result = invoke(reproduce, "all", "--quick", "--workers", 1, "--configs", CONFIGS, "--output", output)
     assert result.exit_code == 0, result.output
     return output
 

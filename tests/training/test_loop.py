@@ -58,10 +58,10 @@ def test_the_gradient_of_a_window_is_that_of_its_images_at_once(micro, window):
 
 
 def test_overflows_of_float16_advance_neither_average_nor_schedule():
-    # few images, as processors without arithmetic in float16 take a second even for these
+    # few images, as autocast is bfloat16 here, in which some processors are slow
     parts = parts_of("model.ema_decay=0.9", "train.global_batch_size=32", "train.micro_batch_size=null")
     trainer, progress = parts.trainer, parts.trainer.state.progress
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**70, growth_interval=10**6)  # squared, gradients overflow
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**70, growth_interval=10**6)  # the gradients' squares overflow
     trainer.accelerator.scaler = scaler
     trainer.accelerator.native_amp = True
     trainer.state.optimizer = trainer.accelerator.prepare_optimizer(trainer.state.optimizer.optimizer)

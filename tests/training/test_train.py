@@ -1,4 +1,4 @@
-"""The scripts, as a user runs them."""
+"""The scripts, as a user runs them, and their commands in this process."""
 
 import json
 import subprocess
@@ -152,7 +152,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, tmp_path):
     assert result.exit_code == 2
     assert message in result.output
     assert len(result.output.strip().splitlines()) == 1, result.output
-    assert isinstance(result.exception, SystemExit)
     assert not output.exists()
 
 
@@ -179,7 +178,6 @@ def test_evaluate_says_what_is_wrong_with_a_model(arguments, message):
     result = invoke(evaluate, *arguments)
     assert result.exit_code == 2
     assert message in result.output
-    assert isinstance(result.exception, SystemExit)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
@@ -193,7 +191,6 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
     result = invoke(evaluate, export)
     assert result.exit_code == 2
     assert "could not be loaded" in result.output
-    assert isinstance(result.exception, SystemExit)
 
 
 def test_processes_that_do_not_find_each_other_are_an_error(tmp_path):

@@ -57,10 +57,10 @@ def command(*arguments, processes=0, launcher=False):
     return [sys.executable, *launch, *map(str, arguments)]
 
 
-def run(*arguments, processes=0, launcher=False, ok=True, **extra):
+def run(*arguments, processes=0, ok=True, **extra):
     """Run a script to its end."""
     result = subprocess.run(
-        command(*arguments, processes=processes, launcher=launcher),
+        command(*arguments, processes=processes),
         cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert (result.returncode == 0) == ok, result.stdout + result.stderr

@@ -8,6 +8,7 @@ import sys
 import pytest
 import timm
 import torch
+from forks import run_forked
 from runs import ROOT, TINY, invoke, run, train_here
 from safetensors.torch import save_file
 from yaml import safe_load
@@ -73,7 +74,7 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(tmp_path):
 
 def test_many_models_are_measured_and_the_odd_one_is_named(exports, tmp_path):
     table = tmp_path / "results.csv"
-    result = run(
+    result = run_forked(
         "scripts/evaluate.py", exports / "*/export", "resnet56_cifar_patchnorm", "runtime.device=cpu", "--results",
         table, ok=False,
     )  # fmt: skip
@@ -145,7 +146,7 @@ def test_any_timm_script_knows_the_zoo(tmp_path):
 
 def test_the_loop_can_be_timed(tmp_path):
     output = tmp_path / "loop.json"
-    run("scripts/benchmark.py", "loop", *TINY, "--rounds", 2, "--updates", 2, "--output", output)
+    run_forked("scripts/benchmark.py", "loop", *TINY, "--rounds", 2, "--updates", 2, "--output", output)
     results = json.loads(output.read_text())
     assert results["loop_to_bare_step"] == results["loop"]["median"] / results["bare_step"]["median"]
     assert results["in_memory_to_workers"] > 1

@@ -8,8 +8,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from forks import run_forked
 from pictures import draw_folder
-from runs import TINY, checkpoints, metrics, run, state, train_here
+from runs import TINY, checkpoints, metrics, state, train_here
 from safetensors.torch import load_file
 
 from affnorm_zoo.config import load_config
@@ -85,7 +86,7 @@ def test_pictures_are_not_replaced_in_silence(tmp_path, caplog):
     with pytest.raises(UsageError, match=r"red/0.png cannot be decoded .*max_bad_images"):
         train_here(tmp_path / "strict", *arguments)
     for name, more in (("worker", ()), ("memory", ("data.in_memory=always",))):
-        result = run(
+        result = run_forked(
             "scripts/train.py", *TINY, *arguments, "data.workers=1", *more, "--output", tmp_path / name, ok=False
         )
         (line,) = result.stderr.strip().splitlines()

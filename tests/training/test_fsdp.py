@@ -1,12 +1,11 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from runs import TINY, assert_same_run, environment, metrics
+from forks import run_forked
+from runs import SMALL_VIT, TINY, assert_same_run, metrics
 from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -16,11 +15,8 @@ from affnorm_zoo.hub import export_run
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_shards_train_save_and_resume_as_a_whole_model_does(optimizer, tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-         Path(__file__).with_name("train_fsdp.py"), tmp_path, optimizer],
-        check=True, env=environment(ACCELERATE_USE_CPU="true"), timeout=200,
-    )  # fmt: skip
+    script = Path(__file__).with_name("train_fsdp.py")
+    run_forked(script, tmp_path, optimizer, processes=2, ACCELERATE_USE_CPU="true")
     assert {path.name for path in tmp_path.iterdir()} == {
         "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "final.safetensors",
         "final_ema.safetensors", "metrics.json",
@@ -50,11 +46,9 @@ def test_shards_train_save_and_resume_as_a_whole_model_does(optimizer, tmp_path)
 
 
 def launch(folder, *overrides):
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-         Path(__file__).with_name("run_fsdp.py"), folder, *TINY, "model.name=vit_nano_patch4_32_affinelike",
-         "model.kwargs.img_size=8", "model.ema_decay=0.9", "optim.clip_grad=1.0", *overrides],
-        check=True, env=environment(ACCELERATE_USE_CPU="true"), timeout=200,
+    run_forked(
+        Path(__file__).with_name("run_fsdp.py"), folder, *TINY, *SMALL_VIT, "model.ema_decay=0.9",
+        "optim.clip_grad=1.0", *overrides, processes=2, ACCELERATE_USE_CPU="true",
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from forks import run_forked
 from runs import EVERYTHING, SMALL_VIT, TINY, assert_same_run, run, state, train_here
 from safetensors.torch import load_file
 from timm.optim import list_optimizers
@@ -243,9 +244,9 @@ def test_a_compiled_runs_checkpoint_is_an_uncompiled_ones(tmp_path):
 
 
 def test_the_averaged_weights_are_what_is_exported(tmp_path):
-    run("scripts/train.py", *TINY, *EVERYTHING, "--output", tmp_path / "run")
+    run_forked("scripts/train.py", *TINY, *EVERYTHING, "--output", tmp_path / "run")
     report = json.loads((tmp_path / "run/report.json").read_text())
-    measured = json.loads(run("scripts/evaluate.py", tmp_path / "run/export", "runtime.device=cpu").stdout)
+    measured = json.loads(run_forked("scripts/evaluate.py", tmp_path / "run/export", "runtime.device=cpu").stdout)
     assert measured["top1"] == report["ema"]["top1"]
     assert measured["loss"] == pytest.approx(report["ema"]["loss"], rel=1e-6)
     assert report["ema"]["loss"] != report["val"]["loss"]

@@ -8,6 +8,7 @@ import signal
 import pytest
 import timm
 import torch
+from forks import run_forked
 from runs import (
     EVERYTHING,
     SMALL_VIT,
@@ -16,7 +17,6 @@ from runs import (
     checkpoints,
     kill_at,
     metrics,
-    run,
     state,
     train_here,
 )
@@ -69,10 +69,10 @@ def test_nor_in_other_pipelines(overrides, tmp_path, monkeypatch):
 
 def test_two_processes_resume_in_fresh_ones(tmp_path):
     arguments = ("scripts/train.py", *TINY, *EVERYTHING)
-    run(*arguments, "--output", tmp_path / "whole", processes=2)
-    run(*arguments, "train.max_updates=4", "--output", tmp_path / "cut", processes=2)
+    run_forked(*arguments, "--output", tmp_path / "whole", processes=2)
+    run_forked(*arguments, "train.max_updates=4", "--output", tmp_path / "cut", processes=2)
     assert len(metrics(tmp_path / "cut", "update")) == 4
-    run(*arguments, "--output", tmp_path / "cut", "--resume", "auto", processes=2)
+    run_forked(*arguments, "--output", tmp_path / "cut", "--resume", "auto", processes=2)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -249,7 +249,7 @@ def test_another_number_of_processes_is_noted(whole, tmp_path):
     train_here(cut, "train.max_updates=4", "optim.lr=1e-4")
     shutil.copytree(cut, tmp_path / "one")
     rest = ("scripts/train.py", *TINY, "optim.lr=1e-4", "--resume", "auto", "--output")
-    result = run(*rest, cut, processes=2)
+    result = run_forked(*rest, cut, processes=2)
     assert "num_processes was 1 and is 2" in result.stderr
     train_here(tmp_path / "one", "optim.lr=1e-4", resume="auto")
     one, two = metrics(tmp_path / "one", "update"), metrics(cut, "update")

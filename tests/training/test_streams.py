@@ -4,8 +4,9 @@ import json
 import tarfile
 
 import pytest
+from forks import run_forked
 from pictures import draw_folder
-from runs import TINY, assert_same_run, checkpoints, kill_at, run, state, train_here
+from runs import TINY, assert_same_run, checkpoints, kill_at, state, train_here
 
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data import eval_loader, open_source, resolve_preprocessing
@@ -62,7 +63,7 @@ def test_a_stream_trains_and_resumes_from_the_end_of_an_epoch(tmp_path, monkeypa
 
 
 def test_two_processes_share_it(tmp_path):
-    run("scripts/train.py", *TINY, *options(shards(tmp_path)), "--output", tmp_path / "run", processes=2)
+    run_forked("scripts/train.py", *TINY, *options(shards(tmp_path)), "--output", tmp_path / "run", processes=2)
     assert state(tmp_path / "run")["state"] == "completed"
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["val"]["num_images"] == 96

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forks import run_forked
 from runs import (
     EVERYTHING,
     TINY,
@@ -33,7 +34,7 @@ LONG = ("scripts/train.py", *TINY, "train.epochs=400")
 def whole(tmp_path_factory):
     """What an interrupted run of six epochs must equal in the end."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(*TRAIN, "train.epochs=6", "--output", folder)
+    run_forked(*TRAIN, "train.epochs=6", "--output", folder)
     return folder
 
 
@@ -78,7 +79,7 @@ def test_the_launchers_sigterm_reaches_a_single_process(tmp_path, whole):
     process.wait(timeout=30)
     wait_for(lambda: state(folder)["state"] == "preempted", seconds=30)
     wait_for(lambda: not worker_pids(folder), seconds=30)
-    run(*arguments, launcher=True)
+    run_forked(*arguments)
     assert state(folder)["state"] == "completed"
     assert_same_run(whole, folder)
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 import timm
 import torch
+from forks import run_forked
 from pictures import draw_folder
 from runs import ROOT, invoke, metrics, run
 from safetensors.torch import load_file
@@ -21,13 +22,15 @@ FAST = ["model.name=resnet20_cifar_patchnorm", "train.epochs=2", "runtime.device
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The embedded default, as the README's first command runs it."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    return folder, run("scripts/train.py", "--output", folder)
+    assert invoke(train, *FAST, "--output", folder).exit_code == 0
+    return folder
 
 
-def test_the_default_reads_digits(finished):
-    folder, result = finished
+def test_the_default_reads_digits(tmp_path):
+    """The embedded default, as the README's first command runs it."""
+    folder = tmp_path / "digits"
+    result = run("scripts/train.py", "--output", folder)
     report = json.loads((folder / "report.json").read_text())
     assert report["val"]["num_images"] == 360
     assert report["val"]["top1"] >= 0.95
@@ -42,48 +45,44 @@ def test_the_default_reads_digits(finished):
 
 
 def test_the_export_loads_in_a_fresh_process_with_identical_logits(finished, tmp_path):
-    folder, _ = finished
     code = (
         "import sys, torch, timm, affnorm_zoo\n"
         "from safetensors.torch import save_file\n"
         "model = timm.create_model('local-dir:' + sys.argv[1], pretrained=True).eval()\n"
         "save_file({'logits': model(torch.linspace(-1, 1, 320).reshape(5, 1, 8, 8)).detach()}, sys.argv[2])\n"
     )
-    subprocess.run([sys.executable, "-c", code, folder / "export", tmp_path / "out.safetensors"], check=True)
+    subprocess.run([sys.executable, "-c", code, finished / "export", tmp_path / "out.safetensors"], check=True)
     model = timm.create_model("resnet20_cifar_patchnorm", in_chans=1).eval()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.load_state_dict(load_file(finished / "model.safetensors"))
     expected = model(torch.linspace(-1, 1, 320).reshape(5, 1, 8, 8))
     assert torch.equal(load_file(tmp_path / "out.safetensors")["logits"], expected)
 
 
 def test_the_export_is_complete_and_safe(finished):
-    folder, _ = finished
-    export = folder / "export"
+    export = finished / "export"
     assert {path.name for path in export.iterdir()} == {"README.md", "config.json", "model.safetensors", "curves.png"}
     config = json.loads((export / "config.json").read_text())
     assert config["architecture"] == "resnet20_cifar_patchnorm.import_affnorm_zoo_first"
     assert config["pretrained_cfg"]["input_size"] == [1, 8, 8]
     assert config["label_names"] == [str(digit) for digit in range(10)]
     card = (export / "README.md").read_text()
-    top1 = json.loads((folder / "report.json").read_text())["val"]["top1"]
+    top1 = json.loads((finished / "report.json").read_text())["val"]["top1"]
     assert f"| top-1 | {100 * top1:.2f} %" in card
     assert "import affnorm_zoo" in card
     assert "library_name: timm" in card
 
 
 def test_evaluate_reproduces_the_recorded_numbers(finished):
-    folder, _ = finished
-    recorded = json.loads((folder / "report.json").read_text())["val"]
-    for name in (folder / "export", f"local-dir:{folder / 'export'}"):
+    recorded = json.loads((finished / "report.json").read_text())["val"]
+    for name in (finished / "export", f"local-dir:{finished / 'export'}"):
         measured = json.loads(invoke(evaluate, name).stdout)
         assert (measured["top1"], measured["num_images"]) == (recorded["top1"], recorded["num_images"])
         assert measured["loss"] == pytest.approx(recorded["loss"], rel=1e-6)
 
 
 def test_accuracy_equals_a_plain_count(finished):
-    folder, _ = finished
-    report = json.loads((folder / "report.json").read_text())
-    model = timm.create_model(f"local-dir:{folder / 'export'}", pretrained=True).eval()
+    report = json.loads((finished / "report.json").read_text())
+    model = timm.create_model(f"local-dir:{finished / 'export'}", pretrained=True).eval()
     preprocessing = Preprocessing(**report["preprocessing"])
     ((images, labels),) = eval_loader(Digits("val"), preprocessing, batch_size=360)
     right = model(Normalize(preprocessing, torch.device("cpu"))(images)).argmax(1) == labels
@@ -92,7 +91,7 @@ def test_accuracy_equals_a_plain_count(finished):
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
     short = [*FAST, "train.epochs=1", "optim.warmup_epochs=0"]
-    run("scripts/train.py", *short, "--output", tmp_path / "a")
+    run_forked("scripts/train.py", *short, "--output", tmp_path / "a")
     for name, seed in (("b", 0), ("c", 1)):
         assert invoke(train, *short, f"train.seed={seed}", "--output", tmp_path / name).exit_code == 0
     a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
@@ -102,9 +101,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path):
 
 def test_two_processes_train_what_one_does(tmp_path):
     slow = [*FAST, "train.epochs=1", "optim.warmup_epochs=0", "optim.lr=1e-4", "runtime.deterministic=true"]
-    run("scripts/train.py", *slow, "--output", tmp_path / "one")
-    run("scripts/train.py", *slow, "--output", tmp_path / "two", processes=2)
-    run("scripts/train.py", *slow, "train.micro_batch_size=16", "--output", tmp_path / "accumulated")
+    run_forked("scripts/train.py", *slow, "--output", tmp_path / "one")
+    run_forked("scripts/train.py", *slow, "--output", tmp_path / "two", processes=2)
+    run_forked("scripts/train.py", *slow, "train.micro_batch_size=16", "--output", tmp_path / "accumulated")
     one, two, accumulated = (metrics(tmp_path / name, kind="update") for name in ("one", "two", "accumulated"))
     # the same images an update; sums are taken in another order, which a small learning rate does not amplify
     for record, *others in zip(one, two, accumulated, strict=True):
@@ -118,7 +117,7 @@ def test_two_processes_train_what_one_does(tmp_path):
 
 def test_folders_vits_precision_layout_and_clipping_train_too(tmp_path):
     pictures = draw_folder(tmp_path / "pictures", per_class=16)
-    run(
+    run_forked(
         "scripts/train.py", "model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=16",
         f"data.path={pictures}", "data.image_size=16", "data.hflip=0.5", "train.epochs=4", "data.workers=1",
         "train.global_batch_size=16", "optim.clip_grad=1.0", "optim.lr=1e-3", "optim.label_smoothing=0.1",
@@ -127,7 +126,7 @@ def test_folders_vits_precision_layout_and_clipping_train_too(tmp_path):
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["val"]["top1"] > 0.8
     assert report["precision"] == "bf16"
-    measured = run("scripts/evaluate.py", tmp_path / "run/export", f"data.path={pictures}", "data.image_size=16")
+    measured = run_forked("scripts/evaluate.py", tmp_path / "run/export", f"data.path={pictures}", "data.image_size=16")
     assert json.loads(measured.stdout)["top1"] > 0.8
 
 
@@ -156,13 +155,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, tmp_path):
 
 
 def test_a_used_folder_is_refused(finished):
-    folder, _ = finished
-    before = (folder / "report.json").read_bytes()
-    result = run("scripts/train.py", *FAST, "--output", folder, ok=False)
+    before = (finished / "report.json").read_bytes()
+    result = run_forked("scripts/train.py", *FAST, "--output", finished, ok=False)
     assert result.returncode == 2
     assert "already in use" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert (folder / "report.json").read_bytes() == before
+    assert (finished / "report.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -181,11 +179,10 @@ def test_evaluate_says_what_is_wrong_with_a_model(arguments, message):
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
-    folder, _ = finished
     export = tmp_path / "export"
     export.mkdir()
-    (export / "model.safetensors").write_bytes((folder / "export/model.safetensors").read_bytes())
-    config = json.loads((folder / "export/config.json").read_text())
+    (export / "model.safetensors").write_bytes((finished / "export/model.safetensors").read_bytes())
+    config = json.loads((finished / "export/config.json").read_text())
     config["architecture"] = "resnet56_cifar_patchnorm"
     (export / "config.json").write_text(json.dumps(config))
     result = invoke(evaluate, export)
@@ -195,7 +192,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
 
 def test_processes_that_do_not_find_each_other_are_an_error(tmp_path):
     output = tmp_path / "run"
-    result = run("scripts/train.py", "--output", output, processes=2, ok=False)
+    result = run_forked("scripts/train.py", "--output", output, processes=2, ok=False)
     assert "launcher started 2 processes, but accelerate sees 1" in result.stderr
     assert not output.exists()
 

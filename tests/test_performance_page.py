@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import invoke
 
+from affnorm_zoo.cli.benchmark import CONTENDERS, benchmark
 from affnorm_zoo.evaluation.benchmark import OPAQUE, Bench
 from affnorm_zoo.evaluation.benchmark_report import write_report
 
@@ -20,6 +22,20 @@ def test_the_page_is_what_the_report_writes(tmp_path):
         (tmp_path / "benchmarks" / file.name).write_bytes(file.read_bytes())
     write_report(tmp_path / "benchmarks", tmp_path / "performance.md")
     assert (tmp_path / "performance.md").read_text() == (ROOT / "docs/performance.md").read_text()
+
+
+def test_every_contender_is_measured_and_gets_its_line(tmp_path):
+    output = tmp_path / "one.json"
+    small = ("--model", "resnet18", "--img-size", 32, "--batch-size", 2, "--rounds", 1, "--no-compile")
+    assert invoke(benchmark, "measure", *small, "--output", output).exit_code == 0
+    found = json.loads(output.read_text())["rows"]
+    contenders = CONTENDERS["resnet18"]
+    assert [row["normalizer"] for row in found] == [*contenders, "batchnorm, folded", *contenders]
+    write_report(tmp_path, tmp_path / "performance.md")
+    page = (tmp_path / "performance.md").read_text()
+    for row in found:
+        milliseconds = row[f"{row['mode']}_step_time"]
+        assert f"| {row['normalizer']} | {milliseconds:.1f} |" in page
 
 
 def rows(**wanted):

@@ -63,8 +63,10 @@ def measure(
         "kernels": [],
         "products": [],
     }
+    output.parent.mkdir(parents=True, exist_ok=True)
     if place.type == "cuda":
         results |= {"kernels": check_kernels(place), "products": check_products(place)}
+        _write(results, output)
         torch.backends.cudnn.benchmark = True  # of all contenders: the fastest algorithm for each shape
     for name in models:
         bench = Bench(name, batch_size, img_size, place, getattr(torch, dtype), rounds, compile_mode)
@@ -72,8 +74,11 @@ def measure(
             results["rows"] += rows
             for row in rows:
                 click.echo(json.dumps(row))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            _write(results, output)  # what is measured outlives a limit of time
+
+
+def _write(results: dict[str, Any], output: Path) -> None:
+    output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _tables(bench: Bench, no_compile: bool) -> Iterator[list[dict[str, Any]]]:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from timm.utils import natural_key
+
 from affnorm_zoo.training.run_folder import write_text
 from affnorm_zoo.training.sweep import Aim, SweepConfig, load_sweep
 from affnorm_zoo.training.sweep_report import final_results, gap, sample_of, sweep_table
@@ -36,7 +38,7 @@ _BEGIN, _END = "<!-- results: scripts/recipes.py -->\n", "<!-- end of results --
 
 
 def write_recipes(configs: Path, results: Path, page: Path, readme: Path) -> None:
-    """Write the page of all sweeps that have results, and between the README's marks the table of those with aims.
+    """Write the page of all sweeps that have results, and between the README's marks the table of those meant for it.
 
     Args:
         configs: folder of sweeps' YAML files.
@@ -44,14 +46,14 @@ def write_recipes(configs: Path, results: Path, page: Path, readme: Path) -> Non
         page, readme: what is written.
     """
     aims, sections, short = [], [], []
-    for file in sorted(configs.glob("*.yaml")):
+    for file in sorted(configs.glob("*.yaml"), key=lambda file: natural_key(file.stem)):
         sweep, folder = load_sweep(file), results / file.stem
         finals = {arm: final_results(sweep, arm, folder) for arm in sweep.arms}
         if not any(finals.values()):
             continue
         aims += [_aim_row(sweep, aim, finals) for aim in sweep.aims]
         sections.append(_section(sweep, file, folder.relative_to(page.parent), folder, finals))
-        short += _short_rows(sweep, finals) if sweep.aims else []
+        short += _short_rows(sweep, finals) if sweep.in_readme else []
     write_text(page, _HEAD.format(aims="\n".join(aims)) + "".join(sections))
     before, _, rest = readme.read_text(encoding="utf-8").partition(_BEGIN)
     _, _, after = rest.partition(_END)

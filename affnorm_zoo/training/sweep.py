@@ -45,6 +45,7 @@ class SweepConfig:
         hold_out: training images that tuning is scored on.
         seeds: runs of each arm at its best point, on the whole training set, scored on the validation split.
         aims: what the comparison is made for.
+        in_readme: whether the README's table holds it.
     """
 
     title: str = ""
@@ -57,6 +58,7 @@ class SweepConfig:
     hold_out: int = 5000
     seeds: int = 3
     aims: list[Aim] = field(default_factory=list)
+    in_readme: bool = False
 
     def __post_init__(self) -> None:
         require(len(self.arms) > 0, "arms must name at least one")

@@ -22,6 +22,7 @@ aims:
   - {arm: new, over: old, points: 1.0}
   - {arm: old, over: new, points: -1.0}
   - {arm: other, over: old}
+in_readme: true
 """
 TOP1 = {"old": (0.50, 0.52), "new": (0.60, 0.64)}
 
@@ -72,7 +73,7 @@ def test_the_page_says_what_was_aimed_at_and_what_was_found(tree):
     assert "| A net on pictures, 1,600 | `new` | 62.0 ± 2.8 | 2 |" in readme
     assert "\nold\n" not in readme
     assert "## An ablation on pictures" in page
-    assert "An ablation" not in readme  # which shows what was aimed at
+    assert "An ablation" not in readme
     assert write(tree) == (page, readme)
 
 

@@ -4,16 +4,15 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from safetensors.torch import save_file
 
 from affnorm_zoo.config import RunConfig, flatten
 from affnorm_zoo.diagnostics.figures import plot_training
-from affnorm_zoo.evaluation import evaluate
 from affnorm_zoo.training import run_folder, watch
 from affnorm_zoo.training.assemble import Parts, assemble
-from affnorm_zoo.training.deepspeed import is_deepspeed
+from affnorm_zoo.training.epochs import Epochs, PreemptedError
 from affnorm_zoo.training.interrupt import Interrupt
 from affnorm_zoo.training.keeper import Keeper
 from affnorm_zoo.training.opening import RunFolder
@@ -23,14 +22,6 @@ from affnorm_zoo.training.probe import DivergenceProbe
 from affnorm_zoo.training.processes import build_accelerator, on_main
 
 _logger = logging.getLogger(__name__)
-
-
-class PreemptedError(RuntimeError):
-    """The run was told to stop, has saved its state, and can be resumed. ``signum`` is the signal."""
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
-        self.signum = signum
 
 
 def train(
@@ -114,101 +105,10 @@ def _train(
     )
     keeper = Keeper(output / run_folder.CHECKPOINTS, config.checkpoint, updates_per_epoch)
     begin = time.perf_counter()
-    log.start(progress.windows)
-    if progress.windows == 0 and probe.is_due():
-        log.record_divergence(probe.measure())
-    try:
-        while progress.epoch < config.train.epochs and not _is_done_early(config, parts):
-            _run_epoch(config, parts, probe, interrupt, log, keeper)
-    finally:
-        log.close()
+    Epochs(config, parts, probe, interrupt, log, keeper).run()
     seconds = time.perf_counter() - begin
     shares = {} if probe.every is None else {"divergence_seconds": round(probe.seconds, 3)}
     return _finish(config, output, parts, {"seconds": seconds, **shares})
-
-
-def _run_epoch(
-    config: RunConfig,
-    parts: Parts,
-    probe: DivergenceProbe,
-    interrupt: Interrupt,
-    log: watch.RunLog,
-    keeper: Keeper,
-) -> None:
-    """Train to the end of the epoch, evaluate, save; or save and stop where a signal says so."""
-    trainer, progress = parts.trainer, parts.trainer.state.progress
-    for _ in () if _is_capped(config, parts) else trainer.windows():
-        log.advance()
-        if probe.is_due():
-            log.record_divergence(probe.measure())
-        is_main = trainer.accelerator.is_main_process
-        wants_save = is_main and _can_save(parts) and keeper.is_due_within_epoch(progress)
-        stop, save = interrupt.agree(wants_save)
-        if stop or save or progress.windows % config.runtime.log_updates == 0:
-            log.record_windows(trainer.drain(), progress.epoch)
-        if stop:
-            _preempt(parts, keeper, interrupt)
-        if save:
-            keeper.save(trainer.state)
-        if _is_capped(config, parts):
-            break
-    windows = trainer.drain()
-    log.record_windows(windows, progress.epoch)
-    record = _evaluate(parts, interrupt)
-    if interrupt.agree()[0] or record is None:
-        _preempt(parts, keeper, interrupt)
-    if progress.window == trainer.batches.num_updates:  # a run that max_updates cuts off can go on from here
-        progress.epoch, progress.window = progress.epoch + 1, 0
-        progress.loss_sum, progress.num_losses = 0.0, 0
-    keeper.note_result(progress, record)
-    progress.evaluated = record
-    log.record_epoch(record, _epoch_line(record, config.train.epochs))
-    if _can_save(parts) and keeper.is_due_after_epoch(
-        progress, is_last=progress.epoch == config.train.epochs or _is_capped(config, parts)
-    ):
-        keeper.save(trainer.state)
-
-
-def _evaluate(parts: Parts, interrupt: Interrupt) -> dict[str, Any] | None:
-    """Measure the weights, and their average if there is one."""
-    trainer = parts.trainer
-    state, progress = trainer.state, trainer.state.progress
-    record: dict[str, Any] = {"epoch": progress.epoch + 1, "update": progress.windows, "updates": progress.updates}
-    arguments = (parts.val_loader, trainer.normalize, trainer.accelerator, lambda: interrupt.signum != 0)
-    record["train"] = {"loss": progress.loss_sum / max(progress.num_losses, 1)}
-    record["val"] = evaluate(state.model, *arguments)
-    if state.ema is not None and record["val"] is not None:
-        with state.ema.averaged(state.model) as averaged:
-            record["ema"] = evaluate(averaged, *arguments)
-    return None if None in record.values() else record
-
-
-def _preempt(parts: Parts, keeper: Keeper, interrupt: Interrupt) -> NoReturn:
-    progress = parts.trainer.state.progress
-    if _can_save(parts):
-        keeper.save(parts.trainer.state)
-    lost = is_deepspeed(parts.trainer.accelerator)
-    raise PreemptedError(
-        f"stopped by signal {interrupt.signum} after update {progress.windows} of epoch {progress.epoch + 1}; "
-        + ("under DeepSpeed nothing is saved" if lost else "go on with --resume auto"),
-        interrupt.signum,
-    )
-
-
-def _can_save(parts: Parts) -> bool:
-    """Whether a run can go on from here: a stream only from the end of an epoch, under DeepSpeed never."""
-    if is_deepspeed(parts.trainer.accelerator):
-        return False
-    return not parts.source.is_stream or parts.trainer.state.progress.window in (0, parts.trainer.batches.num_updates)
-
-
-def _is_capped(config: RunConfig, parts: Parts) -> bool:
-    return config.train.max_updates is not None and parts.trainer.state.progress.windows >= config.train.max_updates
-
-
-def _is_done_early(config: RunConfig, parts: Parts) -> bool:
-    progress = parts.trainer.state.progress
-    return _is_capped(config, parts) and progress.evaluated.get("update") == progress.windows
 
 
 def _finish(config: RunConfig, output: Path, parts: Parts, times: dict[str, float]) -> dict[str, Any]:
@@ -255,12 +155,3 @@ def _write_state(parts: Parts, output: Path, state: str, **details: Any) -> None
     if parts.trainer.accelerator.is_main_process:
         progress = parts.trainer.state.progress
         run_folder.write_state(output, state, epoch=progress.epoch, update=progress.windows, **details)
-
-
-def _epoch_line(record: dict[str, Any], epochs: int) -> str:
-    parts = [f"epoch {record['epoch']:>3}/{epochs}  loss {record['train']['loss']:.4f}"]
-    for weights in ("val", "ema"):
-        if weights in record:
-            metrics = record[weights]
-            parts.append(f"{weights} loss {metrics['loss']:.4f}  top-1 {100 * metrics['top1']:.2f} %")
-    return "  ".join(parts)

@@ -70,10 +70,10 @@ def test_but_not_for_ever(tmp_path, monkeypatch):
 
 
 def test_a_metric_that_is_no_number_is_never_the_best(tmp_path, monkeypatch):
-    from affnorm_zoo.training import run as module
+    from affnorm_zoo.training import epochs
 
-    evaluate, losses = module.evaluate, iter([math.nan, 2.0, math.nan, 1.5])
-    monkeypatch.setattr(module, "evaluate", lambda *a: {**evaluate(*a), "loss": next(losses)})
+    evaluate, losses = epochs.evaluate, iter([math.nan, 2.0, math.nan, 1.5])
+    monkeypatch.setattr(epochs, "evaluate", lambda *a: {**evaluate(*a), "loss": next(losses)})
     report = train_here(tmp_path, "train.epochs=4", "checkpoint.best_metric=val.loss")
     assert (report["best"]["value"], report["best"]["epoch"]) == (1.5, 4)
 

@@ -93,14 +93,14 @@ def test_ctrl_c_saves_too(whole, tmp_path, monkeypatch):
 
 
 def test_a_signal_while_evaluating_saves_the_epoch(whole, tmp_path, monkeypatch):
-    from affnorm_zoo.training import run as module
+    from affnorm_zoo.training import epochs
 
     def interrupted(*arguments):
         signal.raise_signal(signal.SIGTERM)
         return evaluate(*arguments)
 
-    evaluate = module.evaluate
-    monkeypatch.setattr(module, "evaluate", interrupted)
+    evaluate = epochs.evaluate
+    monkeypatch.setattr(epochs, "evaluate", interrupted)
     with pytest.raises(PreemptedError, match="after update 5"):
         train_here(tmp_path, *EVERYTHING)
     monkeypatch.undo()

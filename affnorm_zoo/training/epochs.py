@@ -1,0 +1,145 @@
+"""One epoch after the other: train, evaluate, save; or save and stop where a signal says so."""
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from affnorm_zoo.config import RunConfig
+from affnorm_zoo.evaluation import evaluate
+from affnorm_zoo.training.assemble import Parts
+from affnorm_zoo.training.deepspeed import is_deepspeed
+from affnorm_zoo.training.interrupt import Interrupt
+from affnorm_zoo.training.keeper import Keeper
+from affnorm_zoo.training.loop import Trainer
+from affnorm_zoo.training.probe import DivergenceProbe
+from affnorm_zoo.training.state import Progress
+from affnorm_zoo.training.watch import RunLog
+
+
+class PreemptedError(RuntimeError):
+    """The run was told to stop, has saved its state, and can be resumed. ``signum`` is the signal."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """The epochs of a run that are still to come, and all that takes part in them."""
+
+    config: RunConfig
+    parts: Parts
+    probe: DivergenceProbe
+    interrupt: Interrupt
+    log: RunLog
+    keeper: Keeper
+
+    def run(self) -> None:
+        """Go through them.
+
+        Raises:
+            NonFiniteError: the training diverged.
+            PreemptedError: a signal asked for a stop; the state is saved, if this run can be resumed from here.
+        """
+        self.log.start(self._progress.windows)
+        if self._progress.windows == 0 and self.probe.is_due():
+            self.log.record_divergence(self.probe.measure())
+        try:
+            while self._progress.epoch < self.config.train.epochs and not self._is_done_early():
+                self._train()
+                self._close()
+        finally:
+            self.log.close()
+
+    def _train(self) -> None:
+        """Train to the end of the epoch."""
+        for _ in () if self._is_capped() else self._trainer.windows():
+            self.log.advance()
+            if self.probe.is_due():
+                self.log.record_divergence(self.probe.measure())
+            is_main = self._trainer.accelerator.is_main_process
+            wants_save = is_main and self._can_save() and self.keeper.is_due_within_epoch(self._progress)
+            stop, save = self.interrupt.agree(wants_save)
+            if stop or save or self._progress.windows % self.config.runtime.log_updates == 0:
+                self.log.record_windows(self._trainer.drain(), self._progress.epoch)
+            if stop:
+                self._preempt()
+            if save:
+                self.keeper.save(self._trainer.state)
+            if self._is_capped():
+                break
+        self.log.record_windows(self._trainer.drain(), self._progress.epoch)
+
+    def _close(self) -> None:
+        """Evaluate and save."""
+        progress = self._progress
+        record = self._evaluate()
+        if self.interrupt.agree()[0] or record is None:
+            self._preempt()
+        if progress.window == self._trainer.batches.num_updates:  # a run that max_updates cuts off can go on from here
+            progress.epoch, progress.window = progress.epoch + 1, 0
+            progress.loss_sum, progress.num_losses = 0.0, 0
+        self.keeper.note_result(progress, record)
+        progress.evaluated = record
+        self.log.record_epoch(record, _epoch_line(record, self.config.train.epochs))
+        is_last = progress.epoch == self.config.train.epochs or self._is_capped()
+        if self._can_save() and self.keeper.is_due_after_epoch(progress, is_last=is_last):
+            self.keeper.save(self._trainer.state)
+
+    def _evaluate(self) -> dict[str, Any] | None:
+        """Measure the weights, and their average if there is one; None if a signal cut it off."""
+        state, progress = self._trainer.state, self._progress
+        record: dict[str, Any] = {"epoch": progress.epoch + 1, "update": progress.windows, "updates": progress.updates}
+        arguments = (
+            self.parts.val_loader,
+            self._trainer.normalize,
+            self._trainer.accelerator,
+            lambda: self.interrupt.signum != 0,
+        )
+        record["train"] = {"loss": progress.loss_sum / max(progress.num_losses, 1)}
+        record["val"] = evaluate(state.model, *arguments)
+        if state.ema is not None and record["val"] is not None:
+            with state.ema.averaged(state.model) as averaged:
+                record["ema"] = evaluate(averaged, *arguments)
+        return None if None in record.values() else record
+
+    def _preempt(self) -> NoReturn:
+        if self._can_save():
+            self.keeper.save(self._trainer.state)
+        lost = is_deepspeed(self._trainer.accelerator)
+        raise PreemptedError(
+            f"stopped by signal {self.interrupt.signum} after update {self._progress.windows} of epoch "
+            f"{self._progress.epoch + 1}; "
+            + ("under DeepSpeed nothing is saved" if lost else "go on with --resume auto"),
+            self.interrupt.signum,
+        )
+
+    def _can_save(self) -> bool:
+        """Whether a run can go on from here: a stream only from the end of an epoch, under DeepSpeed never."""
+        if is_deepspeed(self._trainer.accelerator):
+            return False
+        return not self.parts.source.is_stream or self._progress.window in (0, self._trainer.batches.num_updates)
+
+    def _is_capped(self) -> bool:
+        cap = self.config.train.max_updates
+        return cap is not None and self._progress.windows >= cap
+
+    def _is_done_early(self) -> bool:
+        return self._is_capped() and self._progress.evaluated.get("update") == self._progress.windows
+
+    @property
+    def _trainer(self) -> Trainer:
+        return self.parts.trainer
+
+    @property
+    def _progress(self) -> Progress:
+        return self.parts.trainer.state.progress
+
+
+def _epoch_line(record: dict[str, Any], epochs: int) -> str:
+    parts = [f"epoch {record['epoch']:>3}/{epochs}  loss {record['train']['loss']:.4f}"]
+    for weights in ("val", "ema"):
+        if weights in record:
+            metrics = record[weights]
+            parts.append(f"{weights} loss {metrics['loss']:.4f}  top-1 {100 * metrics['top1']:.2f} %")
+    return "  ".join(parts)

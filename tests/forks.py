@@ -1,4 +1,4 @@
-"""Scripts in processes forked from one that has imported torch and timm, which takes six seconds for each otherwise."""
+"""Scripts in processes forked from one that has imported torch and timm, which would take each of them seconds."""
 
 import multiprocessing
 import os

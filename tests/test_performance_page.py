@@ -38,6 +38,17 @@ def test_every_contender_is_measured_and_gets_its_line(tmp_path):
         assert f"| {row['normalizer']} | {milliseconds:.1f} |" in page
 
 
+def test_what_is_measured_outlives_what_comes_after(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bench, "train", lambda *_: [{"normalizer": "patchnorm"}])
+    monkeypatch.setattr(Bench, "infer", stop)
+    output = tmp_path / "new/one.json"
+    assert invoke(benchmark, "measure", "--model", "resnet18", "--output", output).exit_code == 1
+    assert json.loads(output.read_text())["rows"] == [{"normalizer": "patchnorm"}]
+
+
 def rows(**wanted):
     found = json.loads((ROOT / "docs/benchmarks/cpu.json").read_text())["rows"]
     (row,) = (row for row in found if wanted.items() <= row.items())

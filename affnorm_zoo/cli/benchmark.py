@@ -14,6 +14,7 @@ from affnorm_zoo.evaluation.benchmark_report import write_report
 from affnorm_zoo.evaluation.kernel_check import check_kernels
 from affnorm_zoo.evaluation.product_check import check_products
 from affnorm_zoo.training.loop_benchmark import measure_loop
+from affnorm_zoo.training.run_folder import write_json
 
 CONTENDERS = {
     "resnet50": ["batchnorm", "patchnorm", "patchnorm_ws", "groupnorm", "none"],
@@ -66,7 +67,7 @@ def measure(
     output.parent.mkdir(parents=True, exist_ok=True)
     if place.type == "cuda":
         results |= {"kernels": check_kernels(place), "products": check_products(place)}
-        _write(results, output)
+        write_json(output, results)
         torch.backends.cudnn.benchmark = True  # of all contenders: the fastest algorithm for each shape
     for name in models:
         bench = Bench(name, batch_size, img_size, place, getattr(torch, dtype), rounds, compile_mode)
@@ -74,11 +75,7 @@ def measure(
             results["rows"] += rows
             for row in rows:
                 click.echo(json.dumps(row))
-            _write(results, output)  # what is measured outlives a limit of time
-
-
-def _write(results: dict[str, Any], output: Path) -> None:
-    output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            write_json(output, results)  # what is measured outlives a limit of time
 
 
 def _tables(bench: Bench, no_compile: bool) -> Iterator[list[dict[str, Any]]]:
@@ -103,10 +100,9 @@ def loop(config: tuple[str, ...], rounds: int, updates: int, output: Path) -> No
     """Time the training loop of CONFIG against the bare step of its network, and the loaders against each other."""
     with reported_errors():
         results = measure_loop(load_config(*split_config(config)), rounds, updates)
-    text = json.dumps(results, indent=1)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text + "\n", encoding="utf-8")
-    click.echo(text)
+    write_json(output, results)
+    click.echo(output.read_text(encoding="utf-8"), nl=False)
 
 
 @benchmark.command()

@@ -33,7 +33,9 @@ def tree(tmp_path):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/one.yaml").write_text(SWEEP)
     (tmp_path / "configs/empty.yaml").write_text(SWEEP.replace("A net", "Nothing"))
-    (tmp_path / "configs/two.yaml").write_text(SWEEP.partition("aims")[0].replace("A net", "An ablation"))
+    plain = SWEEP.partition("aims")[0]
+    (tmp_path / "configs/one16.yaml").write_text(plain.replace("A net", "An ablation"))
+    (tmp_path / "configs/one2.yaml").write_text(plain.replace("A net", "Another net") + "in_readme: true\n")
     (tmp_path / "README.md").write_text(
         "before\n<!-- results: scripts/recipes.py -->\nold\n<!-- end of results -->\nafter\n"
     )
@@ -48,7 +50,8 @@ def tree(tmp_path):
                 "environment": {"device": "a machine", "cpu_count": 2, "torch": "2.8", "timm": "1.0"},
             }  # fmt: skip
             (results / f"{arm}_s{seed}_final.json").write_text(json.dumps(result))
-    shutil.copytree(results, tmp_path / "docs/recipes/two/results")
+    for name in ("one2", "one16"):
+        shutil.copytree(results, tmp_path / f"docs/recipes/{name}/results")
     return tmp_path
 
 
@@ -72,8 +75,10 @@ def test_the_page_says_what_was_aimed_at_and_what_was_found(tree):
     assert readme.endswith("<!-- end of results -->\nafter\n")
     assert "| A net on pictures, 1,600 | `new` | 62.0 ± 2.8 | 2 |" in readme
     assert "\nold\n" not in readme
-    assert "## An ablation on pictures" in page
+    assert "| Another net on pictures, 1,600 | `new` | 62.0 ± 2.8 | 2 |" in readme
     assert "An ablation" not in readme
+    titles = [line for line in page.splitlines() if line.startswith("## ")]
+    assert titles[1:] == ["## A net on pictures", "## Another net on pictures", "## An ablation on pictures"]
     assert write(tree) == (page, readme)
 
 

@@ -1,4 +1,4 @@
-"""Two processes hold half of the weights each (FSDP 2): train, save, load into fresh shards, go on. For torchrun."""
+"""Two processes hold half of the weights each (FSDP 2): train, save, load into fresh shards, go on."""
 
 import json
 import os

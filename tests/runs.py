@@ -99,6 +99,12 @@ def checkpoints(folder):
     return sorted(path.name for path in (Path(folder) / "checkpoints").iterdir())
 
 
+def resumed_at(folder):
+    """The updates that a run has gone on from; one that began anew would end with the same bits."""
+    resumes = json.loads((Path(folder) / "run.json").read_text())["resumes"]
+    return [int(Path(entry["checkpoint"]).name.removeprefix("update_")) for entry in resumes]
+
+
 def timeless(records):
     """Records without what the clock wrote."""
     return [{k: v for k, v in record.items() if k not in ("images_per_second", "data_wait")} for record in records]

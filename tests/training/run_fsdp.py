@@ -1,4 +1,4 @@
-"""A whole run under FSDP 2 on CPUs: run_fsdp.py FOLDER [section.key=value ...], in several processes, resumed if it can be.
+"""A whole run under FSDP 2 on CPUs, in several processes: run_fsdp.py FOLDER [key=value ...], resumed if it can be.
 
 Accelerate starts FSDP on GPUs only; its state is told here that it has.
 """

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from forks import run_forked
-from runs import SMALL_VIT, TINY, assert_same_run, metrics
+from runs import SMALL_VIT, TINY, assert_same_run, metrics, resumed_at
 from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -57,6 +57,7 @@ def test_a_sharded_run_resumes_to_the_bit_and_exports(tmp_path):
     launch(tmp_path / "cut", "train.max_updates=3")
     assert len(metrics(tmp_path / "cut", "update")) == 3
     launch(tmp_path / "cut")
+    assert resumed_at(tmp_path / "cut") == [3]
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     model = timm.create_model(f"local-dir:{export_run(tmp_path / 'whole')}", pretrained=True)
     for name, tensor in load_file(tmp_path / "whole/ema.safetensors").items():

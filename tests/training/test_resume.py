@@ -17,6 +17,7 @@ from runs import (
     checkpoints,
     kill_at,
     metrics,
+    resumed_at,
     state,
     train_here,
 )
@@ -42,6 +43,7 @@ def stop_and_resume(folder, monkeypatch, at, *overrides):
     assert state(folder)["state"] == "preempted"
     train_here(folder, *overrides, resume="auto")
     assert state(folder)["state"] == "completed"
+    assert resumed_at(folder) == [at]
 
 
 @pytest.mark.parametrize("at", [1, 3, 5, 7])
@@ -73,6 +75,7 @@ def test_two_processes_resume_in_fresh_ones(tmp_path):
     run_forked(*arguments, "train.max_updates=4", "--output", tmp_path / "cut", processes=2)
     assert len(metrics(tmp_path / "cut", "update")) == 4
     run_forked(*arguments, "--output", tmp_path / "cut", "--resume", "auto", processes=2)
+    assert resumed_at(tmp_path / "cut") == [4]
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -89,6 +92,7 @@ def test_ctrl_c_saves_too(whole, tmp_path, monkeypatch):
             train_here(tmp_path, *EVERYTHING)
     assert checkpoints(tmp_path) == ["update_00000003"]
     train_here(tmp_path, *EVERYTHING, resume="auto")
+    assert resumed_at(tmp_path) == [3]
     assert_same_run(whole, tmp_path)
 
 
@@ -105,6 +109,7 @@ def test_a_signal_while_evaluating_saves_the_epoch(whole, tmp_path, monkeypatch)
         train_here(tmp_path, *EVERYTHING)
     monkeypatch.undo()
     train_here(tmp_path, *EVERYTHING, resume="auto")
+    assert resumed_at(tmp_path) == [5]
     assert_same_run(whole, tmp_path)
 
 

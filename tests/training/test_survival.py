@@ -15,6 +15,7 @@ from runs import (
     assert_same_run,
     checkpoints,
     metrics,
+    resumed_at,
     run,
     start,
     state,
@@ -81,6 +82,7 @@ def test_the_launchers_sigterm_reaches_a_single_process(tmp_path, whole):
     wait_for(lambda: not worker_pids(folder), seconds=30)
     run_forked(*arguments)
     assert state(folder)["state"] == "completed"
+    assert resumed_at(folder)
     assert_same_run(whole, folder)
 
 

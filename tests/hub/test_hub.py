@@ -240,7 +240,8 @@ def test_a_killed_push_is_completed_by_the_next(stage, hub, clients, transport, 
     )
     wait_for(lambda: any(re.search(STAGES[stage], path) for _, _, path, _ in hub.ask()["requests"][before:]))
     os.kill(child, signal.SIGKILL)
-    assert parent(f"result = os.waitpid({child}, 0)[1]") == signal.SIGKILL  # it had not ended before
+    status = parent(f"result = os.waitpid({child}, 0)[1]")
+    assert status == signal.SIGKILL or stage == "commit"  # after which it may have ended before
     for version in hub.versions(repo):
         assert len(hub.ask()["repos"][repo]["files"][version]) == 10
     commit = clients(**transport)(push(fresh, repo))

@@ -157,7 +157,7 @@ def test_a_silent_server_is_not_waited_for(hub, clients, finished_runs, repo):
     hub.faults(silence=99)
     begin = time.monotonic()
     error = client.fails(push(finished_runs / "resnet", repo))
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
     assert "no answer from http://127.0.0.1" in error
     assert "check the network" in error
     hub.faults()
@@ -173,7 +173,7 @@ def test_a_slow_server_is_given_up_in_time(command, hub, clients, transport, fin
     hub.faults(**{"push": {"silence": 99}, "pull": {"a_trickle": 99}}[command])
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "affnorm_zoo.cli", *commands[command], "--timeout", "2"],
-        cwd=ROOT, env=hub.environment(tmp_path, **transport), capture_output=True, text=True, timeout=60,
+        cwd=ROOT, env=hub.environment(tmp_path, **transport), capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert result.returncode == 2
     doing = {"push": "pushing to", "pull": "loading"}[command]

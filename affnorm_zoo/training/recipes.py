@@ -64,7 +64,7 @@ def write_recipes(configs: Path, results: Path, page: Path, readme: Path) -> Non
 def _section(sweep: SweepConfig, file: Path, link: Path, folder: Path, finals: dict[str, list[dict[str, Any]]]) -> str:
     runs = [run for results in finals.values() for run in results]
     facts = _facts(runs)
-    environment = runs[0]["environment"]
+    seen = {name: _seen(runs, name) for name in ("device", "cpu_count", "torch", "timm")}
     return _SECTION.format(
         title=sweep.title,
         data=facts["note"] or facts["data"],
@@ -75,9 +75,13 @@ def _section(sweep: SweepConfig, file: Path, link: Path, folder: Path, finals: d
         remark=f"{sweep.remark.strip()}\n\n" if sweep.remark else "",
         file=file.as_posix(),
         folder=link.as_posix(),
-        hardware=f"hardware: {environment['device']}, {environment['cpu_count']} cores; torch {environment['torch']}, "
-        f"timm {environment['timm']}",
+        hardware="hardware: {device}, {cpu_count} cores; torch {torch}, timm {timm}".format(**seen),
     )
+
+
+def _seen(runs: list[dict[str, Any]], name: str) -> str:
+    """The values that an entry of the environment has had; the runs of a table may be years and machines apart."""
+    return " and ".join(sorted({str(run["environment"][name]) for run in runs}, key=natural_key))
 
 
 def _facts(runs: list[dict[str, Any]]) -> dict[str, Any]:

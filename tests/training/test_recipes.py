@@ -47,7 +47,7 @@ def tree(tmp_path):
                 "arm": arm, "point": {}, "seed": seed, "is_final": True, "note": "drawn", "top1": top1,
                 "diverged": False, "data": "pictures", "num_train_images": 1200, "num_images": 300, "epochs": 4,
                 "updates": 1600, "precision": "bf16",
-                "environment": {"device": "a machine", "cpu_count": 2, "torch": "2.8", "timm": "1.0"},
+                "environment": {"device": "a machine", "cpu_count": 2, "torch": f"2.{8 + seed}", "timm": "1.0"},
             }  # fmt: skip
             (results / f"{arm}_s{seed}_final.json").write_text(json.dumps(result))
     for name in ("one2", "one16"):
@@ -69,6 +69,7 @@ def test_the_page_says_what_was_aimed_at_and_what_was_found(tree):
     assert "| missed by 10.00 points |" in page
     assert "| A net on pictures: other - old | ≥ +0.0 | not run | |" in page
     assert "\ndrawn: 1,200 training and 300 test images, 4 epochs, 1,600 updates, in bfloat16.\n" in page
+    assert "hardware: a machine, 2 cores; torch 2.9 and 2.10, timm 1.0." in page
     assert "A remark." in page
     assert "Nothing on pictures" not in page
     assert readme.startswith("before\n<!-- results")

@@ -9,8 +9,9 @@ import torch
 
 from affnorm_zoo.cli.report import reported_errors, split_config
 from affnorm_zoo.config import load_config
-from affnorm_zoo.evaluation.benchmark import COMPILE_MODES, OPAQUE, Bench, environment
+from affnorm_zoo.evaluation.benchmark import COMPILE_MODES, OPAQUE, Bench
 from affnorm_zoo.evaluation.benchmark_report import write_report
+from affnorm_zoo.evaluation.environment import describe_environment
 from affnorm_zoo.evaluation.kernel_check import check_kernels
 from affnorm_zoo.evaluation.product_check import check_products
 from affnorm_zoo.training.loop_benchmark import measure_loop
@@ -59,7 +60,7 @@ def measure(
     place = torch.device(device)
     results: dict[str, Any] = {
         "command": " ".join(sys.argv),
-        "environment": environment(place),
+        "environment": {**describe_environment(place), "threads": torch.get_num_threads()},
         "rows": [],
         "kernels": [],
         "products": [],

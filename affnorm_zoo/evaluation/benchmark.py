@@ -1,11 +1,8 @@
 """Networks side by side: their steps interleaved in one process, so that what slows the machine slows all of them."""
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import timm
@@ -196,23 +193,3 @@ class Bench:
         """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Hardware and versions."""
-    names = ("torch", "timm", "affnorm-zoo")
-    return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "cpu_count": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 a system file
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

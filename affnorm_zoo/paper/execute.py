@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from affnorm_zoo.evaluation.environment import describe_environment
 from affnorm_zoo.paper.runs import Arrays, Run, train_net
-from affnorm_zoo.training.run_folder import describe_environment, write_json
+from affnorm_zoo.training.run_folder import write_json
 
 PACKED = "runs.jsonl"
 _arrays: Arrays | None = None  # of this worker process

@@ -13,7 +13,7 @@ import torch
 
 from affnorm_zoo.config import RunConfig
 from affnorm_zoo.data import train_loader
-from affnorm_zoo.evaluation.benchmark import environment
+from affnorm_zoo.evaluation.environment import describe_environment
 from affnorm_zoo.training.assemble import Parts, assemble
 from affnorm_zoo.training.interrupt import Interrupt
 from affnorm_zoo.training.processes import build_accelerator
@@ -46,7 +46,7 @@ def measure_loop(config: RunConfig, rounds: int, updates: int) -> dict[str, Any]
     return {
         "model": config.model.name,
         "batch_size": config.train.global_batch_size,
-        "environment": environment(accelerator.device),
+        "environment": {**describe_environment(accelerator.device), "threads": torch.get_num_threads()},
         "n": rounds,
         "updates_a_turn": updates,
         **{

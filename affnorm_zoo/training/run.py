@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from affnorm_zoo.config import RunConfig, flatten
 from affnorm_zoo.diagnostics.figures import plot_training
+from affnorm_zoo.evaluation.environment import describe_environment
 from affnorm_zoo.training import run_folder, watch
 from affnorm_zoo.training.assemble import Parts, assemble
 from affnorm_zoo.training.epochs import Epochs, PreemptedError
@@ -132,7 +133,7 @@ def _finish(config: RunConfig, output: Path, parts: Parts, times: dict[str, floa
         **times,
         "num_processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
-        "environment": run_folder.describe_environment(),
+        "environment": describe_environment(),
     }
     weights: dict[str, Any] = {run_folder.WEIGHTS_FILE: state.model_weights()}
     if state.ema is not None:

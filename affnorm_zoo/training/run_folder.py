@@ -3,21 +3,17 @@
 import hashlib
 import json
 import os
-import platform
 import socket
 import subprocess
 from collections.abc import Callable
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from affnorm_zoo.errors import UsageError
 
-PACKAGES = ("torch", "timm", "accelerate", "huggingface-hub", "safetensors", "affnorm-zoo")
 WEIGHTS_FILE = "model.safetensors"
 EMA_WEIGHTS_FILE = "ema.safetensors"
 CONFIG_FILE = "config.yaml"
@@ -97,17 +93,6 @@ def sha256_of(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def describe_environment() -> dict[str, Any]:
-    """Hardware and versions, for the report."""
-    on_gpu = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-    }
 
 
 def git_commit() -> str | None:

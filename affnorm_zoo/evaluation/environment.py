@@ -1,0 +1,29 @@
+"""What a measurement or a run was made on."""
+
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "timm", "accelerate", "huggingface-hub", "safetensors", "affnorm-zoo")
+
+
+def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Hardware and versions; the hardware is a GPU if ``device`` is one, or if there is one and no device is given."""
+    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 a system file
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from runs import ROOT, run
 
+from affnorm_zoo.config import load_config
 from affnorm_zoo.training.recipes import write_recipes
+from affnorm_zoo.training.sweep import best_point, load_sweep
 
 SWEEP = """
 title: A net on pictures
@@ -97,6 +99,17 @@ def test_the_pages_are_those_of_the_runs(tmp_path, monkeypatch):
     write_recipes(Path("configs/sweeps"), tmp_path / "recipes", tmp_path / "recipes.md", readme)
     assert (tmp_path / "recipes.md").read_text() == Path("docs/recipes.md").read_text()
     assert readme.read_text() == Path("README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sweep"), [("resnet20_cifar", "cifar10_resnet20"), ("vit_nano_patch4_32", "cifar10_vit_nano")]
+)
+def test_a_recipe_has_the_rate_that_tuning_found_best(recipe, sweep):
+    config = load_config([ROOT / f"configs/cifar10/{recipe}.yaml"])
+    compared = load_sweep(ROOT / f"configs/sweeps/{sweep}.yaml")
+    arm = next(arm for arm, parts in compared.arms.items() if f"model.name={config.model.name}" in parts)
+    best = best_point(compared, arm, ROOT / "docs/recipes" / sweep)
+    assert best == {"optim.name": config.optim.name, "optim.lr": config.optim.lr}
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import signal
+from importlib.metadata import version
 
 import pytest
 import timm
@@ -24,7 +25,7 @@ from runs import (
 from safetensors.torch import load_file
 
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training import PreemptedError
+from affnorm_zoo.training import PreemptedError, opening
 
 
 @pytest.fixture(scope="module")
@@ -240,13 +241,10 @@ def test_changes_are_accepted_when_asked_for_and_written_down(whole, tmp_path, c
 
 
 def test_another_version_is_noted(whole, tmp_path, monkeypatch):
-    from affnorm_zoo.training import run_folder
-
-    known = run_folder.version
-    monkeypatch.setattr(run_folder, "version", lambda name: "99.0" if name == "timm" else known(name))
+    monkeypatch.setattr(opening, "version", lambda name: "99.0" if name == "timm" else version(name))
     train_here(tmp_path, *EVERYTHING, resume=str(whole / "checkpoints/update_00000005"))
     (entry,) = json.loads((tmp_path / "run.json").read_text())["resumes"]
-    assert entry["notes"] == [f"version of timm was {known('timm')} and is 99.0"]
+    assert entry["notes"] == [f"version of timm was {version('timm')} and is 99.0"]
 
 
 def test_another_number_of_processes_is_noted(whole, tmp_path):

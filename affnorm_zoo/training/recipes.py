@@ -106,7 +106,9 @@ def _aim_row(sweep: SweepConfig, aim: Aim, finals: dict[str, list[dict[str, Any]
         return f"| {label} | ≥ {aim.points:+.1f} | not run | |"
     difference = 100 * (sample_of(ours).mean - sample_of(theirs).mean)
     short = aim.points - difference
+    made = min(len(ours), len(theirs))
     verdict = "met" if short <= 0 else f"missed by {short:.2f} points"
+    verdict = verdict if made >= sweep.seeds else f"open, {made} of {sweep.seeds} runs"
     return f"| {label} | ≥ {aim.points:+.1f} | {gap(sample_of(ours), sample_of(theirs))} | {verdict} |"
 
 

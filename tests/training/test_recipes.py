@@ -85,6 +85,14 @@ def test_the_page_says_what_was_aimed_at_and_what_was_found(tree):
     assert write(tree) == (page, readme)
 
 
+def test_an_aim_is_not_judged_before_all_runs_are_made(tree):
+    (tree / "docs/recipes/one/results/new_s2_final.json").unlink()
+    page, _ = write(tree)
+    assert "| A net on pictures: new - old | ≥ +1.0 | +9.00 points (one run) | open, 1 of 2 runs |" in page
+    assert "| A net on pictures: old - new | ≥ -1.0 | -9.00 points (one run) | open, 1 of 2 runs |" in page
+    assert "| met |" not in page
+
+
 def test_runs_of_different_budgets_do_not_share_a_table(tree):
     file = tree / "docs/recipes/one/results/new_s1_final.json"
     file.write_text(file.read_text().replace('"epochs": 4', '"epochs": 5'))

@@ -64,7 +64,7 @@ def write_recipes(configs: Path, results: Path, page: Path, readme: Path) -> Non
 def _section(sweep: SweepConfig, file: Path, link: Path, folder: Path, finals: dict[str, list[dict[str, Any]]]) -> str:
     runs = [run for results in finals.values() for run in results]
     facts = _facts(runs)
-    seen = {name: _seen(runs, name) for name in ("device", "cpu_count", "torch", "timm")}
+    environment = {name: _values(runs, name) for name in ("device", "cpu_count", "torch", "timm")}
     return _SECTION.format(
         title=sweep.title,
         data=facts["note"] or facts["data"],
@@ -75,12 +75,12 @@ def _section(sweep: SweepConfig, file: Path, link: Path, folder: Path, finals: d
         remark=f"{sweep.remark.strip()}\n\n" if sweep.remark else "",
         file=file.as_posix(),
         folder=link.as_posix(),
-        hardware="hardware: {device}, {cpu_count} cores; torch {torch}, timm {timm}".format(**seen),
+        hardware="hardware: {device}, {cpu_count} cores; torch {torch}, timm {timm}".format(**environment),
     )
 
 
-def _seen(runs: list[dict[str, Any]], name: str) -> str:
-    """The values that an entry of the environment has had; the runs of a table may be years and machines apart."""
+def _values(runs: list[dict[str, Any]], name: str) -> str:
+    """All values of an entry of the environment; the runs of one table may come from several machines."""
     return " and ".join(sorted({str(run["environment"][name]) for run in runs}, key=natural_key))
 
 
@@ -105,10 +105,13 @@ def _aim_row(sweep: SweepConfig, aim: Aim, finals: dict[str, list[dict[str, Any]
     if not ours or not theirs:
         return f"| {label} | ≥ {aim.points:+.1f} | not run | |"
     difference = 100 * (sample_of(ours).mean - sample_of(theirs).mean)
-    short = aim.points - difference
     made = min(len(ours), len(theirs))
-    verdict = "met" if short <= 0 else f"missed by {short:.2f} points"
-    verdict = verdict if made >= sweep.seeds else f"open, {made} of {sweep.seeds} runs"
+    if made < sweep.seeds:
+        verdict = f"open, {made} of {sweep.seeds} runs"
+    elif difference >= aim.points:
+        verdict = "met"
+    else:
+        verdict = f"missed by {aim.points - difference:.2f} points"
     return f"| {label} | ≥ {aim.points:+.1f} | {gap(sample_of(ours), sample_of(theirs))} | {verdict} |"
 
 

@@ -149,6 +149,18 @@ class PatchNormConv2d(Scaled, nn.Conv2d):
             return weight * self.gain.reshape(-1, 1, 1, 1)
         return weight
 
+    @torch.no_grad()
+    def reparameterize(self) -> None:
+        """For inference: put the kernel that the convolution sees in the weight's place, and drop the gain.
+
+        The outputs stay the same to the bit, without the work on the weights in each forward pass.
+        :func:`timm.utils.reparameterize_model` calls this throughout a model, whose state dict then is that of the
+        model with plain ``patchnorm``.
+        """
+        self.weight.copy_(self.effective_weight())
+        self.weight_standardization = False
+        self.gain = None
+
     def extra_repr(self) -> str:
         parts = [super().extra_repr(), f"variant={self.variant}", f"scale={self.scale!r}"]
         if self.activation != "none":

@@ -104,6 +104,22 @@ def test_to_empty_and_reset_restores_a_working_layer(make):
     assert layer(sample_for(layer)).isfinite().all()
 
 
+@pytest.mark.parametrize("options", [{}, {"gain": True}, {"gain": True, "weight_standardization": True}], ids=str)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_reparameterized_convolution_is_a_plain_one_with_the_same_outputs(options, groups):
+    layer = PatchNormConv2d(6, 4, 3, padding=1, groups=groups, scale="rms", **options)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 6, 9, 8)
+    expected = layer(x)
+    layer.reparameterize()
+    plain = PatchNormConv2d(6, 4, 3, padding=1, groups=groups, scale="rms")
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), expected)
+    assert torch.equal(plain(x), expected)
+    assert repr(layer) == repr(plain)
+
+
 def test_copies_and_pickles_compute_the_same(make):
     layer = make()
     x = sample_for(layer)

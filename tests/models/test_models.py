@@ -203,6 +203,18 @@ def test_local_dir_round_trip_is_exact(name, options, tmp_path):
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=2).num_classes == 2
 
 
+def test_reparameterized_model_is_the_plain_one_with_the_same_outputs():
+    model = timm.create_model("resnet20_cifar_patchnorm_ws", pretrained=True).eval()
+    plain = timm.create_model("resnet20_cifar_patchnorm").eval()
+    fast = timm.utils.reparameterize_model(model)
+    plain.load_state_dict(fast.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(fast(x), model(x))
+        assert torch.equal(plain(x), model(x))
+    assert plain.state_dict().keys() < model.state_dict().keys()  # the gains are still there, in the model itself
+
+
 def test_drop_path_checkpointing_and_layer_decay_work():
     model = timm.create_model("resnet20_cifar_patchnorm", drop_path_rate=0.2)
     model.set_grad_checkpointing()

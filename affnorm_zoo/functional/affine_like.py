@@ -17,7 +17,8 @@ def affine_like_linear(
         x: (..., in_features), any floating dtype; ‖x‖² is summed in float32 or wider.
         weight: (out_features, in_features).
         bias: (out_features,) or None.
-        scale: ``"unit"`` (c = κ = 1), ``"rms"`` (c = κ = √in_features) or a pair (c, κ).
+        scale: ``"unit"`` (c = κ = 1), ``"rms"`` (c = κ = √in_features), ``"rms4"`` (c = √in_features, κ = 4c)
+            or a pair (c, κ).
 
     Returns:
         (..., out_features) in the dtype of the matrix product. At x = 0 it is c b, without any eps.

@@ -37,7 +37,8 @@ def patch_norm_conv2d(
         stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`; ``padding`` may be ``"same"``
             (stride 1) or ``"valid"``.
         variant: ``"affine_like"`` or ``"norm_like"``.
-        scale: ``"unit"`` (c = κ = 1), ``"rms"`` (c = κ = √n, n = C_in/groups·kernel_h·kernel_w) or a pair (c, κ).
+        scale: ``"unit"`` (c = κ = 1), ``"rms"`` (c = κ = √n, n = C_in/groups·kernel_h·kernel_w), ``"rms4"``
+            (c = √n, κ = 4√n) or a pair (c, κ).
         activation: ``"none"``, ``"relu"`` or ``"leaky_relu"``, applied to z.
 
     Returns:

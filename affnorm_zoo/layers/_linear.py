@@ -11,7 +11,7 @@ class NormalizedLinear(Scaled, nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as in :class:`torch.nn.Linear`.
-        scale: ``"unit"``, ``"rms"`` or a pair (c, κ).
+        scale: ``"unit"``, ``"rms"``, ``"rms4"`` or a pair (c, κ).
         input_activation: ``"none"`` or ``"gelu"`` (the exact one), applied to the input without saving its output.
     """
 

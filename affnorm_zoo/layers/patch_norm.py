@@ -37,7 +37,7 @@ class PatchNormConv2d(Scaled, nn.Conv2d):
     Args:
         in_channels, ..., dtype: as in :class:`torch.nn.Conv2d`.
         variant: ``"affine_like"`` or ``"norm_like"``.
-        scale: ``"unit"``, ``"rms"`` or a pair (c, κ).
+        scale: ``"unit"``, ``"rms"``, ``"rms4"`` or a pair (c, κ).
         activation: ``"none"``, ``"relu"`` or ``"leaky_relu"``, applied to the output.
         gain: learn a factor per output channel, ``gain`` (C_out,), on the weight. The factor of the gradient step is
             then uniform over samples and positions, but scaled by gain² in each channel.

@@ -14,8 +14,8 @@ from affnorm_zoo.registry import NormalizerSpec
 
 def check_norm_scale(norm_scale: str, spec: NormalizerSpec) -> None:
     """Raise ValueError unless the scale is known and the normaliser has one."""
-    if norm_scale not in ("rms", "unit"):
-        raise ValueError(f"norm_scale must be 'rms' or 'unit', got {norm_scale!r}")
+    if norm_scale not in ("rms", "rms4", "unit"):
+        raise ValueError(f"norm_scale must be 'rms', 'rms4' or 'unit', got {norm_scale!r}")
     if norm_scale != "rms" and not spec.is_bound:
         raise ValueError(f"norm_scale is for divergence-free normalizers and does not apply to {spec.name!r}")
 

@@ -23,7 +23,8 @@ class NormalizedVisionTransformer(VisionTransformer):
     Args:
         kwargs: as in :class:`timm.models.vision_transformer.VisionTransformer`.
         normalizer: a registered normaliser for tokens.
-        norm_scale: ``"rms"``, which trains at depth, or ``"unit"``, the paper's form; for divergence-free normalisers.
+        norm_scale: of divergence-free normalisers: ``"rms"``, which trains at depth, ``"rms4"``, the same with a κ four
+            times as large, or ``"unit"``, the paper's form.
 
     Raises:
         ValueError: the normaliser is unknown or not made for tokens, or ``norm_scale`` does not apply to it.

@@ -35,11 +35,12 @@ LINEAR_CASES = {
 
 
 @pytest.mark.parametrize("name", LINEAR_CASES)
-@pytest.mark.parametrize("scale", ["unit", "rms", (0.7, 2.5)], ids=str)
+@pytest.mark.parametrize("scale", ["unit", "rms", "rms4", (0.7, 2.5)], ids=str)
 @pytest.mark.parametrize("length", [1e-3, 1.0, 40.0])
 def test_linear_step_has_the_factor_of_the_table(name, scale, length):
     layer, factor = LINEAR_CASES[name]
-    c, kappa = {"unit": (1, 1), "rms": (math.sqrt(N_IN),) * 2}.get(scale, scale)
+    root = math.sqrt(N_IN)
+    c, kappa = {"unit": (1, 1), "rms": (root, root), "rms4": (root, 4 * root)}.get(scale, scale)
     x, g = sample(length, 1, N_IN), torch.randn(1, N_OUT, dtype=torch.float64)
     params = [torch.randn(N_OUT, N_IN, dtype=torch.float64), torch.randn(N_OUT, dtype=torch.float64)]
     options = {} if name == "affine" else {"scale": scale}
@@ -49,7 +50,7 @@ def test_linear_step_has_the_factor_of_the_table(name, scale, length):
 
 
 @pytest.mark.parametrize("variant", ["affine_like", "norm_like"])
-@pytest.mark.parametrize("scale", ["unit", "rms"])
+@pytest.mark.parametrize("scale", ["unit", "rms", "rms4"])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_convolution_with_one_position_has_the_factor_of_the_table(variant, scale, groups):
     x, g = sample(12.0, 1, 6, 3, 2), torch.randn(1, 9, 1, 1, dtype=torch.float64)
@@ -57,7 +58,7 @@ def test_convolution_with_one_position_has_the_factor_of_the_table(variant, scal
     moved = moved_by_one_step(
         lambda x, w, b: patch_norm_conv2d(x, w, b, groups=groups, variant=variant, scale=scale), params, x, g
     )
-    c_squared = {"unit": 1, "rms": 6 // groups * 6}[scale]
+    c_squared = 1 if scale == "unit" else 6 // groups * 6
     factor = c_squared + (1 if variant == "norm_like" else 0)
     torch.testing.assert_close(moved, -RATE * factor * g, rtol=1e-9, atol=1e-12)
 

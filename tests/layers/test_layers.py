@@ -160,7 +160,7 @@ def test_repr_names_what_is_not_default():
     assert "scale='rms'" in repr(L2Norm(5, scale="rms"))
 
 
-@pytest.mark.parametrize("scale", ["unit", "rms"])
+@pytest.mark.parametrize("scale", ["unit", "rms", "rms4"])
 @pytest.mark.parametrize("variant", ["affine_like", "norm_like"])
 @pytest.mark.parametrize("options", [{}, {"gain": True, "weight_standardization": True}], ids=["plain", "ws"])
 def test_initial_weights_keep_the_second_moment_through_relu(scale, variant, options):

@@ -59,7 +59,7 @@ DEPTH_CASES = ["resnet152_patchnorm", "resnet152_patchnorm_l2", "resnet152_patch
 
 
 @pytest.mark.parametrize("name", DEPTH_CASES)
-@pytest.mark.parametrize("norm_scale", ["rms", "unit"])
+@pytest.mark.parametrize("norm_scale", ["rms", "rms4", "unit"])
 def test_activations_neither_vanish_nor_explode(name, norm_scale):
     """RMS of stem, blocks and head within a factor of ten of each other at initialisation."""
     model = timm.create_model(name, norm_scale=norm_scale).eval()
@@ -148,7 +148,7 @@ def test_cifar_stages_and_reductions():
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(ValueError, match="norm_scale must be 'rms' or 'unit'"):
+    with pytest.raises(ValueError, match="norm_scale must be 'rms', 'rms4' or 'unit'"):
         timm.create_model("resnet18_patchnorm", norm_scale="root")
     with pytest.raises(ValueError, match="does not apply to 'batchnorm'"):
         timm.create_model("resnet20_cifar_batchnorm", norm_scale="unit")
@@ -160,7 +160,7 @@ STEM_CASES = ["resnet18_patchnorm", "resnet18_patchnorm_l2", "resnet18_patchnorm
 
 
 @pytest.mark.parametrize("name", STEM_CASES)
-@pytest.mark.parametrize("norm_scale", ["rms", "unit"])
+@pytest.mark.parametrize("norm_scale", ["rms", "rms4", "unit"])
 @pytest.mark.parametrize("in_chans", [1, 6])
 def test_a_stem_keeps_its_response_to_grey_images_of_other_channel_counts(name, norm_scale, in_chans, tmp_path):
     source = timm.create_model(name, norm_scale=norm_scale, num_classes=4).eval()

@@ -15,6 +15,16 @@ def test_gradcheck(name, scale):
     assert torch.autograd.gradcheck(lambda x, w, b: MAPS[name](x, w, b, scale=scale), inputs)
 
 
+@pytest.mark.parametrize(
+    ("scale", "c", "kappa"), [("unit", 1, 1), ("rms", 3, 3), ("rms4", 3, 12), ((0.7, 2.5), 0.7, 2.5)]
+)
+def test_a_scale_is_its_c_and_kappa(scale, c, kappa):
+    x, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 9), (4, 9), (4,)))
+    length = (x.square().sum(1, keepdim=True) + kappa**2).sqrt()
+    expected = c * (x @ weight.T + kappa * bias) / length
+    torch.testing.assert_close(affine_like_linear(x, weight, bias, scale=scale), expected)
+
+
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("shape", [(5,), (0, 5), (3, 5), (2, 3, 5)], ids=str)
 def test_any_leading_shape(name, shape):

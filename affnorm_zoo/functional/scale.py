@@ -1,6 +1,7 @@
 """Output scale c and augmented coordinate κ: the two numbers that tell the members of the family apart."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,12 +18,20 @@ class Scale(NamedTuple):
     kappa: float
 
 
+# of the square root of the fan-in
+NAMED_SCALES: dict[str, Callable[[float], Scale]] = {
+    "unit": lambda _: Scale(1.0, 1.0),
+    "rms": lambda root: Scale(root, root),
+    "rms4": lambda root: Scale(root, 4 * root),
+}
+
+
 def resolve_scale(scale: str | tuple[float, float], fan_in: int) -> Scale:
     """Turn a scale's name into its numbers.
 
-        "unit":  c = κ = 1                       the paper's form
-        "rms":   c = κ = √fan_in                 the same map in root-mean-square units
-        "rms4":  c = √fan_in,  κ = 4 √fan_in     nearer to the affine map: the divisor bends for long inputs alone
+        "unit":  c = κ = 1                      the paper's form
+        "rms":   c = κ = √fan_in                the same map in root-mean-square units
+        "rms4":  c = √fan_in,  κ = 4 √fan_in    nearer to the affine map; "rms" itself where a map has no κ
 
     Args:
         scale: ``"unit"``, ``"rms"``, ``"rms4"``, or the pair (c, κ) itself.
@@ -31,12 +40,10 @@ def resolve_scale(scale: str | tuple[float, float], fan_in: int) -> Scale:
     Raises:
         ValueError: the name is unknown, ``c`` is not positive, or ``kappa`` is negative.
     """
-    root = math.sqrt(fan_in)
-    named = {"unit": Scale(1.0, 1.0), "rms": Scale(root, root), "rms4": Scale(root, 4 * root)}
-    if isinstance(scale, str) and scale in named:
-        return named[scale]
+    if isinstance(scale, str) and scale in NAMED_SCALES:
+        return NAMED_SCALES[scale](math.sqrt(fan_in))
     if isinstance(scale, str) or len(scale) != 2:
-        raise ValueError(f"scale must be 'unit', 'rms', 'rms4' or a pair (c, κ), got {scale!r}")
+        raise ValueError(f"scale must be {', '.join(map(repr, NAMED_SCALES))} or a pair (c, κ), got {scale!r}")
     c, kappa = (float(value) for value in scale)
     if not (math.isfinite(c) and c > 0):
         raise ValueError(f"scale: c must be positive and finite, got {c}")

@@ -26,7 +26,7 @@ class NormalizedResNet(ResNet):
         block, layers, kwargs: as in :class:`timm.models.resnet.ResNet`.
         normalizer: a registered normaliser for convolutional networks.
         norm_scale: of divergence-free normalisers: ``"rms"``, which trains at depth, ``"rms4"``, the same with a κ four
-            times as large, or ``"unit"``, the paper's form.
+            times as large where there is one, or ``"unit"``, the paper's form.
         zero_init_last: damp the end of every residual branch at initialisation. A separable norm starts at zero there,
             a divergence-free layer at a fifth of its size.
 

@@ -24,7 +24,7 @@ class NormalizedVisionTransformer(VisionTransformer):
         kwargs: as in :class:`timm.models.vision_transformer.VisionTransformer`.
         normalizer: a registered normaliser for tokens.
         norm_scale: of divergence-free normalisers: ``"rms"``, which trains at depth, ``"rms4"``, the same with a κ four
-            times as large, or ``"unit"``, the paper's form.
+            times as large where there is one, or ``"unit"``, the paper's form.
 
     Raises:
         ValueError: the normaliser is unknown or not made for tokens, or ``norm_scale`` does not apply to it.

@@ -148,8 +148,9 @@ def test_cifar_stages_and_reductions():
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(ValueError, match="norm_scale must be 'rms', 'rms4' or 'unit'"):
-        timm.create_model("resnet18_patchnorm", norm_scale="root")
+    for norm_scale in ("root", [4.0, 4.0]):
+        with pytest.raises(ValueError, match="norm_scale must be one of 'unit', 'rms', 'rms4'"):
+            timm.create_model("resnet18_patchnorm", norm_scale=norm_scale)
     with pytest.raises(ValueError, match="does not apply to 'batchnorm'"):
         timm.create_model("resnet20_cifar_batchnorm", norm_scale="unit")
     with pytest.raises(RuntimeError, match="there are no pretrained weights for resnet18_patchnorm"):

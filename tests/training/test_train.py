@@ -132,7 +132,7 @@ def test_folders_vits_precision_layout_and_clipping_train_too(tmp_path):
 
 USAGE = {
     "unknown model": (["model.name=resnet20_cifar_pachnorm"], "did you mean resnet20_cifar_patchnorm"),
-    "unknown normaliser option": (["model.kwargs.norm_scale=root"], "norm_scale must be 'rms', 'rms4' or 'unit'"),
+    "unknown normaliser option": (["model.kwargs.norm_scale=root"], "norm_scale must be one of 'unit', 'rms', 'rms4'"),
     "unknown model option": (["model.kwargs.depht=3"], "cannot be built with model.kwargs"),
     "unknown key": (["optim.learning_rate=1"], "unknown key 'optim.learning_rate'"),
     "missing config": (["configs/none.yaml"], "does not exist"),

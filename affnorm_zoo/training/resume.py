@@ -23,7 +23,7 @@ FREE = {
 # the same images in the same order, but sums are rounded and random numbers drawn in another way
 NOTED = {
     "train.micro_batch_size", "model.grad_checkpointing", "runtime.precision", "runtime.channels_last",
-    "runtime.compile", "runtime.sync_bn", "runtime.deterministic",
+    "runtime.compile", "runtime.fused_attn", "runtime.sync_bn", "runtime.deterministic",
 }  # fmt: skip
 
 

@@ -156,9 +156,13 @@ def build_clip(config: OptimConfig, model: nn.Module) -> Callable[[], None] | No
 
 
 def prepare_model(config: RuntimeConfig, model: nn.Module) -> nn.Module:
-    """Apply the memory layout and compilation that the config asks for."""
+    """Apply the memory layout, form of attention and compilation that the config asks for."""
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    if not config.fused_attn:
+        for module in model.modules():
+            if hasattr(module, "fused_attn"):  # timm's flag, read at every forward
+                module.fused_attn = False  # type: ignore[assignment]
     return torch.compile(model) if config.compile else model  # type: ignore[return-value]
 
 

@@ -225,6 +225,25 @@ def test_checkpointed_activations_give_the_same_gradients(tmp_path):
     assert_same_run(tmp_path / "false", tmp_path / "true")
 
 
+@pytest.mark.parametrize(("fused", "calls"), [("true", 6), ("false", 0)], ids=["fused", "unfused"])
+def test_attention_is_fused_only_where_the_config_says_so(monkeypatch, fused, calls):
+    """One call in each of the six blocks; without it the gradient is the same."""
+    seen, fused_attention = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: (seen.append(1), fused_attention(*args, **kwargs))[1],
+    )
+    small = (*SMALL_VIT, "train.global_batch_size=8", "train.micro_batch_size=8")
+    expected = gradient_of_window(parts_of(*small), 0)
+    parts = parts_of(*small, f"runtime.fused_attn={fused}")
+    seen.clear()
+    found = gradient_of_window(parts, 0)
+    assert len(seen) == calls
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_bce_and_memory_layout_train(tmp_path):
     report = train_here(tmp_path, "optim.loss=bce", "runtime.channels_last=true", "train.epochs=4", "optim.lr=4e-3",
                         "train.global_batch_size=32", "train.micro_batch_size=32")  # fmt: skip

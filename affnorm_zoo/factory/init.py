@@ -26,20 +26,24 @@ QUERY_KEY_START = 0.2
 
 
 @torch.no_grad()
-def init_bound_weights(model: nn.Module, *, damp_branches: bool = True) -> None:
-    """Initialise the divergence-free layers of ``model``; damp those at the end of residual branches, and attention."""
+def init_bound_weights(model: nn.Module, *, damp_branches: bool = True, damp_attention: bool = True) -> None:
+    """Initialise the divergence-free layers of ``model``.
+
+    Args:
+        model: a bound network.
+        damp_branches: let residual branches start small, by :data:`BRANCH_ENDS`.
+        damp_attention: let queries and keys start small, by :data:`QUERY_KEY_START`.
+    """
     layers = bound_layers(model)
     for layer in layers:
         layer.reset_parameters()
-    if not damp_branches:
-        return
     for module in model.modules():
         names, factor = BRANCH_ENDS.get(type(module), ((), 1.0))
-        for name in names:
+        for name in names if damp_branches else ():
             layer = module.get_submodule(name)
             if layer in layers:
                 layer.damp(factor)
-        if isinstance(module, Attention) and module.qkv in layers:
+        if damp_attention and isinstance(module, Attention) and module.qkv in layers:
             module.qkv.weight[: 2 * module.attn_dim].mul_(QUERY_KEY_START)
 
 

@@ -25,22 +25,38 @@ class NormalizedVisionTransformer(VisionTransformer):
         normalizer: a registered normaliser for tokens.
         norm_scale: of divergence-free normalisers: ``"rms"``, which trains at depth, ``"rms4"``, the same with a κ four
             times as large where there is one, or ``"unit"``, the paper's form.
+        damp_branches, damp_attention: of divergence-free normalisers: let residual branches start at a tenth of their
+            size, and queries and keys at a fifth.
 
     Raises:
-        ValueError: the normaliser is unknown or not made for tokens, or ``norm_scale`` does not apply to it.
+        ValueError: the normaliser is unknown or not made for tokens, or an option does not apply to it.
     """
 
-    def __init__(self, *, normalizer: str, norm_scale: str = "rms", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        normalizer: str,
+        norm_scale: str = "rms",
+        damp_branches: bool = True,
+        damp_attention: bool = True,
+        **kwargs: Any,
+    ) -> None:
         spec = get_normalizer(normalizer)
         check_norm_scale(norm_scale, spec)
+        if not spec.is_bound and not (damp_branches and damp_attention):
+            options = "damp_branches and damp_attention"
+            raise ValueError(f"{options} are for divergence-free normalizers and do not apply to {spec.name!r}")
+        self.damping = {"damp_branches": damp_branches, "damp_attention": damp_attention}  # for timm's init_weights
         super().__init__(norm_layer=norm_layer(normalizer, layout="NLC"), **kwargs)
         if spec.is_bound:
-            bind(self, scale=norm_scale, init=kwargs.get("weight_init") != "skip")
+            bind(self, scale=norm_scale, init=False)
+            if kwargs.get("weight_init") != "skip":
+                init_bound_weights(self, **self.damping)
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """Initialise all weights: timm's layers by timm's rule, the divergence-free ones by their own."""
         super().init_weights(*args, **kwargs)
-        init_bound_weights(self)
+        init_bound_weights(self, **self.damping)
 
 
 # architecture -> constructor arguments, as timm has them

@@ -140,6 +140,22 @@ def test_branches_of_a_transformer_start_small(name):
         assert layer(torch.randn(2, 65, layer.in_features)).square().mean().sqrt() <= 0.13
 
 
+@pytest.mark.parametrize("anew", [False, True], ids=["built", "initialised anew"])
+@pytest.mark.parametrize("option", ["damp_branches", "damp_attention"])
+def test_the_small_starts_of_a_transformer_can_be_left_out_one_by_one(option, anew):
+    """Of the parts of a block only those that the option names start at their full size, 1/c."""
+    model = timm.create_model("vit_nano_patch4_32_affinelike", **{option: False})
+    if anew:
+        model.init_weights()
+    attn, mlp = model.blocks[3].attn, model.blocks[3].mlp
+    query_key, value = attn.qkv.weight[: 2 * 96], attn.qkv.weight[2 * 96 :]
+    expected = {"damp_branches": (0.2, 1, 1, 1), "damp_attention": (1, 1, 0.1, 0.1)}[option]
+    parts = (query_key, value, attn.proj.weight, mlp.fc2.weight)
+    for weight, layer, start in zip(parts, (attn.qkv, attn.qkv, attn.proj, mlp.fc2), expected, strict=True):
+        # the deviation of n normal draws is off by 1/√(2n), 0.7 % for the smallest part
+        assert weight.std().item() * layer.c == pytest.approx(start, rel=0.04)
+
+
 def test_cifar_stages_and_reductions():
     model = timm.create_model("resnet20_cifar_patchnorm", features_only=True)
     assert model.feature_info.channels() == [16, 16, 32, 64]
@@ -153,6 +169,8 @@ def test_wrong_options_are_named():
             timm.create_model("resnet18_patchnorm", norm_scale=norm_scale)
     with pytest.raises(ValueError, match="does not apply to 'batchnorm'"):
         timm.create_model("resnet20_cifar_batchnorm", norm_scale="unit")
+    with pytest.raises(ValueError, match=r"damp_attention are for .* do not apply to 'layernorm'"):
+        timm.create_model("vit_nano_patch4_32_layernorm", damp_branches=False)
     with pytest.raises(RuntimeError, match="there are no pretrained weights for resnet18_patchnorm"):
         timm.create_model("resnet18_patchnorm", pretrained=True)
 

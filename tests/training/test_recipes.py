@@ -110,7 +110,7 @@ def test_the_pages_are_those_of_the_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "sweep"), [("resnet20_cifar", "cifar10_resnet20"), ("vit_nano_patch4_32", "cifar10_vit_nano")]
+    ("recipe", "sweep"), [("resnet20_cifar", "cifar10_resnet20"), ("vit_nano_patch4_32", "cifar10_vit_nano_e15")]
 )
 def test_a_recipe_has_the_rate_that_tuning_found_best(recipe, sweep):
     config = load_config([ROOT / f"configs/cifar10/{recipe}.yaml"])

@@ -24,8 +24,10 @@ from runs import (
 )
 from safetensors.torch import load_file
 
+from affnorm_zoo.config import flatten, load_config
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import PreemptedError, opening
+from affnorm_zoo.training.resume import NOTED, check_same_run
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +240,17 @@ def test_changes_are_accepted_when_asked_for_and_written_down(whole, tmp_path, c
     assert entry["notes"] == ["train.epochs was 2 and is 3", "train.micro_batch_size was 128 and is 64"]
     assert "not be bit-equal" in caplog.text
     assert state(tmp_path)["epoch"] == 3
+
+
+@pytest.mark.parametrize("name", sorted(NOTED))
+def test_another_way_of_rounding_is_noted(name, whole):
+    config = load_config([whole / "config.yaml"])
+    was = flatten(config)[name]
+    now = {"train.micro_batch_size": 64, "runtime.precision": "bf16"}.get(name, not was)
+    changed = load_config([whole / "config.yaml"], [f"{name}={json.dumps(now)}"])
+    facts = json.loads((whole / "run.json").read_text())["facts"]
+    notes = check_same_run(whole / "checkpoints/update_00000005", changed, facts, allow_changes=False)
+    assert notes == [f"{name} was {was} and is {now}"]
 
 
 def test_another_version_is_noted(whole, tmp_path, monkeypatch):

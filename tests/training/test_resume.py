@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import signal
+from dataclasses import fields
 from importlib.metadata import version
 
 import pytest
@@ -24,10 +25,10 @@ from runs import (
 )
 from safetensors.torch import load_file
 
-from affnorm_zoo.config import flatten, load_config
+from affnorm_zoo.config import RuntimeConfig, flatten, load_config
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import PreemptedError, opening
-from affnorm_zoo.training.resume import NOTED, check_same_run
+from affnorm_zoo.training.resume import FREE, NOTED, check_same_run
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +252,10 @@ def test_another_way_of_rounding_is_noted(name, whole):
     facts = json.loads((whole / "run.json").read_text())["facts"]
     notes = check_same_run(whole / "checkpoints/update_00000005", changed, facts, allow_changes=False)
     assert notes == [f"{name} was {was} and is {now}"]
+
+
+def test_nothing_of_where_and_how_fast_is_refused():
+    assert {f"runtime.{field.name}" for field in fields(RuntimeConfig)} <= FREE | NOTED
 
 
 def test_another_version_is_noted(whole, tmp_path, monkeypatch):

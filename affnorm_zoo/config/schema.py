@@ -78,7 +78,7 @@ class RuntimeConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what the launcher says
     channels_last: bool = False
     compile: bool = False
-    fused_attn: bool = True  # torch's fused attention where the model has it; for short sequences on a CPU it is slower
+    fused_attn: bool = True  # torch's fused attention where timm uses it; a CPU may be faster without
     sync_bn: bool = False  # batch statistics over all processes, for the batch-norm baselines
     deterministic: bool = False  # torch's deterministic algorithms, at the cost of speed, and none chosen by timing
     log_updates: int = 50  # updates a line of metrics.jsonl

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from runs import ROOT, SMALL_VIT, train_here
+from xet import XET
 
 HERE = Path(__file__).parent
 VARIABLES = (
@@ -18,11 +19,6 @@ VARIABLES = (
     "HTTPS_PROXY",
     "ALL_PROXY",
 )
-XET = {
-    "HF_HUB_DISABLE_XET": "0",
-    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
-    "HF_XET_CLIENT_RETRY_BASE_DELAY": "100ms",
-}
 
 
 class Hub:

@@ -1,8 +1,8 @@
 """Damaged files, no network, other servers: what is loaded is what was published, or an error says why not."""
 
 import pytest
-from conftest import XET
 from pushing import push
+from xet import XET
 
 from affnorm_zoo.hub.errors import HubError, hub_errors
 

@@ -5,6 +5,13 @@ import time
 
 from store import RefusalError, flipped, signature
 
+# settings of a client that uses it
+XET = {
+    "HF_HUB_DISABLE_XET": "0",
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "100ms",
+}
+
 
 class Xet:
     def xet_token(self, repo_id, kind, revision):

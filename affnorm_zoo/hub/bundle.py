@@ -32,6 +32,8 @@ LARGEST_LOSS = 0.003  # of top-1, for storing the weights in half precision and 
 def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path = WEIGHTS_FOLDER) -> Path:
     """Put the median run's release among the package's weights, as ``<model>.<tag>``.
 
+    The tag stands for the model's arguments too: what it names is built with those of the run.
+
     The weights as they are stored are measured once more, in float32, on the run's own validation split; that is the
     ``evaluation`` in the manifest, beside the scores of all seeds.
 
@@ -45,14 +47,12 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
         The folder of the release.
 
     Raises:
-        UsageError: a run is not finished, they differ in more than their seed, the model has arguments of its own, its
-            file is too large, or its accuracy is not the run's.
+        UsageError: a run is not finished, they differ in more than their seed, the file is too large, or its accuracy
+            is not the run's.
     """
     ordered = sorted(runs, key=score_of)
     median = ordered.pop(len(ordered) // 2)
     config = load_config([median / CONFIG_FILE])
-    if config.model.kwargs:
-        raise UsageError(f"{config.model.name} was built with {config.model.kwargs}, which its name does not say")
     name = f"{config.model.name}.{tag}"
     release = build_release(median, ordered, load_as=name)
     (release / METRICS_FILE).unlink()
@@ -69,7 +69,13 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
     found["model"] = name
     if abs(found["top1"] - score_of(median)) > LARGEST_LOSS:
         raise UsageError(f"the stored weights have a top-1 of {found['top1']}, the run {score_of(median)}")
-    write_manifest(release, scores=[score_of(run) for run in (median, *ordered)], evaluation=found, note=data.note)
+    write_manifest(
+        release,
+        model_args=config.model.kwargs,
+        scores=[score_of(run) for run in (median, *ordered)],
+        evaluation=found,
+        note=data.note,
+    )
     target = folder / name
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(release, target)

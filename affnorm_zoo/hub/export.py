@@ -14,7 +14,7 @@ from affnorm_zoo.config import RunConfig, flatten, load_config
 from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.card import write_card
-from affnorm_zoo.models import zoo_models
+from affnorm_zoo.models import tag_args, zoo_models
 from affnorm_zoo.training import setup
 from affnorm_zoo.training.resume import FREE
 from affnorm_zoo.training.run_folder import (
@@ -67,10 +67,10 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
         model,
         temporary,
         model_config={"label_names": list(class_names)},
-        model_args=dict(config.model.kwargs, in_chans=in_chans),
+        model_args={**tag_args(*_name_and_tag(config)), **config.model.kwargs, "in_chans": in_chans},
         safe_serialization=True,
     )
-    if config.model.name in zoo_models():
+    if _name_and_tag(config)[0] in zoo_models():
         _name_the_import(temporary / "config.json")
     figures = {name for name in (CURVES_FILE, DIVERGENCE_FILE) if (run / name).is_file()}
     for name in figures:
@@ -85,6 +85,11 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     return target
+
+
+def _name_and_tag(config: RunConfig) -> tuple[str, str | None]:
+    name, _, tag = config.model.name.partition(".")
+    return name, tag or None
 
 
 def _name_the_import(path: Path) -> None:

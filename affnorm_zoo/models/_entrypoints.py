@@ -9,7 +9,7 @@ from timm.models import register_model
 from torch import nn
 
 from affnorm_zoo.functional.scale import NAMED_SCALES
-from affnorm_zoo.models._weights import check_weights
+from affnorm_zoo.models._weights import check_weights, tag_args
 from affnorm_zoo.registry import NormalizerSpec
 
 
@@ -31,7 +31,7 @@ def register_entrypoint(module_name: str, name: str, doc: str, build: Callable[.
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         if pretrained:
             check_weights(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-        return build(name, pretrained, **kwargs)
+        return build(name, pretrained, **{**tag_args(name, kwargs.get("pretrained_cfg")), **kwargs})
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = module_name

@@ -27,6 +27,20 @@ def _cfg_of(folder: Path) -> dict[str, Any]:
     return {**own, "label_names": tuple(config["label_names"]), "file": str(folder / "model.safetensors")}
 
 
+def tag_args(name: str, pretrained_cfg: Any = None) -> dict[str, Any]:
+    """Constructor arguments that the weights of a tag were trained with, beyond what the model's name says.
+
+    Args:
+        name: of the model, without the tag.
+        pretrained_cfg: the tag, or None for the name's first; a config by itself speaks of other weights, without any.
+    """
+    if not isinstance(pretrained_cfg, str | None):
+        return {}
+    tag = resolve_pretrained_cfg(name, pretrained_cfg=pretrained_cfg).tag
+    manifest = WEIGHTS_FOLDER / f"{name}.{tag}" / "manifest.json"
+    return json.loads(manifest.read_text(encoding="utf-8"))["model_args"] if manifest.is_file() else {}
+
+
 def check_weights(name: str, pretrained_cfg: Any = None, pretrained_cfg_overlay: dict[str, Any] | None = None) -> None:
     """Raise RuntimeError, as timm does, if there are no weights; the message names those that exist.
 

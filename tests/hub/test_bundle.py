@@ -7,10 +7,12 @@ import statistics
 import pytest
 import timm
 import torch
+from runs import train_here
 from safetensors.torch import load_file
 
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.bundle import bundle, bundled
+from affnorm_zoo.hub.export import export_run
 from affnorm_zoo.hub.release import build_release, check_golden, load_folder
 from affnorm_zoo.training.run_folder import sha256_of
 
@@ -51,12 +53,24 @@ def test_the_median_run_is_stored_and_measured(seeds, tmp_path, half):
 def test_what_does_not_fit_the_package_is_refused(seeds, finished_runs, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="differs in"):
         bundle([*seeds, finished_runs / "ema"], "x", folder=tmp_path)
-    with pytest.raises(UsageError, match="its name does not say"):
-        bundle([finished_runs / "vit"], "x", folder=tmp_path)
     monkeypatch.setattr("affnorm_zoo.hub.bundle.MAX_BYTES", 10)
     with pytest.raises(UsageError, match="half precision"):
         bundle(seeds, "x", folder=tmp_path / "weights")
     assert not (tmp_path / "weights").exists()
+
+
+def test_a_run_that_starts_from_a_tag_exports_the_arguments_of_the_tag(tmp_path):
+    name = "resnet20_cifar_patchnorm_ws.c10_e15_rms4"
+    train_here(tmp_path / "run", f"model.name={name}", "model.pretrained=true", "train.max_updates=1")
+    config = json.loads((export_run(tmp_path / "run") / "config.json").read_text())
+    assert config["architecture"] == "resnet20_cifar_patchnorm_ws.import_affnorm_zoo_first"
+    assert config["model_args"]["norm_scale"] == "rms4"
+
+
+def test_arguments_of_the_run_are_stored_with_its_weights(finished_runs, tmp_path):
+    folder = bundle([finished_runs / "vit"], "digits_u2", half=True, folder=tmp_path)
+    assert folder.name == "vit_nano_patch4_32_affinelike.digits_u2"
+    assert json.loads((folder / "manifest.json").read_text())["model_args"] == {"img_size": 8}
 
 
 def test_a_release_says_nothing_of_the_machine(seeds):

@@ -14,7 +14,7 @@ from PIL import Image
 from affnorm_zoo import list_pretrained
 from affnorm_zoo.hub.bundle import MAX_BYTES, bundled
 from affnorm_zoo.hub.release import check_card, check_golden
-from affnorm_zoo.models import WEIGHTS_FOLDER
+from affnorm_zoo.models import WEIGHTS_FOLDER, tag_args
 from affnorm_zoo.training.run_folder import sha256_of
 
 NAMES = [manifest["evaluation"]["model"] for manifest in bundled()]
@@ -56,12 +56,29 @@ def test_a_stored_weight_is_what_was_published(name, photographs):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_plain_name_finds_the_weights_too(name):
-    by_tag, by_name = (timm.create_model(n, pretrained=True) for n in (name, name.split(".")[0]))
-    assert by_name.pretrained_cfg["file"] == by_tag.pretrained_cfg["file"]
+def test_the_plain_name_finds_the_first_weights(name):
+    plain = name.split(".")[0]
+    first = min(other for other in NAMES if other.split(".")[0] == plain)
+    by_tag, by_name = (timm.create_model(n, pretrained=True) for n in (name, plain))
+    assert by_name.pretrained_cfg["file"] == str(WEIGHTS_FOLDER / first / "model.safetensors")
+    assert tag_args(plain) == {}  # else the name alone would not be the model that it says
     assert by_tag.pretrained_cfg["label_names"][0] == "airplane"
     others = timm.create_model(name, pretrained=True, num_classes=7)
     assert torch.equal(others.state_dict()[min(others.state_dict())], by_tag.state_dict()[min(others.state_dict())])
+
+
+def test_a_tag_stands_for_the_arguments_of_its_run():
+    plain, tag = "resnet20_cifar_patchnorm_ws", "c10_e15_rms4"
+    rms, rms4, given = (timm.create_model(n).conv1.kappa for n in (plain, f"{plain}.{tag}", f"{plain}.c10_e15"))
+    assert rms4 == 4 * rms == 4 * given
+    assert timm.create_model(f"{plain}.{tag}", norm_scale="unit").conv1.kappa == 1  # what is said counts more
+    assert timm.create_model(plain, pretrained_cfg=tag).conv1.kappa == rms4
+    config = timm.get_pretrained_cfg(f"{plain}.{tag}")
+    other = timm.create_model(plain, pretrained_cfg=config.to_dict())  # a config has its arguments beside it
+    assert other.conv1.kappa == rms
+    grey = timm.create_model(f"{plain}.{tag}", pretrained=True, in_chans=1, num_classes=3)
+    assert (grey.conv1.in_channels, grey.num_classes) == (1, 3)
+    assert grey.conv1.kappa == pytest.approx(rms4 / 3**0.5)
 
 
 def test_the_package_stays_small():

@@ -13,7 +13,7 @@ from affnorm_zoo.config import load_config
 from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import evaluate_model
-from affnorm_zoo.hub.export import score_of
+from affnorm_zoo.hub.export import architecture_of, model_args, score_of
 from affnorm_zoo.hub.release import (
     GOLDEN_FILE,
     WEIGHTS_FILE,
@@ -53,7 +53,7 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
     ordered = sorted(runs, key=score_of)
     median = ordered.pop(len(ordered) // 2)
     config = load_config([median / CONFIG_FILE])
-    name = f"{config.model.name}.{tag}"
+    name = f"{architecture_of(config.model)}.{tag}"
     release = build_release(median, ordered, load_as=name)
     (release / METRICS_FILE).unlink()
     if half:
@@ -71,7 +71,7 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
         raise UsageError(f"the stored weights have a top-1 of {found['top1']}, the run {score_of(median)}")
     write_manifest(
         release,
-        model_args=config.model.kwargs,
+        model_args=model_args(config.model),
         scores=[score_of(run) for run in (median, *ordered)],
         evaluation=found,
         note=data.note,

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
-from affnorm_zoo.config import RunConfig, flatten, load_config
+from affnorm_zoo.config import ModelConfig, RunConfig, flatten, load_config
 from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.card import write_card
@@ -67,10 +67,10 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
         model,
         temporary,
         model_config={"label_names": list(class_names)},
-        model_args={**tag_args(*_name_and_tag(config)), **config.model.kwargs, "in_chans": in_chans},
+        model_args={**model_args(config.model), "in_chans": in_chans},
         safe_serialization=True,
     )
-    if _name_and_tag(config)[0] in zoo_models():
+    if architecture_of(config.model) in zoo_models():
         _name_the_import(temporary / "config.json")
     figures = {name for name in (CURVES_FILE, DIVERGENCE_FILE) if (run / name).is_file()}
     for name in figures:
@@ -87,9 +87,15 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     return target
 
 
-def _name_and_tag(config: RunConfig) -> tuple[str, str | None]:
-    name, _, tag = config.model.name.partition(".")
-    return name, tag or None
+def architecture_of(config: ModelConfig) -> str:
+    """The model's name without the tag of the weights it starts from."""
+    return config.name.partition(".")[0]
+
+
+def model_args(config: ModelConfig) -> dict[str, Any]:
+    """The constructor's arguments: those of the tag in the name, and those that are given."""
+    name, _, tag = config.name.partition(".")
+    return {**tag_args(name, tag or None), **config.kwargs}
 
 
 def _name_the_import(path: Path) -> None:

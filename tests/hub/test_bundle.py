@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.bundle import bundle, bundled
-from affnorm_zoo.hub.export import export_run
 from affnorm_zoo.hub.release import build_release, check_golden, load_folder
 from affnorm_zoo.training.run_folder import sha256_of
 
@@ -59,12 +58,15 @@ def test_what_does_not_fit_the_package_is_refused(seeds, finished_runs, tmp_path
     assert not (tmp_path / "weights").exists()
 
 
-def test_a_run_that_starts_from_a_tag_exports_the_arguments_of_the_tag(tmp_path):
+def test_a_run_that_starts_from_a_tag_keeps_the_arguments_of_the_tag(tmp_path):
     name = "resnet20_cifar_patchnorm_ws.c10_e15_rms4"
     train_here(tmp_path / "run", f"model.name={name}", "model.pretrained=true", "train.max_updates=1")
-    config = json.loads((export_run(tmp_path / "run") / "config.json").read_text())
+    folder = bundle([tmp_path / "run"], "digits_u1", folder=tmp_path / "weights")
+    assert folder.name == "resnet20_cifar_patchnorm_ws.digits_u1"
+    config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "resnet20_cifar_patchnorm_ws.import_affnorm_zoo_first"
     assert config["model_args"]["norm_scale"] == "rms4"
+    assert json.loads((folder / "manifest.json").read_text())["model_args"] == {"norm_scale": "rms4"}
 
 
 def test_arguments_of_the_run_are_stored_with_its_weights(finished_runs, tmp_path):

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
+from timm.models import split_model_name_tag
 
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import evaluate_model
-from affnorm_zoo.hub.export import architecture_of, model_args, score_of
+from affnorm_zoo.hub.export import model_args, score_of
 from affnorm_zoo.hub.release import (
     GOLDEN_FILE,
     WEIGHTS_FILE,
@@ -53,7 +54,7 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
     ordered = sorted(runs, key=score_of)
     median = ordered.pop(len(ordered) // 2)
     config = load_config([median / CONFIG_FILE])
-    name = f"{architecture_of(config.model)}.{tag}"
+    name = f"{split_model_name_tag(config.model.name)[0]}.{tag}"
     release = build_release(median, ordered, load_as=name)
     (release / METRICS_FILE).unlink()
     if half:

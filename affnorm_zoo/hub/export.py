@@ -8,7 +8,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.models import save_for_hf
+from timm.models import save_for_hf, split_model_name_tag
 
 from affnorm_zoo.config import ModelConfig, RunConfig, flatten, load_config
 from affnorm_zoo.data import Preprocessing
@@ -70,7 +70,7 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
         model_args={**model_args(config.model), "in_chans": in_chans},
         safe_serialization=True,
     )
-    if architecture_of(config.model) in zoo_models():
+    if split_model_name_tag(config.model.name)[0] in zoo_models():
         _name_the_import(temporary / "config.json")
     figures = {name for name in (CURVES_FILE, DIVERGENCE_FILE) if (run / name).is_file()}
     for name in figures:
@@ -87,15 +87,9 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     return target
 
 
-def architecture_of(config: ModelConfig) -> str:
-    """The model's name without the tag of the weights it starts from."""
-    return config.name.partition(".")[0]
-
-
 def model_args(config: ModelConfig) -> dict[str, Any]:
     """The constructor's arguments: those of the tag in the name, and those that are given."""
-    name, _, tag = config.name.partition(".")
-    return {**tag_args(name, tag or None), **config.kwargs}
+    return {**tag_args(*split_model_name_tag(config.name)), **config.kwargs}
 
 
 def _name_the_import(path: Path) -> None:

@@ -32,7 +32,7 @@ def tag_args(name: str, pretrained_cfg: Any = None) -> dict[str, Any]:
 
     Args:
         name: of the model, without the tag.
-        pretrained_cfg: the tag, or None for the name's first; a config by itself speaks of other weights, without any.
+        pretrained_cfg: the tag, or nothing for the name's first; a whole config is one of other weights, and has none.
     """
     if not isinstance(pretrained_cfg, str | None):
         return {}

@@ -44,8 +44,7 @@ def adapt_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
     if stem.weight_standardization:
         source_c = stem.c * math.sqrt(source / target)
         effective = standardize_weight(weight, state_dict.get(f"{name}.gain"), c=source_c)
-        base = {} if source == BASE_CHANNELS else {"base_chans": source}  # timm before 1.0.29 knows no other base
-        adapted = adapt_input_conv(target, effective, **base)
+        adapted = adapt_input_conv(target, effective, base_chans=source)
         deviation = torch.std(adapted.flatten(1), dim=1, correction=0)
         state_dict[f"{name}.weight"] = effective
         state_dict[f"{name}.gain"] = (stem.c * deviation).to(weight.dtype)

@@ -14,7 +14,7 @@ from affnorm_zoo.config import load_config
 from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import evaluate_model
-from affnorm_zoo.hub.export import model_args, score_of
+from affnorm_zoo.hub.export import score_of
 from affnorm_zoo.hub.release import (
     GOLDEN_FILE,
     WEIGHTS_FILE,
@@ -23,7 +23,7 @@ from affnorm_zoo.hub.release import (
     load_folder,
     write_manifest,
 )
-from affnorm_zoo.models import WEIGHTS_FOLDER
+from affnorm_zoo.models import WEIGHTS_FOLDER, tag_args
 from affnorm_zoo.training.run_folder import CONFIG_FILE, METRICS_FILE
 
 MAX_BYTES = 2**21  # of a weight file in the package
@@ -54,7 +54,8 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
     ordered = sorted(runs, key=score_of)
     median = ordered.pop(len(ordered) // 2)
     config = load_config([median / CONFIG_FILE])
-    name = f"{split_model_name_tag(config.model.name)[0]}.{tag}"
+    architecture, start = split_model_name_tag(config.model.name)
+    name = f"{architecture}.{tag}"
     release = build_release(median, ordered, load_as=name)
     (release / METRICS_FILE).unlink()
     if half:
@@ -72,7 +73,7 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
         raise UsageError(f"the stored weights have a top-1 of {found['top1']}, the run {score_of(median)}")
     write_manifest(
         release,
-        model_args=model_args(config.model),
+        model_args={**tag_args(architecture, start), **config.model.kwargs},
         scores=[score_of(run) for run in (median, *ordered)],
         evaluation=found,
         note=data.note,

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf, split_model_name_tag
 
-from affnorm_zoo.config import ModelConfig, RunConfig, flatten, load_config
+from affnorm_zoo.config import RunConfig, flatten, load_config
 from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.card import write_card
-from affnorm_zoo.models import tag_args, zoo_models
+from affnorm_zoo.models import zoo_models
 from affnorm_zoo.training import setup
 from affnorm_zoo.training.resume import FREE
 from affnorm_zoo.training.run_folder import (
@@ -67,7 +67,6 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
         model,
         temporary,
         model_config={"label_names": list(class_names)},
-        model_args={**model_args(config.model), "in_chans": in_chans},
         safe_serialization=True,
     )
     if split_model_name_tag(config.model.name)[0] in zoo_models():
@@ -85,11 +84,6 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     return target
-
-
-def model_args(config: ModelConfig) -> dict[str, Any]:
-    """The constructor's arguments: those of the tag in the name, and those that are given."""
-    return {**tag_args(*split_model_name_tag(config.name)), **config.kwargs}
 
 
 def _name_the_import(path: Path) -> None:

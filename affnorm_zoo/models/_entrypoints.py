@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 from timm.models import register_model
+from timm.models._input import update_model_args
 from torch import nn
 
 from affnorm_zoo.functional.scale import NAMED_SCALES
@@ -31,7 +32,10 @@ def register_entrypoint(module_name: str, name: str, doc: str, build: Callable[.
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         if pretrained:
             check_weights(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-        return build(name, pretrained, **{**tag_args(name, kwargs.get("pretrained_cfg")), **kwargs})
+        args = tag_args(name, kwargs.get("pretrained_cfg"))
+        model = build(name, pretrained, **{**args, **kwargs})
+        update_model_args(model, **args)  # else timm's own export would leave them out
+        return model
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = module_name

@@ -208,13 +208,15 @@ def test_a_stem_keeps_its_response_to_grey_images_of_other_channel_counts(name, 
         ("resnet20_cifar_patchnorm_l2", dict(num_classes=3)),
         ("vit_nano_patch4_32_affinelike", dict(global_pool="avg", num_classes=5)),
         ("vit_nano_patch4_32_normlike", dict(img_size=24)),
+        ("resnet20_cifar_patchnorm_ws.c10_e15_rms4", dict()),
+        ("resnet20_cifar_patchnorm_ws.c10_e15_rms4", dict(norm_scale="unit")),
     ],
 )
 def test_local_dir_round_trip_is_exact(name, options, tmp_path):
     model = timm.create_model(name, **options).eval()
     if "in_chans" in options:
         model.pretrained_cfg["input_size"] = (options["in_chans"], 64, 64)
-    save_for_hf(model, tmp_path, model_args=options, safe_serialization=True)
+    save_for_hf(model, tmp_path, safe_serialization=True)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     size = options.get("img_size", 64 if "resnet18" in name else 32)
     x = torch.randn(2, options.get("in_chans", 3), size, size)

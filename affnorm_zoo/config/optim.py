@@ -16,7 +16,7 @@ class OptimConfig:
     momentum: float = 0.9  # of sgd, ignored by optimisers without one
     weight_decay: float = 0.05
     layer_decay: float | None = None  # factor of the learning rate from one layer to the one before
-    bias_over_kappa: bool = False  # divide the rate of an affine_like layer's bias by its κ, which multiplies it
+    bias_over_kappa: bool = False  # divide the rate of an affine_like bias, and its part in clip_grad, by its κ
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of the optimiser, such as betas
     schedule: str = "cosine"  # timm's: cosine, tanh, poly, step, multistep, wsd, ...; or constant
     schedule_kwargs: dict[str, Any] = field(default_factory=dict)  # of timm.scheduler.create_scheduler_v2

@@ -27,10 +27,12 @@ def configure_deepspeed(accelerator: Accelerator, config: RunConfig, micro_batch
     plugin: Any = accelerator.state.deepspeed_plugin
     settings = plugin.deepspeed_config
     stage = settings.get("zero_optimization", {}).get("stage")
+    clips = config.optim.clip_grad is not None
     refused = {
         f"zero_stage must be 1 or 2, got {stage}": stage not in (1, 2),
         "--resume: its state is not saved": resume != "none",
-        "optim.clip_mode must be norm": config.optim.clip_grad is not None and config.optim.clip_mode != "norm",
+        "optim.clip_mode must be norm": clips and config.optim.clip_mode != "norm",
+        "optim.clip_grad is not possible with optim.bias_over_kappa": clips and config.optim.bias_over_kappa,
         "train.non_finite=skip is not possible": config.train.non_finite == "skip",
         "runtime.divergence_updates is not possible": config.runtime.divergence_updates is not None,
     }

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from affnorm_zoo.data import BatchAugment, Normalize, ShardedBatches, StreamedBatches
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training.rates import gradients_over_kappa
 from affnorm_zoo.training.state import RunState
 
 
@@ -142,8 +143,10 @@ class Trainer:
     def _step(self, lr: float) -> Tensor:
         """Clip, step, average and advance the schedule; return the norm of the gradient before clipping."""
         state, progress = self.state, self.state.progress
-        limit = self.clip_norm if self.clip_norm is not None else math.inf
-        norm = self.accelerator.clip_grad_norm_(state.model.parameters(), limit)
+        clips = self.clip_norm is not None
+        with gradients_over_kappa(state.optimizer) if clips else nullcontext():
+            limit = self.clip_norm if clips else math.inf
+            norm = self.accelerator.clip_grad_norm_(state.model.parameters(), limit)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if self.skip_non_finite and not math.isfinite(float(norm)):

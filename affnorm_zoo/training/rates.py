@@ -1,4 +1,6 @@
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from torch.optim import Optimizer
@@ -13,17 +15,33 @@ def divide_bias_rates(optimizer: Optimizer, model: nn.Module) -> None:
     b as far as any other parameter, and so the output κ times as far as the bias of a plain layer or batch norm would.
     In plain gradient descent the factor belongs to the map: without it the divergence is no longer uniform.
     """
-    scales = {layer.bias: 1 / layer.kappa for layer in model.modules() if _has_inner_bias(layer)}
+    kappas = {layer.bias: layer.kappa for layer in model.modules() if _has_inner_bias(layer)}
     for group in list(optimizer.param_groups):
         apart = defaultdict(list)
         for parameter in group["params"]:
-            apart[scales.get(parameter, 1.0)].append(parameter)
-        group["params"] = apart.pop(1.0, [])
+            apart[kappas.get(parameter)].append(parameter)
+        group["params"] = apart.pop(None, [])
         options = {name: value for name, value in group.items() if name != "params"}
-        for scale, parameters in apart.items():
-            own = options | {"params": parameters, "lr_scale": scale * options.get("lr_scale", 1.0)}
-            optimizer.add_param_group(own)
+        for kappa, parameters in apart.items():
+            lr_scale = options.get("lr_scale", 1.0) / kappa
+            optimizer.add_param_group(options | {"params": parameters, "lr_scale": lr_scale, "kappa": kappa})
     optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+
+
+@contextmanager
+def gradients_over_kappa(optimizer: Optimizer) -> Iterator[None]:
+    """While this lasts, a bias whose rate is divided by κ has the gradient of κ b, which is 1/κ of its own.
+
+    For what compares gradients across layers, such as a limit on their norm: the gradient of b itself is κ times that
+    of a plain layer's bias, and would count for more than all weights together.
+    """
+    divided = [group for group in optimizer.param_groups if "kappa" in group]
+    gradients = [(p.grad, group["kappa"]) for group in divided for p in group["params"] if p.grad is not None]
+    for gradient, kappa in gradients:
+        gradient.div_(kappa)
+    yield
+    for gradient, kappa in gradients:
+        gradient.mul_(kappa)
 
 
 def _has_inner_bias(layer: nn.Module) -> bool:

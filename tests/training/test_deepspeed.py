@@ -25,17 +25,18 @@ def test_it_is_told_batch_and_clipping():
 
 
 @pytest.mark.parametrize(
-    ("stage", "override", "resume", "message"),
+    ("stage", "overrides", "resume", "message"),
     [
         (3, "train.seed=0", "none", "zero_stage must be 1 or 2, got 3"),
         (1, "train.seed=0", "auto", "--resume"),
         (1, "train.non_finite=skip", "none", "train.non_finite=skip"),
+        (1, "optim.clip_grad=1 optim.bias_over_kappa=true", "none", "optim.clip_grad is not possible with optim.bias_"),
         (1, "runtime.divergence_updates=5", "none", "runtime.divergence_updates"),
     ],
 )
-def test_what_it_cannot_do_is_refused(stage, override, resume, message):
+def test_what_it_cannot_do_is_refused(stage, overrides, resume, message):
     with pytest.raises(UsageError, match=message):
-        configure_deepspeed(accelerator(stage), load_config(overrides=[override]), 32, resume)
+        configure_deepspeed(accelerator(stage), load_config(overrides=overrides.split()), 32, resume)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from forks import run_forked
-from runs import SMALL_VIT, TINY, assert_same_run, metrics, resumed_at
+from runs import SMALL_VIT, TINY, assert_same_run, metrics, resumed_at, train_here
 from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -45,15 +45,21 @@ def test_shards_train_save_and_resume_as_a_whole_model_does(optimizer, tmp_path)
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
+CLIPPED = ("optim.clip_grad=1.0", "optim.bias_over_kappa=true")
+
+
 def launch(folder, *overrides):
     run_forked(
         Path(__file__).with_name("run_fsdp.py"), folder, *TINY, *SMALL_VIT, "model.ema_decay=0.9",
-        "optim.clip_grad=1.0", *overrides, processes=2, ACCELERATE_USE_CPU="true",
+        *CLIPPED, *overrides, processes=2, ACCELERATE_USE_CPU="true",
     )  # fmt: skip
 
 
-def test_a_sharded_run_resumes_to_the_bit_and_exports(tmp_path):
+def test_a_sharded_run_clips_as_a_whole_one_resumes_to_the_bit_and_exports(tmp_path):
     launch(tmp_path / "whole")
+    train_here(tmp_path / "unsharded", *SMALL_VIT, *CLIPPED, "train.max_updates=1")
+    sharded, unsharded = (metrics(tmp_path / run, "update")[0]["grad_norm"] for run in ("whole", "unsharded"))
+    assert sharded == pytest.approx(unsharded, rel=1e-4)
     launch(tmp_path / "cut", "train.max_updates=3")
     assert len(metrics(tmp_path / "cut", "update")) == 3
     launch(tmp_path / "cut")

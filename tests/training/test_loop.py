@@ -194,10 +194,9 @@ def test_layers_decay_their_rates():
     assert ratios == pytest.approx([0.5] * len(ratios))
 
 
-@pytest.mark.parametrize(("mode", "limit"), [("value", 0.01), ("agc", 0.01), ("norm", 0.1)])
-def test_clipping_bounds_what_it_says_and_logs_what_it_was(mode, limit):
-    parts = parts_of(f"optim.clip_mode={mode}", f"optim.clip_grad={limit}", "optim.name=sgd")
-    trainer, seen = parts.trainer, {}
+def one_step(*overrides):
+    """What the first update is made of: the gradient and value of every parameter by name, the norm, and the model."""
+    trainer, seen = parts_of("optim.name=sgd", *overrides).trainer, {}
     original = trainer.state.optimizer.step
     trainer.state.optimizer.step = lambda: (
         seen.update({n: (p.grad.clone(), p.detach().clone()) for n, p in trainer.state.bare_model.named_parameters()}),
@@ -205,6 +204,12 @@ def test_clipping_bounds_what_it_says_and_logs_what_it_was(mode, limit):
     )
     next(trainer.windows())
     (window,) = trainer.drain()
+    return seen, window, trainer.state.bare_model
+
+
+@pytest.mark.parametrize(("mode", "limit"), [("value", 0.01), ("agc", 0.01), ("norm", 0.1)])
+def test_clipping_bounds_what_it_says_and_logs_what_it_was(mode, limit):
+    seen, window, _ = one_step(f"optim.clip_mode={mode}", f"optim.clip_grad={limit}")
     total = torch.stack([g.norm() for g, _ in seen.values()]).norm()
     assert total < window.grad_norm
     if mode == "norm":
@@ -217,6 +222,19 @@ def test_clipping_bounds_what_it_says_and_logs_what_it_was(mode, limit):
                 rows = (len(weight), -1) if weight.ndim > 1 else (1, -1)
                 bound = limit * weight.view(rows).norm(dim=1).clamp(min=1e-3)
                 assert (gradient.view(rows).norm(dim=1) <= bound * 1.0001).all(), name
+
+
+@pytest.mark.parametrize("model", [(), SMALL_VIT])
+def test_a_limit_on_the_norm_counts_a_bias_as_kappa_times_itself(model):
+    limit = 0.1
+    clipped, window, net = one_step("optim.bias_over_kappa=true", f"optim.clip_grad={limit}", *model)
+    plain, _, _ = one_step("optim.bias_over_kappa=true", *model)
+    kappas = {f"{name}.bias": layer.kappa for name, layer in net.named_modules() if hasattr(layer, "kappa")}
+    assert len(kappas) > 10
+    norm = torch.stack([g.norm() / kappas.get(name, 1.0) for name, (g, _) in plain.items()]).norm()
+    assert float(window.grad_norm) == pytest.approx(float(norm), rel=1e-5)
+    for name, (gradient, _) in clipped.items():
+        torch.testing.assert_close(gradient, plain[name][0] * (limit / norm), rtol=1e-4, atol=0)
 
 
 def test_checkpointed_activations_give_the_same_gradients(tmp_path):

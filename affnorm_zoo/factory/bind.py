@@ -1,9 +1,9 @@
 import torch
 from timm.layers import Conv2dSame, Mlp
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from affnorm_zoo.factory.init import init_bound_weights
+from affnorm_zoo.factory.init import LARGE_START, init_bound_weights
 from affnorm_zoo.factory.plan import Binding, plan_bindings
 from affnorm_zoo.functional.activation import LEAKY_SLOPE
 from affnorm_zoo.layers import L2Norm
@@ -31,7 +31,8 @@ def bind(
         model: a network built with ``norm_layer=affnorm_zoo.norm_layer(name)``.
         scale: ``"rms"``, ``"unit"`` or a pair (c, κ); see :func:`affnorm_zoo.functional.resolve_scale`.
         stem_scale: scale of the first bound layer, if it differs.
-        init: initialise the bound layers, by :func:`init_bound_weights`.
+        init: initialise the bound layers, by :func:`init_bound_weights`, and those of a vision transformer with
+            :data:`LARGE_START`.
 
     Returns:
         What was bound: one entry a slot, in the order of the model's modules.
@@ -55,7 +56,7 @@ def bind(
                     _place(block, name, _bound_linear(layer, specs[binding.slot], scale))
             _absorb_gelu(block)
     if init:
-        init_bound_weights(model)
+        init_bound_weights(model, **(LARGE_START if isinstance(model, VisionTransformer) else {}))
     return bindings
 
 

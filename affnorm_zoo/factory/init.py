@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, PatchEmbed
 from timm.models.resnet import BasicBlock, Bottleneck
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
@@ -24,15 +24,26 @@ BRANCH_ENDS: dict[type[nn.Module], tuple[tuple[str, ...], float]] = {
 # starts by looking at all. Yang et al. 2022, https://arxiv.org/abs/2203.03466, start the queries at zero.
 QUERY_KEY_START = 0.2
 
+# The factor on timm's initial embeddings of patches and positions, which leave tokens with an RMS of about 0.3. To a
+# layer norm their length is nothing; an affine_like layer normalises only what is longer than κ, an RMS of 1.
+TOKEN_START = 10.0
+
+# A vision transformer's start for AdamW at rates of about 1e-4, by which embeddings hardly grow. At Muon's 0.01 they
+# soon do by themselves, and small starts are better: docs/recipes.md.
+LARGE_START = {"damp_branches": False, "damp_attention": False, "enlarge_tokens": True}
+
 
 @torch.no_grad()
-def init_bound_weights(model: nn.Module, *, damp_branches: bool = True, damp_attention: bool = True) -> None:
-    """Initialise the divergence-free layers of ``model``.
+def init_bound_weights(
+    model: nn.Module, *, damp_branches: bool = True, damp_attention: bool = True, enlarge_tokens: bool = False
+) -> None:
+    """Initialise the divergence-free layers of ``model``, and what they read first.
 
     Args:
         model: a bound network.
         damp_branches: let residual branches start small, by :data:`BRANCH_ENDS`.
         damp_attention: let queries and keys start small, by :data:`QUERY_KEY_START`.
+        enlarge_tokens: let the embeddings of a vision transformer start large, by :data:`TOKEN_START`.
     """
     layers = bound_layers(model)
     for layer in layers:
@@ -45,6 +56,16 @@ def init_bound_weights(model: nn.Module, *, damp_branches: bool = True, damp_att
                 layer.damp(factor)
         if damp_attention and isinstance(module, Attention) and module.qkv in layers:
             module.qkv.weight[: 2 * module.attn_dim].mul_(QUERY_KEY_START)
+    if enlarge_tokens and layers and isinstance(model, VisionTransformer):
+        _enlarge_tokens(model)
+
+
+def _enlarge_tokens(model: VisionTransformer) -> None:
+    if isinstance(model.patch_embed, PatchEmbed):
+        model.patch_embed.proj.reset_parameters()  # drawn anew, not to be enlarged twice
+        model.patch_embed.proj.weight.mul_(TOKEN_START)
+    if model.pos_embed is not None:
+        nn.init.normal_(model.pos_embed, std=0.02 * TOKEN_START)
 
 
 def bound_layers(model: nn.Module) -> list[Any]:

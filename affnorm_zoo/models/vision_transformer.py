@@ -7,7 +7,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from affnorm_zoo.factory import bind, init_bound_weights, norm_layer
+from affnorm_zoo.factory import LARGE_START, bind, init_bound_weights, norm_layer
 from affnorm_zoo.models._entrypoints import check_norm_scale, register_entrypoint
 from affnorm_zoo.models._weights import pretrained_cfgs
 from affnorm_zoo.models.resnet import CIFAR10_MEAN, CIFAR10_STD
@@ -27,6 +27,8 @@ class NormalizedVisionTransformer(VisionTransformer):
             times as large where there is one, or ``"unit"``, the paper's form.
         damp_branches, damp_attention: of divergence-free normalisers: let residual branches start at a tenth of their
             size, and queries and keys at a fifth.
+        enlarge_tokens: of divergence-free normalisers: let the embeddings of patches and positions start at ten times
+            timm's.
 
     Raises:
         ValueError: the normaliser is unknown or not made for tokens, or an option does not apply to it.
@@ -39,32 +41,35 @@ class NormalizedVisionTransformer(VisionTransformer):
         norm_scale: str = "rms",
         damp_branches: bool = True,
         damp_attention: bool = True,
+        enlarge_tokens: bool = False,
         **kwargs: Any,
     ) -> None:
         spec = get_normalizer(normalizer)
         check_norm_scale(norm_scale, spec)
-        if not spec.is_bound and not (damp_branches and damp_attention):
-            options = "damp_branches and damp_attention"
+        if not spec.is_bound and not (damp_branches and damp_attention and not enlarge_tokens):
+            options = "damp_branches, damp_attention and enlarge_tokens"
             raise ValueError(f"{options} are for divergence-free normalizers and do not apply to {spec.name!r}")
-        self.damping = {"damp_branches": damp_branches, "damp_attention": damp_attention}  # for timm's init_weights
+        self.start = dict(  # for timm's init_weights
+            damp_branches=damp_branches, damp_attention=damp_attention, enlarge_tokens=enlarge_tokens
+        )
         super().__init__(norm_layer=norm_layer(normalizer, layout="NLC"), **kwargs)
         if spec.is_bound:
             bind(self, scale=norm_scale, init=False)
             if kwargs.get("weight_init") != "skip":
-                init_bound_weights(self, **self.damping)
+                init_bound_weights(self, **self.start)
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """Initialise all weights: timm's layers by timm's rule, the divergence-free ones by their own."""
         super().init_weights(*args, **kwargs)
-        init_bound_weights(self, **self.damping)
+        init_bound_weights(self, **self.start)
 
 
 # architecture -> constructor arguments, as timm has them
 _IMAGENET: dict[str, dict[str, Any]] = {
-    "vit_tiny_patch16_224": dict(patch_size=16, embed_dim=192, depth=12, num_heads=3),
-    "vit_small_patch16_224": dict(patch_size=16, embed_dim=384, depth=12, num_heads=6),
-    "vit_base_patch16_224": dict(patch_size=16, embed_dim=768, depth=12, num_heads=12),
-    "vit_large_patch16_224": dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16),
+    "vit_tiny_patch16_224": dict(patch_size=16, embed_dim=192, depth=12, num_heads=3, **LARGE_START),
+    "vit_small_patch16_224": dict(patch_size=16, embed_dim=384, depth=12, num_heads=6, **LARGE_START),
+    "vit_base_patch16_224": dict(patch_size=16, embed_dim=768, depth=12, num_heads=12, **LARGE_START),
+    "vit_large_patch16_224": dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16, **LARGE_START),
 }
 _CIFAR: dict[str, dict[str, Any]] = {
     "vit_nano_patch4_32": dict(img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3),

@@ -156,6 +156,31 @@ def test_the_small_starts_of_a_transformer_can_be_left_out_one_by_one(option, an
         assert weight.std().item() * layer.c == pytest.approx(start, rel=0.04)
 
 
+def starts(model):
+    """RMS of tokens of white noise, of positions, and the deviations of kernels in units of 1/c."""
+    block, size = model.blocks[2], model.patch_embed.img_size
+    with torch.no_grad():
+        tokens = model.patch_embed(torch.randn(8, 3, *size))
+    layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+    found = [tokens.square().mean().sqrt(), model.pos_embed.std(), *(layer.weight.std() * layer.c for layer in layers)]
+    return [value.item() for value in found]
+
+
+@pytest.mark.parametrize("anew", [{}, {"needs_reset": True}, {"needs_reset": False}], ids=str)
+def test_tokens_of_large_transformers_start_longer_than_kappa(anew):
+    # timm draws kernels within ±1/√n, which is a variance of 1/(3n); the smallest part holds 37,000 numbers, 0.4 %
+    expected = [10 / 3**0.5, 0.2, 1, 1, 1, 1]
+    given = timm.create_model("vit_tiny_patch16_224", norm_layer=affnorm_zoo.norm_layer("affinelike"))
+    affnorm_zoo.bind(given)
+    registered = timm.create_model("vit_tiny_patch16_224_affinelike")
+    if anew:
+        registered.init_weights(**anew)
+    for model in (given, registered):
+        assert starts(model) == pytest.approx(expected, rel=0.03)
+    small = timm.create_model("vit_tiny_patch4_32_affinelike", damp_attention=False)
+    assert starts(small) == pytest.approx([1 / 3**0.5, 0.02, 1, 0.1, 1, 0.1], rel=0.05)
+
+
 def test_cifar_stages_and_reductions():
     model = timm.create_model("resnet20_cifar_patchnorm", features_only=True)
     assert model.feature_info.channels() == [16, 16, 32, 64]
@@ -169,8 +194,9 @@ def test_wrong_options_are_named():
             timm.create_model("resnet18_patchnorm", norm_scale=norm_scale)
     with pytest.raises(ValueError, match="does not apply to 'batchnorm'"):
         timm.create_model("resnet20_cifar_batchnorm", norm_scale="unit")
-    with pytest.raises(ValueError, match=r"damp_attention are for .* do not apply to 'layernorm'"):
-        timm.create_model("vit_nano_patch4_32_layernorm", damp_branches=False)
+    for option in ({"damp_branches": False}, {"enlarge_tokens": True}):
+        with pytest.raises(ValueError, match=r"enlarge_tokens are for .* do not apply to 'layernorm'"):
+            timm.create_model("vit_nano_patch4_32_layernorm", **option)
     with pytest.raises(RuntimeError, match="there are no pretrained weights for resnet18_patchnorm"):
         timm.create_model("resnet18_patchnorm", pretrained=True)
 

@@ -54,7 +54,7 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
     ordered = sorted(runs, key=score_of)
     median = ordered.pop(len(ordered) // 2)
     config = load_config([median / CONFIG_FILE])
-    architecture, start = split_model_name_tag(config.model.name)
+    architecture, start_tag = split_model_name_tag(config.model.name)
     name = f"{architecture}.{tag}"
     release = build_release(median, ordered, load_as=name)
     (release / METRICS_FILE).unlink()
@@ -73,7 +73,7 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
         raise UsageError(f"the stored weights have a top-1 of {found['top1']}, the run {score_of(median)}")
     write_manifest(
         release,
-        model_args={**tag_args(architecture, start), **config.model.kwargs},
+        model_args={**tag_args(architecture, start_tag), **config.model.kwargs},
         scores=[score_of(run) for run in (median, *ordered)],
         evaluation=found,
         note=data.note,

@@ -73,6 +73,13 @@ def test_contradictions_are_errors(variables, config, message, monkeypatch):
         build_accelerator(RuntimeConfig(device="cpu", **config))
 
 
+def test_processes_that_do_not_find_each_other_are_an_error(monkeypatch):
+    build_accelerator(RuntimeConfig(device="cpu"))  # alone
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="launcher started 2 processes, but accelerate sees 1"):
+        build_accelerator(RuntimeConfig(device="cpu"))
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_the_fastest_algorithm_is_measured_unless_results_must_repeat(deterministic, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)

@@ -7,14 +7,14 @@ from typing import Any
 import click
 import torch
 
+from affnorm_zoo.benchmarks.kernel_check import check_kernels
+from affnorm_zoo.benchmarks.loop import measure_loop
+from affnorm_zoo.benchmarks.networks import COMPILE_MODES, OPAQUE, Bench
+from affnorm_zoo.benchmarks.product_check import check_products
+from affnorm_zoo.benchmarks.report import write_report
 from affnorm_zoo.cli.report import reported_errors, split_config
 from affnorm_zoo.config import load_config
-from affnorm_zoo.evaluation.benchmark import COMPILE_MODES, OPAQUE, Bench
-from affnorm_zoo.evaluation.benchmark_report import write_report
 from affnorm_zoo.evaluation.environment import describe_environment
-from affnorm_zoo.evaluation.kernel_check import check_kernels
-from affnorm_zoo.evaluation.product_check import check_products
-from affnorm_zoo.training.loop_benchmark import measure_loop
 from affnorm_zoo.training.run_folder import write_json
 
 CONTENDERS = {

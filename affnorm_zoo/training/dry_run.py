@@ -1,7 +1,7 @@
 import torch
 
 from affnorm_zoo.config import RunConfig
-from affnorm_zoo.evaluation.benchmark import saved_bytes
+from affnorm_zoo.evaluation.memory import saved_bytes
 from affnorm_zoo.training import watch
 from affnorm_zoo.training.assemble import assemble
 from affnorm_zoo.training.plan import Plan

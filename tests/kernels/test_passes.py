@@ -98,7 +98,7 @@ def test_corrections(shape, dtype, layout, groups, extra):
 
 
 def test_the_check_of_the_benchmark_measures_every_kernel_and_sees_a_wrong_one(monkeypatch):
-    from affnorm_zoo.evaluation.kernel_check import check_kernels
+    from affnorm_zoo.benchmarks.kernel_check import check_kernels
 
     rows = check_kernels(torch.device(DEVICE), shapes=(SHAPES[0],))
     names = {"square_sum", "scale_output", "scale_cotangent", "correct_pointwise", "correct"}

@@ -149,7 +149,7 @@ def test_measuring_is_asked_for_as_cudnn_s_is(monkeypatch, benchmark):
 
 
 def test_the_check_of_the_benchmark_sees_a_wrong_kernel(monkeypatch):
-    from affnorm_zoo.evaluation.product_check import check_products
+    from affnorm_zoo.benchmarks.product_check import check_products
 
     arguments = dict(device=torch.device(DEVICE), shapes=((33, 20, 17),), dtype=torch.float16, tiles=(SMALL,))
     (row,) = check_products(**arguments)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from affnorm_zoo import AffineLikeLinear, PatchNormConv2d
-from affnorm_zoo.evaluation.benchmark import saved_bytes
+from affnorm_zoo.evaluation.memory import saved_bytes
 from affnorm_zoo.models._entrypoints import zoo_models
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

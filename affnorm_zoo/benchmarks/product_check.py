@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from affnorm_zoo.evaluation.kernel_check import compare, median_seconds
+from affnorm_zoo.benchmarks.kernel_check import compare, median_seconds
 from affnorm_zoo.kernels._launch import PRODUCT_TILES, ProductTile
 from affnorm_zoo.ops import linear
 

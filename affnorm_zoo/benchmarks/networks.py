@@ -7,10 +7,11 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
+from affnorm_zoo.evaluation.memory import saved_bytes
 from affnorm_zoo.factory import bound_layers, norm_layer
 from affnorm_zoo.registry import get_normalizer
 
@@ -28,24 +29,6 @@ def build(architecture: str, normalizer: str) -> nn.Module:
         return timm.create_model(f"{architecture}_{normalizer}")
     layout = "NCHW" if family == "resnet" else "NLC"
     return timm.create_model(architecture, norm_layer=norm_layer(normalizer, layout=layout))
-
-
-def saved_bytes(model: nn.Module, *inputs: Tensor) -> int:
-    """Bytes of the distinct storages that autograd keeps for the backward, parameters and buffers aside."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    storages: dict[int, int] = {}
-    alive = []  # a freed storage could give its address to another
-
-    def pack(t: Tensor) -> Tensor:
-        alive.append(t)
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        model(*inputs)
-    return sum(storages.values())
 
 
 class Bench:

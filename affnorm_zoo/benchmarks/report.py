@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from affnorm_zoo.evaluation.benchmark import OPAQUE
+from affnorm_zoo.benchmarks.networks import OPAQUE
 
 _PAGE = """# Performance
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from runs import invoke
 
+from affnorm_zoo.benchmarks.networks import OPAQUE, Bench
+from affnorm_zoo.benchmarks.report import write_report
 from affnorm_zoo.cli.benchmark import CONTENDERS, benchmark
-from affnorm_zoo.evaluation.benchmark import OPAQUE, Bench
-from affnorm_zoo.evaluation.benchmark_report import write_report
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_what_the_report_writes(tmp_path):

@@ -1,5 +1,6 @@
 """Divergence-free normalisers for timm models; importing this package registers its models with timm."""
 
+from . import _requirements as _requirements  # stays first: names what is missing before an import below fails
 from . import models as models
 from ._version import __version__ as __version__
 from .factory import bind as bind

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from affnorm_zoo._version import __version__
+
 PACKAGES = ("torch", "timm", "accelerate", "huggingface-hub", "safetensors", "affnorm-zoo")
 
 
@@ -17,8 +19,13 @@ def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
         "cpu_count": os.cpu_count(),
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: package_version(name) for name in PACKAGES},
     }
+
+
+def package_version(name: str) -> str:
+    """The version of an installed package; that of the code for this one, which may run from a checkout."""
+    return __version__ if name == "affnorm-zoo" else version(name)
 
 
 def _cpu_name() -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from filelock import FileLock
 
 from affnorm_zoo.config import RunConfig, config_to_yaml
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.evaluation.environment import describe_environment
+from affnorm_zoo.evaluation.environment import describe_environment, package_version
 from affnorm_zoo.training import run_folder
 from affnorm_zoo.training.assemble import Parts
 from affnorm_zoo.training.resume import check_same_run, choose_checkpoint, describe_facts, fingerprint
@@ -52,7 +51,7 @@ class RunFolder:
         if self.path.is_dir():
             self._lock = run_folder.claim(self.path)
         checkpoint = choose_checkpoint(resume, self.path)
-        versions = {name: version(name) for name in ("torch", "timm", "affnorm-zoo")}
+        versions = {name: package_version(name) for name in ("torch", "timm", "affnorm-zoo")}
         num_processes = parts.trainer.accelerator.num_processes
         facts = describe_facts(parts.source.describe(), parts.parameters, num_processes, versions)
         notes = check_same_run(checkpoint, config, facts, allow_changes) if checkpoint else []

@@ -13,22 +13,31 @@ from torch.nn import functional as F
 
 from affnorm_zoo.evaluation.memory import saved_bytes
 from affnorm_zoo.factory import bound_layers, norm_layer
-from affnorm_zoo.registry import get_normalizer
 
+NUM_CLASSES = 1000
 STANDARD = {"resnet": "batchnorm", "vit": "layernorm"}  # the norm of timm's own architecture
 OPAQUE = ", opaque"  # behind a normaliser's name: the compiler does not see into its layers
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs", "max-autotune", "reduce-overhead")
+CUDA_GRAPH_MODES = ("max-autotune", "reduce-overhead")
+# timm's names: dtype of the weights and images, and of the arithmetic if autocast chooses another
+PRECISIONS = {
+    "float32": (torch.float32, None),
+    "bfloat16": (torch.bfloat16, None),
+    "float16": (torch.float16, None),
+    "amp_bfloat16": (torch.float32, torch.bfloat16),
+    "amp_float16": (torch.float32, torch.float16),
+}
 
 
 def build(architecture: str, normalizer: str) -> nn.Module:
-    """Build an architecture with any normaliser; its standard norm gives timm's own model."""
+    """Build an architecture with any normaliser; its standard norm gives timm's own model, where timm has it."""
     family = architecture.partition("_")[0].rstrip("0123456789d")
+    if timm.is_model(f"{architecture}_{normalizer}"):
+        return timm.create_model(f"{architecture}_{normalizer}", num_classes=NUM_CLASSES)
     if normalizer == STANDARD.get(family):
-        return timm.create_model(architecture)
-    if get_normalizer(normalizer).is_bound:
-        return timm.create_model(f"{architecture}_{normalizer}")
+        return timm.create_model(architecture, num_classes=NUM_CLASSES)
     layout = "NCHW" if family == "resnet" else "NLC"
-    return timm.create_model(architecture, norm_layer=norm_layer(normalizer, layout=layout))
+    return timm.create_model(architecture, num_classes=NUM_CLASSES, norm_layer=norm_layer(normalizer, layout=layout))
 
 
 class Bench:
@@ -38,9 +47,10 @@ class Bench:
         architecture: a timm ResNet or ViT that the zoo has too.
         batch_size, img_size: of the random batch; pixels.
         device: where it runs.
-        dtype: of the model and the images.
+        precision: one of ``PRECISIONS``; ``"amp_bfloat16"`` is what training in mixed precision does.
         rounds: how often each contender runs; the first one warms up and is not counted.
-        compile_mode: of ``torch.compile``.
+        steps: steps per turn, between two waits for the device.
+        compile_mode, backend: of ``torch.compile``.
     """
 
     def __init__(
@@ -49,17 +59,22 @@ class Bench:
         batch_size: int,
         img_size: int,
         device: torch.device,
-        dtype: torch.dtype,
+        precision: str,
         rounds: int,
+        *,
+        steps: int = 1,
         compile_mode: str = "default",
+        backend: str = "inductor",
     ) -> None:
         self.architecture = architecture
-        self.batch_size, self.img_size = batch_size, img_size
-        self.device, self.dtype, self.rounds, self.compile_mode = device, dtype, rounds, compile_mode
+        self.batch_size, self.img_size, self.device = batch_size, img_size, device
+        self.precision, self.rounds, self.steps = precision, rounds, steps
+        self.compile_mode, self.backend = compile_mode, backend
+        self.dtype, self.autocast_dtype = PRECISIONS[precision]
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(batch_size, 3, img_size, img_size, generator=generator)
-        self.images = images.to(device, dtype).contiguous(memory_format=torch.channels_last)
-        self.labels = torch.randint(1000, (batch_size,), generator=generator).to(device)
+        self.images = images.to(device, self.dtype).contiguous(memory_format=torch.channels_last)
+        self.labels = torch.randint(NUM_CLASSES, (batch_size,), generator=generator).to(device)
 
     def model(self, normalizer: str) -> nn.Module:
         """Build a contender, in the batch's layout and precision."""
@@ -72,14 +87,23 @@ class Bench:
         if is_opaque:
             for layer in bound_layers(model):
                 layer.forward = torch.compiler.disable(layer.forward)
-        return torch.compile(model, fullgraph=not is_opaque, mode=self.compile_mode)
+        # only Inductor has modes
+        mode = self.compile_mode if self.backend == "inductor" else None
+        return torch.compile(model, fullgraph=not is_opaque, mode=mode, backend=self.backend)
+
+    def autocast(self) -> torch.autocast:
+        """The arithmetic's precision, where it is not that of the weights."""
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def train_step(self, model: nn.Module) -> Callable[[], None]:
         """Forward, loss and backward."""
 
         def step() -> None:
+            torch.compiler.cudagraph_mark_step_begin()
             model.zero_grad(set_to_none=True)
-            F.cross_entropy(model(self.images).float(), self.labels).backward()
+            with self.autocast():
+                logits = model(self.images)
+            F.cross_entropy(logits.float(), self.labels).backward()
 
         return step
 
@@ -87,28 +111,36 @@ class Bench:
         """Forward without gradients."""
 
         def step() -> None:
-            with torch.inference_mode():
+            torch.compiler.cudagraph_mark_step_begin()
+            with torch.inference_mode(), self.autocast():
                 model(self.images)
 
         return step
 
     def train(self, normalizers: list[str], compiled: bool) -> list[dict[str, Any]]:
         """Time a training step of each contender; the first is the one that the others are divided by."""
-        models = {name: self.model(name).train() for name in normalizers}
-        saved = {}
-        for name, model in models.items():
-            models[name] = self.compile(model, name) if compiled else model
-            saved[name] = saved_bytes(models[name], self.images)
-        steps = {name: self.train_step(model) for name, model in models.items()}
-        times = self.interleave(steps)
-        rows = self.rows("train", times, compiled)
-        for row, name in zip(rows, normalizers, strict=True):
-            row["param_count"] = sum(p.numel() for p in models[name].parameters()) / 1e6
-            row["saved_mib"] = saved[name] / 2**20
-            row["saved_ratio"] = saved[name] / saved[normalizers[0]]
+        steps: dict[str, Callable[[], None]] = {}
+        facts: dict[str, dict[str, float]] = {}
+        for name in normalizers:
+            others = self.allocated_bytes()  # the contenders before it stay on the device for the timing
+            model = self.model(name).train()
+            facts[name] = {"param_count": sum(p.numel() for p in model.parameters()) / 1e6}
+            network = self.compile(model, name) if compiled else model
+            if not compiled or self.compile_mode not in CUDA_GRAPH_MODES:  # hooks keep a graph from being recorded
+                with self.autocast():
+                    facts[name]["saved_mib"] = saved_bytes(network, self.images) / 2**20
+            steps[name] = self.train_step(network)
             if self.device.type == "cuda":
-                row["peak_mib"] = self.peak(steps[name]) / 2**20
-                row["peak_ratio"] = row["peak_mib"] / rows[0]["peak_mib"]
+                facts[name]["peak_mib"] = (self.peak_bytes(steps[name]) - others) / 2**20
+        rows = self.rows("train", self.interleave(steps), compiled)
+        reference = facts[normalizers[0]]
+        for row, name in zip(rows, normalizers, strict=True):
+            ratios = {
+                f"{kind}_ratio": facts[name][f"{kind}_mib"] / reference[f"{kind}_mib"]
+                for kind in ("saved", "peak")
+                if f"{kind}_mib" in facts[name]
+            }
+            row |= facts[name] | ratios
         return rows
 
     def infer(self, normalizers: list[str], compiled: bool) -> list[dict[str, Any]]:
@@ -125,15 +157,16 @@ class Bench:
         return self.rows("infer", times, compiled)
 
     def interleave(self, steps: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
-        """Seconds of every step, taken in turns."""
+        """Seconds per step of every turn; the contenders take turns."""
         times: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(self.rounds + 1):
             for name, step in steps.items():
                 self.synchronize()
                 start = time.perf_counter()
-                step()
+                for _ in range(self.steps):
+                    step()
                 self.synchronize()
-                times[name].append(time.perf_counter() - start)
+                times[name].append((time.perf_counter() - start) / self.steps)
         return {name: seconds[1:] for name, seconds in times.items()}
 
     def rows(self, mode: str, times: dict[str, list[float]], compiled: bool) -> list[dict[str, Any]]:
@@ -149,7 +182,8 @@ class Bench:
                     "normalizer": name,
                     "mode": mode,
                     "compiled": compiled,
-                    "dtype": str(self.dtype).removeprefix("torch."),
+                    "precision": self.precision,
+                    **({"compile_mode": self.compile_mode} if compiled and self.compile_mode != "default" else {}),
                     f"{mode}_batch_size": self.batch_size,
                     f"{mode}_img_size": self.img_size,
                     f"{mode}_step_time": 1e3 * median,
@@ -164,13 +198,22 @@ class Bench:
             )
         return rows
 
-    def peak(self, step: Callable[[], None]) -> int:
-        """Most bytes that one step allocates on the GPU, weights and all."""
-        torch.cuda.empty_cache()
+    def peak_bytes(self, step: Callable[[], None]) -> int:
+        """Most bytes on the GPU during one step, after two that choose algorithms and record graphs."""
+        for _ in range(2):
+            step()
+        self.synchronize()
         torch.cuda.reset_peak_memory_stats()
         step()
         self.synchronize()
         return torch.cuda.max_memory_allocated()
+
+    def allocated_bytes(self) -> int:
+        """Bytes on the GPU now, the batch aside."""
+        if self.device.type != "cuda":
+            return 0
+        batch = sum(t.numel() * t.element_size() for t in (self.images, self.labels))
+        return torch.cuda.memory_allocated() - batch
 
     def synchronize(self) -> None:
         """Wait for the device."""

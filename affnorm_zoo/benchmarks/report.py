@@ -115,14 +115,14 @@ def _section(name: str, result: dict[str, Any]) -> str:
     blocks = [f"## {name}\n", f"`{result['command']}`: {environment}.\n"]
     if "figure" in result:
         blocks.append(f"![ratios of {name}]({result['figure']})\n")
-    keys = dict.fromkeys((row["model"], row["mode"], row["compiled"], row["dtype"]) for row in result["rows"])
-    for model, mode, compiled, dtype in keys:
+    keys = dict.fromkeys((row["model"], row["mode"], row["compiled"], row["precision"]) for row in result["rows"])
+    for model, mode, compiled, precision in keys:
         rows = [
             row
             for row in result["rows"]
-            if (row["model"], row["mode"], row["compiled"], row["dtype"]) == (model, mode, compiled, dtype)
+            if (row["model"], row["mode"], row["compiled"], row["precision"]) == (model, mode, compiled, precision)
         ]
-        blocks.append(f"### {model}, {mode}, {'compiled' if compiled else 'eager'}, {dtype}\n")
+        blocks.append(f"### {model}, {mode}, {'compiled' if compiled else 'eager'}, {precision}\n")
         blocks.append(_table(rows, mode))
     if result.get("products"):
         blocks += ["### one layer's forward, bfloat16\n", _product_table(result["products"])]

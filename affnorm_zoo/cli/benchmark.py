@@ -7,10 +7,8 @@ from typing import Any
 import click
 import torch
 
-from affnorm_zoo.benchmarks.kernel_check import check_kernels
 from affnorm_zoo.benchmarks.loop import measure_loop
-from affnorm_zoo.benchmarks.networks import COMPILE_MODES, OPAQUE, Bench
-from affnorm_zoo.benchmarks.product_check import check_products
+from affnorm_zoo.benchmarks.networks import COMPILE_MODES, OPAQUE, PRECISIONS, Bench
 from affnorm_zoo.benchmarks.report import write_report
 from affnorm_zoo.cli.report import reported_errors, split_config
 from affnorm_zoo.config import load_config
@@ -35,7 +33,9 @@ def benchmark() -> None:
 @click.option("--model", "models", multiple=True, type=click.Choice(list(CONTENDERS)), default=list(CONTENDERS))
 @click.option("--batch-size", default=8, show_default=True)
 @click.option("--img-size", default=224, show_default=True)
-@click.option("--dtype", default="float32", type=click.Choice(["float32", "bfloat16"]), show_default=True)
+@click.option(
+    "--precision", "--dtype", "precision", default="float32", type=click.Choice(list(PRECISIONS)), show_default=True
+)
 @click.option("--rounds", default=15, show_default=True, help="Steps of each; the first is not counted.")
 @click.option("--no-compile", is_flag=True, help="Leave out what takes minutes to compile.")
 @click.option("--opaque", is_flag=True, help="Only compare what the compiler traces with what it calls as it is.")
@@ -46,14 +46,14 @@ def measure(
     models: tuple[str, ...],
     batch_size: int,
     img_size: int,
-    dtype: str,
+    precision: str,
     rounds: int,
     no_compile: bool,
     opaque: bool,
     compile_mode: str,
     output: Path,
 ) -> None:
-    """Measure time and memory, and on a GPU check the kernels.
+    """Measure time and memory; gpu-evidence does so for everything that concerns a GPU.
 
     The modes that autotune let the compiler choose, product by product, between the library's and one of its own.
     """
@@ -62,16 +62,12 @@ def measure(
         "command": " ".join(sys.argv),
         "environment": {**describe_environment(place), "threads": torch.get_num_threads()},
         "rows": [],
-        "kernels": [],
-        "products": [],
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     if place.type == "cuda":
-        results |= {"kernels": check_kernels(place), "products": check_products(place)}
-        write_json(output, results)
         torch.backends.cudnn.benchmark = True  # of all contenders: the fastest algorithm for each shape
     for name in models:
-        bench = Bench(name, batch_size, img_size, place, getattr(torch, dtype), rounds, compile_mode)
+        bench = Bench(name, batch_size, img_size, place, precision, rounds, compile_mode=compile_mode)
         for rows in _opaque_tables(bench) if opaque else _tables(bench, no_compile):
             results["rows"] += rows
             for row in rows:

@@ -62,6 +62,12 @@ class Interrupt:
 
 def _die_with_launcher() -> None:
     """Be told when ``accelerate launch`` dies, which for a single process passes no signal on."""
-    if sys.platform == "linux" and any("accelerate" in part for part in parent_command()[:3]):
+    if any("accelerate" in part for part in parent_command()[:3]):
+        die_with_parent(signal.SIGTERM)
+
+
+def die_with_parent(signum: int) -> None:
+    """Have Linux send this process a signal when its parent dies."""
+    if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signum)

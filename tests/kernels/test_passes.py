@@ -97,21 +97,6 @@ def test_corrections(shape, dtype, layout, groups, extra):
     assert_twin(apply(kernels, same), apply(passes, same), apply(passes, lambda t: t.double()), slack)
 
 
-def test_the_check_of_the_benchmark_measures_every_kernel_and_sees_a_wrong_one(monkeypatch):
-    from affnorm_zoo.benchmarks.kernel_check import check_kernels
-
-    rows = check_kernels(torch.device(DEVICE), shapes=(SHAPES[0],))
-    names = {"square_sum", "scale_output", "scale_cotangent", "correct_pointwise", "correct"}
-    assert {(row["kernel"], row["layout"]) for row in rows} == {
-        (n, layout) for n in names for layout in ("NHWC", "NCHW")
-    }
-    assert all(row["error"] <= row["limit"] and row["of_copy"] > 0 for row in rows)
-    right = kernels.square_sum
-    monkeypatch.setattr(kernels, "square_sum", lambda x, groups: right(x, groups) * 1.01)
-    with pytest.raises(AssertionError, match=r"square_sum on \(2, 12, 5, 7\): error"):
-        check_kernels(torch.device(DEVICE), shapes=(SHAPES[0],))
-
-
 def test_launches_are_refused_where_they_would_be_wrong():
     from affnorm_zoo.kernels._launch import can_launch, next_power_of_2, tile_shape
 

@@ -1,0 +1,104 @@
+"""What the steps measure, the trainings aside."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from affnorm_zoo.benchmarks.gpu_evidence.record import StepRecord
+from affnorm_zoo.benchmarks.gpu_evidence.sizes import Sizes
+from affnorm_zoo.benchmarks.kernel_check import check_case, median_seconds, time_case
+from affnorm_zoo.benchmarks.networks import Bench
+from affnorm_zoo.benchmarks.product_check import check_product
+from affnorm_zoo.training.interrupt import die_with_parent
+
+_ROOT = Path(__file__).parents[3]  # of a checkout, which has the tests
+Network = tuple[str, str, str]  # its name in Sizes.networks, its standard norm, ours
+
+
+def measure_ceilings(record: StepRecord, sizes: Sizes) -> None:
+    """Bytes per second of a copy and operations per second of a product, the most that anything here can reach."""
+    record.row("copy", lambda: _copy_bandwidth(record.device, sizes.copy_mib))
+    for dtype in ("bfloat16", "float16", "float32"):
+        record.row(f"matmul {dtype}", partial(_matmul_speed, record.device, sizes.matmul, getattr(torch, dtype)))
+
+
+def _copy_bandwidth(device: torch.device, mib: int) -> dict[str, float]:
+    source = torch.randint(256, (mib * 2**20,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return {"gb_per_second": 2 * source.numel() / median_seconds(partial(target.copy_, source)) / 1e9}
+
+
+def _matmul_speed(device: torch.device, side: int, dtype: torch.dtype) -> dict[str, float]:
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return {"tflop_per_second": 2 * side**3 / median_seconds(partial(torch.mm, a, b)) / 1e12}
+
+
+def check_kernels(record: StepRecord, sizes: Sizes) -> None:
+    """Every kernel against float64."""
+    for case in sizes.checked:
+        record.row(str(case), partial(check_case, case, record.device))
+
+
+def time_kernels(record: StepRecord, sizes: Sizes) -> None:
+    """Bandwidth of every pass over that of a copy."""
+    for case in sizes.timed:
+        record.row(str(case), partial(time_case, case, record.device))
+
+
+def check_products(record: StepRecord, sizes: Sizes) -> None:
+    """The fused product against float64, and its time beside the library's."""
+    for shape in sizes.products:
+        name = " × ".join(map(str, shape))
+        record.row(name, partial(check_product, shape, record.device, sizes.product_dtype, sizes.tiles))
+
+
+def run_kernel_tests(record: StepRecord, sizes: Sizes) -> None:
+    """The project's own tests of the kernels."""
+    record.row("pytest", lambda: _run_pytest(sizes.kernel_tests))
+
+
+def _run_pytest(arguments: Sequence[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    ends_with_us = partial(die_with_parent, signal.SIGKILL)
+    run = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False, preexec_fn=ends_with_us)
+    lines = [line for line in run.stdout.splitlines() if line.strip()]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {"ok": run.returncode == 0, "summary": lines[-1] if lines else run.stderr[-400:], "failed": failed[:40]}
+
+
+def measure_network(
+    record: StepRecord, sizes: Sizes, network: Network, precisions: Sequence[str], compile_mode: str | None = None
+) -> None:
+    """Images per second and peak memory of ours beside its twin.
+
+    Args:
+        compile_mode: measure training steps compiled in this mode only; None: training compiled and eager, and
+            inference compiled.
+    """
+    torch.backends.cudnn.benchmark = True  # of both: the fastest algorithm for each shape
+    name, *contenders = network
+    architecture, batch_size, img_size = sizes.networks[name]
+    for precision in precisions:
+        bench = Bench(
+            architecture,
+            batch_size,
+            img_size,
+            record.device,
+            precision,
+            sizes.rounds,
+            steps=sizes.steps,
+            compile_mode=compile_mode or "default",
+            backend=sizes.backend,
+        )
+        if compile_mode is not None:
+            record.row(f"train {precision} {compile_mode}", partial(bench.train, contenders, compiled=True))
+            continue
+        record.row(f"train {precision} compiled", partial(bench.train, contenders, compiled=True))
+        record.row(f"train {precision} eager", partial(bench.train, contenders, compiled=False))
+        record.row(f"infer {precision} compiled", partial(bench.infer, contenders, compiled=True))

@@ -1,0 +1,158 @@
+"""Run the steps one after the other, each in a process of its own, in the order of their worth."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from affnorm_zoo.benchmarks.gpu_evidence.record import (
+    CUT_OFF,
+    DEVICE_LOST,
+    FAILED,
+    FINISHED,
+    LEFT_OUT,
+    OK,
+    TIMED_OUT,
+    is_failed,
+)
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training.interrupt import die_with_parent
+from affnorm_zoo.training.run_folder import read_json, write_json
+
+_MOST_PROCESSES = 5  # per step, if kernels leave the GPU unusable again and again
+
+
+class TimedStep(Protocol):
+    """What the runner must know of a step: its name, and the seconds that it should and may at most take."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def limit(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step stands after this call, in words for a table."""
+
+    name: str
+    status: str
+    seconds: float
+    remark: str = ""
+
+
+def run_steps(
+    steps: Sequence[TimedStep],
+    output: Path,
+    command: Callable[[str], list[str]],
+    *,
+    budget: float | None = None,
+    retry: bool = False,
+    environment: dict[str, str] | None = None,
+    after_each: Callable[[], None] = lambda: None,
+) -> Iterator[Outcome]:
+    """Run what is not finished, and tell how each step ended.
+
+    Args:
+        steps: in the order of their worth.
+        output: folder of the result files ``NAME.json`` and logs ``NAME.log``.
+        command: the command line of the process that runs a step and writes its result file.
+        budget: seconds for all of this; a step that is expected to take longer than is left is left out.
+        retry: run again what failed or took too long, its failed rows alone.
+        environment: variables of the processes beside this one's.
+        after_each: called when a step has ended.
+
+    Raises:
+        UsageError: another process runs steps into this folder.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + (float("inf") if budget is None else budget)
+    try:
+        with FileLock(output / "run.lock", timeout=0):
+            for step in steps:
+                yield _run_unless_finished(step, output, command(step.name), end, retry, environment or {})
+                after_each()
+    except Timeout as error:
+        raise UsageError(f"another process runs steps into {output}: wait for it, or choose another folder") from error
+
+
+def _run_unless_finished(
+    step: TimedStep, output: Path, command: list[str], end: float, retry: bool, environment: dict[str, str]
+) -> Outcome:
+    path = output / f"{step.name}.json"
+    before = read_json(path)
+    status = before.get("status")
+    if status == OK or (status in FINISHED and not retry):
+        return Outcome(step.name, status, before["seconds"], "from an earlier call")
+    if retry and status in FINISHED:
+        before["rows"] = {name: row for name, row in before.get("rows", {}).items() if not is_failed(row)}
+        write_json(path, before)
+    left = end - time.monotonic()
+    if step.seconds > left:
+        return Outcome(step.name, LEFT_OUT, 0.0, f"needs {step.seconds:.0f} s, {max(left, 0):.0f} s are left")
+    start = time.monotonic()
+    code: int | None = DEVICE_LOST
+    for _ in range(_MOST_PROCESSES):
+        if code == DEVICE_LOST:
+            remaining = min(start + step.limit, end) - time.monotonic()
+            code = _run_process(command, output / f"{step.name}.log", environment, remaining)
+    seconds = round(before.get("seconds", 0.0) + time.monotonic() - start, 1)
+    return _close(path, step, code, seconds, is_at_end=time.monotonic() >= end)
+
+
+def _close(path: Path, step: TimedStep, code: int | None, seconds: float, is_at_end: bool) -> Outcome:
+    """Add to the result file how the process ended, where it could not say so itself."""
+    content: dict[str, Any] = {"rows": {}, **read_json(path)}
+    remark = ""
+    if code is None:
+        content["status"] = CUT_OFF if is_at_end else TIMED_OUT
+        remark = f"stopped after {seconds:.0f} s with {len(content['rows'])} rows"
+    elif code != 0:
+        content["status"] = FAILED
+        remark = _last_line(path.with_suffix(".log")) or f"exit code {code}"
+        content["error"] = remark
+    elif content.get("status") == FAILED:
+        remark = f"rows that failed: {', '.join(name for name, row in content['rows'].items() if is_failed(row))}"
+    write_json(path, {"step": step.name, **content, "seconds": seconds})
+    return Outcome(step.name, content.get("status", FAILED), seconds, remark)
+
+
+def _run_process(command: list[str], log: Path, environment: dict[str, str], seconds: float) -> int | None:
+    """Run a command and everything that it starts; the exit code, or None where time was up."""
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,  # a group of its own, so that loader and compiler processes end with it
+            preexec_fn=partial(die_with_parent, signal.SIGKILL),  # or a killed runner's step would still be measuring
+        )
+        try:
+            return process.wait(timeout=max(seconds, 0.0))
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _end_group(process)
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    with suppress(ProcessLookupError):  # all of them have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

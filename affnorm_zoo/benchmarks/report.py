@@ -2,7 +2,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from affnorm_zoo.benchmarks.gpu_report import NOT_MEASURED, gpu_section, gpu_summary, gpu_targets, read_steps
 from affnorm_zoo.benchmarks.networks import OPAQUE
+from affnorm_zoo.benchmarks.tables import network_table, table
+
+_BEGIN, _END = "<!-- gpu: scripts/benchmark.py report -->\n", "<!-- end of gpu -->\n"
 
 _PAGE = """# Performance
 
@@ -18,25 +22,22 @@ To repeat it:
 
 ```bash
 python scripts/benchmark.py measure --rounds 12 --output docs/benchmarks/cpu.json
-python scripts/benchmark.py measure --dtype bfloat16 --no-compile --rounds 2 --batch-size 4 \\
+python scripts/benchmark.py measure --precision bfloat16 --no-compile --rounds 2 --batch-size 4 \\
     --output docs/benchmarks/cpu_bf16.json
 python scripts/benchmark.py measure --model resnet50 --opaque --batch-size 4 --output docs/benchmarks/cpu_opaque.json
-python scripts/benchmark.py measure --device cuda --model resnet50 --batch-size 256 --dtype bfloat16 \\
-    --output docs/benchmarks/gpu.json
-python scripts/benchmark.py measure --device cuda --model resnet50 --batch-size 256 --dtype bfloat16 --opaque \\
-    --compile-mode max-autotune-no-cudagraphs --output docs/benchmarks/gpu_autotuned.json
+python scripts/gpu_evidence.py  # on a GPU, into docs/benchmarks/gpu
 python scripts/benchmark.py report
 ```
 
-The first measurement on a GPU also times the forward of single layers in its two ways, the library's product between
-two passes and one kernel with all of it. Eager layers choose between the ways like that, shape by shape, where
-`torch.backends.cudnn.benchmark` is set. The last measurement lets the compiler choose, for every 1x1 convolution and
-linear layer, between the library's product with a pass behind it and a product of its own; that it puts the
-normaliser's factor into the epilogue was not seen yet.
+On a GPU, where `torch.backends.cudnn.benchmark` is set, eager layers in half precision choose shape by shape, by
+timing both, between the library's product with passes around it and one kernel with all of it.
 {opaque}
-## What was aimed at
+## Targets
 
 {bars}
+## GPU
+
+{gpu}
 {sections}"""
 
 # measure, file, filter on a row, column, bar, aim
@@ -61,24 +62,30 @@ _BARS: tuple[tuple[str, str, dict[str, Any], str, float, float], ...] = (
      dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=True), "ratio", 1.05, 0.95),
     ("inference, resnet50_patchnorm / batch norm folded, compiled", "cpu",
      dict(model="resnet50", normalizer="patchnorm", mode="infer", compiled=True), "ratio", 1.15, 1.05),
-    ("training step, resnet50, bfloat16, batch 256, compiled", "gpu",
-     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=True), "ratio", 1.00, 0.87),
-    ("peak training memory, the same", "gpu",
-     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=True), "peak_ratio", 0.60, 0.50),
 )  # fmt: skip
 
 
-def write_report(folder: Path, page: Path) -> None:
-    """Write the page of tables, and beside each JSON file a figure of its ratios."""
+def write_report(folder: Path, page: Path, readme: Path | None = None) -> None:
+    """Write the page of tables, beside each JSON file a figure of its ratios, and the README's lines on the GPU."""
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+    files = read_steps(folder / "gpu")
     sections = []
     for name, result in results.items():
         figure = folder / f"{name}.png"
         if _draw(result["rows"], figure):
             result["figure"] = figure.relative_to(page.parent)
         sections.append(_section(name, result))
-    text = _PAGE.format(opaque=_opaque(results), bars=_bars(results), sections="\n".join(sections))
+    text = _PAGE.format(
+        opaque=_opaque(results),
+        bars=_bars(results, gpu_targets(files)),
+        gpu=gpu_section(files),
+        sections="\n".join(sections),
+    )
     page.write_text(text, encoding="utf-8")
+    if readme is not None:
+        before, _, rest = readme.read_text(encoding="utf-8").partition(_BEGIN)
+        _, _, after = rest.partition(_END)
+        readme.write_text(before + _BEGIN + gpu_summary(files) + _END + after, encoding="utf-8")
 
 
 def _opaque(results: dict[str, Any]) -> str:
@@ -97,17 +104,14 @@ def _opaque(results: dict[str, Any]) -> str:
     return text
 
 
-def _bars(results: dict[str, Any]) -> str:
-    lines = ["| measure | where | measured | bar | aim |", "|---|---|---|---|---|"]
+def _bars(results: dict[str, Any], gpu: list[list[str]]) -> str:
+    lines = []
     for label, file, wanted, column, bar, aim in _BARS:
         rows = results.get(file, {}).get("rows", [])
         values = [row[column] for row in rows if wanted.items() <= row.items() and column in row]
-        measured = f"{values[0]:.3f}" if values else "not measured"
-        lines.append(f"| {label} | {file} | {measured} | ≤ {bar:.2f} | {aim:.2f} |")
-    fractions = [kernel["of_copy"] for kernel in results.get("gpu", {}).get("kernels", []) if kernel["shape"][0] > 3]
-    measured = f"{min(fractions):.2f} to {max(fractions):.2f}" if fractions else "not measured"
-    lines.append(f"| fused passes' bandwidth / copy bandwidth | gpu | {measured} | ≥ 0.80 | 0.90 |")
-    return "\n".join(lines) + "\n"
+        measured = f"{values[0]:.3f}" if values else NOT_MEASURED
+        lines.append([label, file, measured, f"≤ {bar:.2f}", f"{aim:.2f}"])
+    return table(["measure", "where", "measured", "bar", "aim"], [*lines, *gpu])
 
 
 def _section(name: str, result: dict[str, Any]) -> str:
@@ -115,47 +119,16 @@ def _section(name: str, result: dict[str, Any]) -> str:
     blocks = [f"## {name}\n", f"`{result['command']}`: {environment}.\n"]
     if "figure" in result:
         blocks.append(f"![ratios of {name}]({result['figure']})\n")
-    keys = dict.fromkeys((row["model"], row["mode"], row["compiled"], row["precision"]) for row in result["rows"])
-    for model, mode, compiled, precision in keys:
-        rows = [
-            row
-            for row in result["rows"]
-            if (row["model"], row["mode"], row["compiled"], row["precision"]) == (model, mode, compiled, precision)
-        ]
+    kinds = dict.fromkeys(map(_kind, result["rows"]))
+    for kind in kinds:
+        model, mode, compiled, precision = kind
         blocks.append(f"### {model}, {mode}, {'compiled' if compiled else 'eager'}, {precision}\n")
-        blocks.append(_table(rows, mode))
-    if result.get("products"):
-        blocks += ["### one layer's forward, bfloat16\n", _product_table(result["products"])]
+        blocks.append(network_table([row for row in result["rows"] if _kind(row) == kind]))
     return "\n".join(blocks)
 
 
-def _product_table(products: list[dict[str, Any]]) -> str:
-    lines = ["| pixels | channels in | out | passes (µs) | one kernel (µs) | ratio | tile |", "|---" * 7 + "|"]
-    for row in products:
-        times = f"{1e6 * row['passes_seconds']:.1f} | {1e6 * row['kernel_seconds']:.1f}"
-        ratio = row["kernel_seconds"] / row["passes_seconds"]
-        tile = "×".join(map(str, row["tile"][:3]))
-        lines.append(f"| {' | '.join(map(str, row['shape']))} | {times} | {ratio:.3f} | {tile} |")
-    return "\n".join(lines) + "\n"
-
-
-def _table(rows: list[dict[str, Any]], mode: str) -> str:
-    saved = "saved_mib" in rows[0]
-    header = [f"{mode}_step_time (ms)", "min", "max", f"{mode}_samples_per_sec", "n", "ratio", "quartiles", "of minima"]
-    header += ["saved (MiB)", "saved ratio"] if saved else []
-    header += ["peak (MiB)", "peak ratio"] if "peak_mib" in rows[0] else []
-    lines = [f"| norm | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
-    for row in rows:
-        low, high = row["ratio_quartiles"]
-        cells = [
-            f"{row[f'{mode}_step_time']:.1f}", f"{row['step_time_min']:.1f}", f"{row['step_time_max']:.1f}",
-            f"{row[f'{mode}_samples_per_sec']:.2f}", str(row["n"]), f"{row['ratio']:.3f}", f"{low:.2f} to {high:.2f}",
-            f"{row['ratio_of_minima']:.3f}",
-        ]  # fmt: skip
-        cells += [f"{row['saved_mib']:.1f}", f"{row['saved_ratio']:.3f}"] if saved else []
-        cells += [f"{row['peak_mib']:.0f}", f"{row['peak_ratio']:.3f}"] if "peak_mib" in row else []
-        lines.append(f"| {row['normalizer']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def _kind(row: dict[str, Any]) -> tuple[str, str, bool, str]:
+    return row["model"], row["mode"], row["compiled"], row["precision"]
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> bool:

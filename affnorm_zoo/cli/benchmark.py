@@ -105,6 +105,7 @@ def loop(config: tuple[str, ...], rounds: int, updates: int, output: Path) -> No
 @benchmark.command()
 @click.option("--folder", type=_path, default=Path("docs/benchmarks"), show_default=True)
 @click.option("--page", type=_path, default=Path("docs/performance.md"), show_default=True)
-def report(folder: Path, page: Path) -> None:
-    """Turn the JSON files into tables and figures."""
-    write_report(folder, page)
+@click.option("--readme", type=_path, default=Path("README.md"), show_default=True)
+def report(folder: Path, page: Path, readme: Path) -> None:
+    """Turn the JSON files into tables and figures, and the README's lines on the GPU."""
+    write_report(folder, page, readme)

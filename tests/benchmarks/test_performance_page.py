@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +19,14 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_page_is_what_the_report_writes(tmp_path):
     (tmp_path / "benchmarks").mkdir()
-    for file in (ROOT / "docs/benchmarks").glob("*.json"):
-        (tmp_path / "benchmarks" / file.name).write_bytes(file.read_bytes())
-    write_report(tmp_path / "benchmarks", tmp_path / "performance.md")
+    for file in (ROOT / "docs/benchmarks").rglob("*.json"):
+        copy = tmp_path / file.relative_to(ROOT / "docs")
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    shutil.copy(ROOT / "README.md", tmp_path / "README.md")
+    write_report(tmp_path / "benchmarks", tmp_path / "performance.md", tmp_path / "README.md")
     assert (tmp_path / "performance.md").read_text() == (ROOT / "docs/performance.md").read_text()
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
 
 
 def test_every_contender_is_measured_and_gets_its_line(tmp_path):
@@ -74,19 +79,93 @@ def test_the_readme_quotes_traced_and_opaque_layers():
     assert f"ResNet-50 took {traced:.2f} of batch norm's, and {opaque:.2f} with layers" in text
 
 
-def test_products_get_a_table_of_their_own(tmp_path):
-    product = {"shape": [3136, 512, 2048], "passes_seconds": 5e-5, "kernel_seconds": 4e-5, "tile": [128, 64, 32, 4, 2]}
-    result = {"command": "measure", "environment": {"device": "one"}, "rows": [], "products": [product]}
-    (tmp_path / "gpu.json").write_text(json.dumps(result))
-    write_report(tmp_path, tmp_path / "performance.md")
-    assert "| 3136 | 512 | 2048 | 50.0 | 40.0 | 0.800 | 128×64×32 |\n" in (tmp_path / "performance.md").read_text()
+NETWORK = {
+    "model": "resnet50", "mode": "train", "compiled": True, "precision": "amp_bfloat16", "train_batch_size": 256,
+    "train_img_size": 224, "step_time_min": 1.0, "step_time_max": 1.0, "n": 12, "ratio_of_minima": 1.0,
+    "ratio_quartiles": [1.0, 1.0], "saved_mib": 1.0, "saved_ratio": 1.0,
+}  # fmt: skip
+TRAINED = {"loss": 1.0, "epochs": 15, "updates": 5850, "seconds": 70.0, "precision": "bf16", "model": "a model"}
+GPU = {
+    "ceilings": {"copy": {"gb_per_second": 3000.4}, "matmul bfloat16": {"tflop_per_second": 798.2}},
+    "kernel_check": {
+        "8×64×56×56 NHWC bfloat16": [
+            {"kernel": "square_sum", "error": 1e-3, "limit": 2e-3, "ok": True},
+            {"kernel": "correct", "error": 0.5, "limit": 0.25, "ok": False},
+        ]
+    },
+    "product_check": {
+        "p": {"shape": [3136, 512, 2048], "library_seconds": 32e-6, "passes_seconds": 5e-5, "kernel_seconds": 4e-5,
+              "tile": [128, 64, 32, 4, 2]},
+    },
+    "resnet50": {
+        "train amp_bfloat16 compiled": [
+            NETWORK | {"normalizer": "batchnorm", "train_step_time": 90.0, "train_samples_per_sec": 2844.0,
+                       "ratio": 1.0, "peak_mib": 20000.0, "peak_ratio": 1.0},
+            NETWORK | {"normalizer": "patchnorm", "train_step_time": 72.0, "train_samples_per_sec": 3555.0,
+                       "ratio": 0.8, "peak_mib": 11000.0, "peak_ratio": 0.55},
+        ]
+    },
+    "kernel_speed": {"256×64×112×112": [
+        {"kernel": "square_sum", "of_copy": 0.93, "copy_gb_per_second": 2950.0},
+        {"kernel": "correct", "of_copy": 0.87, "copy_gb_per_second": 2950.0},
+    ]},
+    "train_resnet18_cifar": {
+        "epochs": 15,
+        "batchnorm": TRAINED | {"top1": 0.9}, "patchnorm_ws": TRAINED | {"top1": 0.9025},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def measured(tmp_path):
+    (tmp_path / "gpu").mkdir()
+    for name, rows in GPU.items():
+        content = {"status": "ok", "seconds": 12.0, "environment": {"device": "a GPU", "torch": "3.0"},
+                   "rows": {row: {"results": found, "seconds": 1.0} for row, found in rows.items()}}  # fmt: skip
+        (tmp_path / "gpu" / f"{name}.json").write_text(json.dumps(content))
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- gpu: scripts/benchmark.py report -->\nold\n<!-- end of gpu -->\nafter\n")
+    write_report(tmp_path, tmp_path / "performance.md", readme)
+    return (tmp_path / "performance.md").read_text(), readme.read_text()
+
+
+def test_what_a_gpu_has_measured_reaches_page_and_readme(measured):
+    page, readme = measured
+    assert "mixed precision, batch 256, compiled | gpu | 1.25 | ≥ 1.05 | 1.15 |" in page
+    assert "| peak training memory, the same | gpu | 0.55 |" in page
+    assert "| bandwidth of the passes / of a copy, lowest | gpu | 0.87 |" in page
+    assert "patchnorm_ws - batchnorm, equal epochs | gpu | +0.25 points |" in page
+    assert "patchnorm_ws_rms4 - batchnorm, equal epochs | gpu | not measured |" in page
+    assert "device a GPU, torch 3.0\n" in page
+    assert "| copy | 3000 GB/s |\n| matmul bfloat16 | 798 TFLOP/s |\n" in page
+    assert "1 of 2 checks keep their limit." in page
+    assert "| correct | 8×64×56×56 NHWC bfloat16 | 0.5 | 0.25 |" in page
+    assert "8×64×56×56 NHWC bfloat16: not ok |" in page
+    assert "| 3136 | 512 | 2048 | 32.0 | 50.0 | 40.0 | 0.800 | 1.250 | 128×64×32 |\n" in page
+    assert "| 256×64×112×112 | 2950 | 0.93 | 0.87 |" in page
+    assert "| patchnorm | 72.0 | 1.0 | 1.0 | 3555.00 |" in page
+    assert "| patchnorm_ws | a model | 90.25 | +0.25 | 15 | 5,850 | 70 | bf16 |" in page
+    text = " ".join(readme.split())
+    assert (
+        "On one a GPU, `resnet50_patchnorm` trains 1.25 times as many images per second as batch norm, in 0.55" in text
+    )
+    assert readme.startswith("before\n")
+    assert readme.endswith("<!-- end of gpu -->\nafter\n")
+
+
+def test_until_a_gpu_has_measured_page_and_readme_say_so(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- gpu: scripts/benchmark.py report -->\n<!-- end of gpu -->\n")
+    write_report(tmp_path, tmp_path / "performance.md", readme)
+    assert (tmp_path / "performance.md").read_text().count("| gpu | not measured |") == 5
+    assert "On a GPU: not measured." in readme.read_text()
 
 
 # the compiler itself looks at the gradients of what enters a graph in the middle of the network
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_what_the_compiler_sees_into_or_not_saves_less(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # traces, compiles nothing
-    bench = Bench("resnet18", 2, 32, torch.device("cpu"), torch.float32, rounds=2)
+    bench = Bench("resnet18", 2, 32, torch.device("cpu"), "float32", rounds=2)
     rows = bench.train(["batchnorm", "patchnorm", "patchnorm" + OPAQUE], compiled=True)
     standard, traced, opaque = rows
     assert standard["ratio"] == standard["saved_ratio"] == 1.0

@@ -45,7 +45,8 @@ class StepRecord:
                 found: dict[str, Any] = {"results": measure()}
             except Exception as error:  # whatever it is belongs into the row, and the next row begins
                 message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-                found = {"error": message, "traceback": traceback.format_exc()[-4000:]}
+                traceback.print_exc()  # into the step's log
+                found = {"error": message}
             self.rows[name] = {**found, "seconds": round(time.perf_counter() - start, 3)}
             self.write(RUNNING)
             if "error" in found:

@@ -84,7 +84,10 @@ GPU = Sizes(
     backend="inductor",
     train_seconds=150.0,
     max_epochs=60,
-    overrides=("runtime.precision=bf16", "runtime.compile=true", "runtime.channels_last=true"),
+    overrides=(
+        "runtime.precision=bf16", "runtime.compile=true", "runtime.channels_last=true",
+        "checkpoint.every_epochs=1000", "checkpoint.every_minutes=0.5",  # what a machine that is taken away may cost
+    ),
 )  # fmt: skip
 
 REHEARSAL = Sizes(

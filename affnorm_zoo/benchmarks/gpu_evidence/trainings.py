@@ -48,9 +48,7 @@ def run_contest(
         find_data: the overrides that select a data set, by its name.
         output: folder of the runs.
     """
-    data = record.row("data", partial(find_data, contest.data))
-    if data is None:
-        return
+    data = find_data(contest.data)
 
     def config_of(name: str, *overrides: str) -> RunConfig:
         shared = (*data, *contest.overrides, *sizes.overrides, f"train.seed={_SEED}")

@@ -1,0 +1,153 @@
+"""From the result files of gpu-evidence to the GPU's part of the page, and to the README's lines on it."""
+
+from pathlib import Path
+from typing import Any
+
+from affnorm_zoo.benchmarks.gpu_evidence.record import is_failed
+from affnorm_zoo.benchmarks.gpu_evidence.steps import STEPS
+from affnorm_zoo.benchmarks.tables import network_table, products_table, table
+from affnorm_zoo.training.run_folder import read_json
+
+NOT_MEASURED = "not measured"
+_KERNELS_AGAINST_COPY = "bandwidth of the passes / of a copy, lowest"
+Files = dict[str, dict[str, Any]]
+
+
+def read_steps(folder: Path) -> Files:
+    """The result files there are, by step, in the steps' order."""
+    files = {step.name: read_json(folder / f"{step.name}.json") for step in STEPS}
+    return {name: content for name, content in files.items() if content}
+
+
+def results_of(files: Files, step: str, row: str) -> Any:
+    """What a row has found; None where it is missing or failed."""
+    return files.get(step, {}).get("rows", {}).get(row, {}).get("results")
+
+
+def gpu_targets(files: Files) -> list[list[str]]:
+    """Rows of the table of targets: measure, where, measured, bar, aim."""
+    compiled = results_of(files, "resnet50", "train amp_bfloat16 compiled")
+    speed = f"{1 / compiled[1]['ratio']:.2f}" if compiled else NOT_MEASURED
+    peak = f"{compiled[1]['peak_ratio']:.2f}" if compiled else NOT_MEASURED
+    fractions = [row["of_copy"] for rows in _all_results(files, "kernel_speed") for row in rows]
+    lowest = f"{min(fractions):.2f}" if fractions else NOT_MEASURED
+    rows = [
+        ["images per second, resnet50_patchnorm / resnet50, mixed precision, batch 256, compiled", "gpu",
+         speed, "≥ 1.05", "1.15"],
+        ["peak training memory, the same", "gpu", peak, "≤ 0.60", "0.50"],
+        [_KERNELS_AGAINST_COPY, "gpu", lowest, "≥ 0.80", "0.90"],
+    ]  # fmt: skip
+    for name in ("patchnorm_ws", "patchnorm_ws_rms4"):
+        gap = training_gap(files, "train_resnet18_cifar", name)
+        measured = NOT_MEASURED if gap is None else f"{gap:+.2f} points"
+        rows.append([f"top-1, resnet18_cifar, {name} - batchnorm, equal epochs", "gpu", measured, "≥ -0.3", "> 0"])
+    return rows
+
+
+def training_gap(files: Files, step: str, contender: str) -> float | None:
+    """Top-1 of a contender minus that of the twin, in points; None until both are trained."""
+    ours, twin = (results_of(files, step, name) for name in (contender, "batchnorm"))
+    return None if ours is None or twin is None else 100 * (ours["top1"] - twin["top1"])
+
+
+def gpu_summary(files: Files) -> str:
+    """A sentence for the README."""
+    compiled = results_of(files, "resnet50", "train amp_bfloat16 compiled")
+    if not compiled:
+        return "On a GPU: not measured. `python scripts/gpu_evidence.py` measures it there.\n"
+    ours, device = compiled[1], files["resnet50"]["environment"]["device"]
+    return (
+        f"On one {device}, `resnet50_patchnorm` trains {1 / ours['ratio']:.2f} times as many images per second\n"
+        f"as batch norm, in {ours['peak_ratio']:.2f} of the peak memory (batch {ours['train_batch_size']}, bfloat16\n"
+        "mixed precision, compiled).\n"
+    )
+
+
+def gpu_section(files: Files) -> str:
+    """The GPU's part of the page."""
+    if not files:
+        return "Not measured: no GPU has run `scripts/gpu_evidence.py` yet.\n"
+    devices = sorted({_describe(content["environment"]) for content in files.values() if "environment" in content})
+    blocks = ["\n".join(devices) + "\n", _steps_table(files)]
+    for step, title in (("ceilings", "Ceilings"), ("kernel_check", "Kernels against float64")):
+        if step in files:
+            blocks += [f"### {title}\n", (_ceilings if step == "ceilings" else _kernel_errors)(files[step])]
+    for step in files:
+        rows = [row for found in _all_results(files, step) for row in found] if _is_network(files, step) else []
+        for key in dict.fromkeys(_kind(row) for row in rows):
+            blocks += [f"### {', '.join(key)}\n", network_table([row for row in rows if _kind(row) == key])]
+    if "kernel_speed" in files:
+        blocks += ["### Bandwidth of the passes over that of a copy\n", _bandwidths(files)]
+    products = list(_all_results(files, "product_check"))
+    if products:
+        blocks += ["### One layer's forward, bfloat16\n", products_table(products)]
+    for step in files:
+        if step.startswith("train_"):
+            blocks += [f"### {step.removeprefix('train_')}, trained\n", _trainings(files[step])]
+    return "\n".join(blocks)
+
+
+def _describe(environment: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in environment.items())
+
+
+def _all_results(files: Files, step: str) -> list[Any]:
+    rows = files.get(step, {}).get("rows", {}).values()
+    return [row["results"] for row in rows if "results" in row]
+
+
+def _is_network(files: Files, step: str) -> bool:
+    return any(name.startswith(("train ", "infer ")) for name in files[step].get("rows", {}))
+
+
+def _kind(row: dict[str, Any]) -> tuple[str, ...]:
+    compiled = f"compiled ({row['compile_mode']})" if "compile_mode" in row else "compiled"
+    return row["model"], row["mode"], compiled if row["compiled"] else "eager", row["precision"]
+
+
+def _steps_table(files: Files) -> str:
+    rows = []
+    for name, content in files.items():
+        failed = [
+            f"{row}: {found.get('error', 'not ok')}" for row, found in content["rows"].items() if is_failed(found)
+        ]
+        remark = "; ".join(filter(None, [content.get("error"), *failed]))
+        rows.append([name, content["status"], f"{content.get('seconds', 0):.0f}", remark])
+    return table(["step", "status", "seconds", "what failed"], rows)
+
+
+def _ceilings(content: dict[str, Any]) -> str:
+    units = {"gb_per_second": "GB/s", "tflop_per_second": "TFLOP/s"}
+    found = [(name, *row["results"].items()) for name, row in content["rows"].items() if "results" in row]
+    return table(["what", "reached"], [[name, f"{value:.0f} {units[unit]}"] for name, (unit, value) in found])
+
+
+def _kernel_errors(content: dict[str, Any]) -> str:
+    checked = [(name, row) for name, found in content["rows"].items() for row in found.get("results", ())]
+    wrong = [(name, row) for name, row in checked if not row["ok"]]
+    text = f"{len(checked) - len(wrong)} of {len(checked)} checks keep their limit.\n"
+    if not wrong:
+        return text
+    lines = [[row["kernel"], name, f"{row['error']:.3g}", f"{row['limit']:.3g}"] for name, row in wrong]
+    return text + "\n" + table(["kernel", "images", "error", "limit"], lines)
+
+
+def _bandwidths(files: Files) -> str:
+    found = {name: row["results"] for name, row in files["kernel_speed"]["rows"].items() if "results" in row}
+    kernels = list(dict.fromkeys(row["kernel"] for rows in found.values() for row in rows))
+    lines = [
+        [name, f"{rows[0]['copy_gb_per_second']:.0f}", *(f"{row['of_copy']:.2f}" for row in rows)]
+        for name, rows in found.items()
+    ]
+    return table(["images", "copy (GB/s)", *kernels], lines)
+
+
+def _trainings(content: dict[str, Any]) -> str:
+    runs = {name: row["results"] for name, row in content["rows"].items() if isinstance(row.get("results"), dict)}
+    twin = next(iter(runs.values()), {"top1": 0.0})
+    lines = [
+        [name, run["model"], f"{100 * run['top1']:.2f}", f"{100 * (run['top1'] - twin['top1']):+.2f}",
+         str(run["epochs"]), f"{run['updates']:,}", f"{run['seconds']:.0f}", run["precision"]]
+        for name, run in runs.items()
+    ]  # fmt: skip
+    return table(["contender", "model", "top-1, %", "gap", "epochs", "updates", "seconds", "precision"], lines)

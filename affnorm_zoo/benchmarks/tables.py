@@ -1,0 +1,44 @@
+"""Markdown tables of measurements."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def network_table(rows: list[dict[str, Any]]) -> str:
+    """Rows of one :class:`affnorm_zoo.benchmarks.networks.Bench` measurement."""
+    mode, first = rows[0]["mode"], rows[0]
+    header = ["norm", f"{mode}_step_time (ms)", "min", "max", f"{mode}_samples_per_sec", "n", "ratio", "quartiles",
+              "of minima"]  # fmt: skip
+    header += ["saved (MiB)", "saved ratio"] if "saved_mib" in first else []
+    header += ["peak (MiB)", "peak ratio"] if "peak_mib" in first else []
+    return table(header, [_network_cells(row, mode) for row in rows])
+
+
+def _network_cells(row: dict[str, Any], mode: str) -> list[str]:
+    low, high = row["ratio_quartiles"]
+    cells = [
+        row["normalizer"], f"{row[f'{mode}_step_time']:.1f}", f"{row['step_time_min']:.1f}",
+        f"{row['step_time_max']:.1f}", f"{row[f'{mode}_samples_per_sec']:.2f}", str(row["n"]), f"{row['ratio']:.3f}",
+        f"{low:.2f} to {high:.2f}", f"{row['ratio_of_minima']:.3f}",
+    ]  # fmt: skip
+    cells += [f"{row['saved_mib']:.1f}", f"{row['saved_ratio']:.3f}"] if "saved_mib" in row else []
+    return cells + ([f"{row['peak_mib']:.0f}", f"{row['peak_ratio']:.3f}"] if "peak_mib" in row else [])
+
+
+def products_table(products: list[dict[str, Any]]) -> str:
+    """Rows of :func:`affnorm_zoo.benchmarks.product_check.check_product`."""
+    rows = []
+    for found in products:
+        micros = [1e6 * found[f"{kind}_seconds"] for kind in ("library", "passes", "kernel")]
+        ratios = [found["kernel_seconds"] / found[f"{kind}_seconds"] for kind in ("passes", "library")]
+        tile = "×".join(map(str, found["tile"][:3]))
+        rows.append([*map(str, found["shape"]), *(f"{t:.1f}" for t in micros), *(f"{r:.3f}" for r in ratios), tile])
+    header = ["pixels", "channels in", "out", "library's product (µs)", "with passes (µs)", "one kernel (µs)",
+              "kernel / passes", "kernel / library's", "tile"]  # fmt: skip
+    return table(header, rows)

@@ -6,6 +6,7 @@ from affnorm_zoo.cli.catalogue import info, list_models
 from affnorm_zoo.cli.divergence import divergence
 from affnorm_zoo.cli.evaluate import evaluate
 from affnorm_zoo.cli.hub import pull, push
+from affnorm_zoo.cli.pack import pack
 from affnorm_zoo.cli.train import train
 
 
@@ -15,5 +16,5 @@ def cli() -> None:
     """Divergence-free normalisers for timm models: look up, train, evaluate, measure, publish."""
 
 
-for command in (list_models, info, train, evaluate, benchmark, divergence, push, pull):
+for command in (list_models, info, pack, train, evaluate, benchmark, divergence, push, pull):
     cli.add_command(command)

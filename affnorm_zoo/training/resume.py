@@ -15,7 +15,8 @@ _logger = logging.getLogger(__name__)
 
 # changes nothing in the numbers
 FREE = {
-    "data.path", "data.note", "data.workers", "data.timeout_seconds", "data.max_bad_images", "train.max_updates",
+    "data.path", "data.note", "data.workers", "data.timeout_seconds", "data.max_bad_images", "data.cache",
+    "train.max_updates",
     "checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.every_updates", "checkpoint.keep_last",
     "checkpoint.milestones", "runtime.device", "runtime.log_updates", "runtime.trackers",
     "runtime.divergence_updates", "runtime.divergence_images",

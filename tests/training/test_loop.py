@@ -50,8 +50,9 @@ def test_the_gradient_of_a_window_is_that_of_its_images_at_once(micro, window):
     model.zero_grad()
     keys = trainer.batches.global_batch(0, window)
     assert len(keys) == min(batch, 1437 - window * batch)
-    loader.batches = [keys]
-    ((images, labels),) = loader
+    trainer.batches.set_epoch(0, window)
+    trainer.batches.micro_batch_size = len(keys)
+    images, labels = next(iter(loader))
     torch.nn.functional.cross_entropy(model(trainer.normalize(images).double()), labels).backward()
     for name, parameter in model.named_parameters():
         # float32 sums of up to 256 images, against float64

@@ -88,6 +88,7 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
         clip_norm=config.optim.clip_grad if uses_norm else None,
         clip=setup.build_clip(config.optim, bare_model),
         channels_last=config.runtime.channels_last,
+        replays_graphs=config.runtime.replays_graphs,
         skip_non_finite=config.train.non_finite == "skip",
         max_skips=config.train.max_skips,
     )

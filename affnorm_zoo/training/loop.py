@@ -58,6 +58,7 @@ class Trainer:
     clip_norm: float | None = None
     clip: Callable[[], None] | None = None  # any other way of clipping
     channels_last: bool = False
+    replays_graphs: bool = False  # CUDA graphs, whose outputs, gradients among them, the next step overwrites
     skip_non_finite: bool = False
     max_skips: int = 10
     pending: list[Window] = field(default_factory=list)  # not read yet; reading waits for the device
@@ -119,6 +120,9 @@ class Trainer:
             images, labels = self._next(iterator, window)
             wait += time.perf_counter() - asked
             loss += self._backward(images, labels, weight=len(labels) / share, synchronise=number == count - 1)
+            if self.replays_graphs and number == 0 and count > 1:
+                for parameter in self._parameters:  # to which the other micro-batches' gradients are added in place
+                    parameter.grad = None if parameter.grad is None else parameter.grad.clone()
         lr = max(group["lr"] for group in self.state.optimizer.param_groups)
         norm = self._step(lr)
         progress.window += 1
@@ -134,6 +138,8 @@ class Trainer:
         x, targets = self.augment(self.normalize(images), labels.to(self.accelerator.device, non_blocking=True))
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
+        if self.replays_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         engine = getattr(self.accelerator, "deepspeed_engine_wrapped", None)  # only under DeepSpeed
         with nullcontext() if synchronise or engine is not None else self.accelerator.no_sync(model):
             with self.accelerator.autocast():

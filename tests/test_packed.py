@@ -189,7 +189,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     pack(config, file)
     before = file.read_bytes()
     monkeypatch.setattr(packed, "save_file", fail)
-    with pytest.raises(UsageError, match="cannot be written: .*No space left"):
+    with pytest.raises(UsageError, match=r"cannot be written: .*No space left"):
         pack(config, file)
     assert file.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.safetensors", "pictures"]

@@ -17,8 +17,10 @@ from affnorm_zoo.training.assemble import assemble
 
 NANO = (*SMALL_VIT, "model.kwargs.depth=1", "model.kwargs.embed_dim=24")
 FOUR = (*NANO, "train.epochs=4", "checkpoint.every_epochs=4", "model.ema_decay=0.9")
-PICTURES = ("model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=16", "model.kwargs.depth=1",
-            "data.image_size=16", "data.hflip=0.5", "train.global_batch_size=12", "train.micro_batch_size=6")  # fmt: skip
+PICTURES = (
+    "model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=16", "model.kwargs.depth=1",
+    "data.image_size=16", "data.hflip=0.5", "train.global_batch_size=12", "train.micro_batch_size=6",
+)  # fmt: skip
 
 
 def parts_of(*overrides):

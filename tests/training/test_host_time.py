@@ -112,9 +112,8 @@ def test_validation_batches_are_kept_on_the_device_once_all_have_been_seen():
 
     def loader():
         passes.append(1)
-        return (
-            (torch.full((2, 1, 4, 4), number, dtype=torch.uint8), torch.tensor([number] * 2)) for number in range(3)
-        )
+        image = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+        return ((image + number, torch.tensor([number] * 2)) for number in range(3))
 
     class Loader:
         def __iter__(self):

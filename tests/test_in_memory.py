@@ -29,9 +29,12 @@ def test_without_augmentation_it_gives_what_the_workers_give(tmp_path):
 
 
 def test_shifts_and_flips_are_those_of_their_definition():
-    images = torch.randint(0, 255, (7, 3, 8, 8), dtype=torch.uint8)
-    keys = [(4, index, repeat) for index in range(7) for repeat in range(20)]
-    loader = InMemoryLoader(images, torch.arange(7), [keys], padding=2, hflip=0.5, seed=3, device=torch.device("cpu"))
+    images = torch.randint(0, 255, (140, 3, 8, 8), dtype=torch.uint8)
+    batches = ShardedBatches(140, 140, 140, repeats=20)
+    batches.set_epoch(4)
+    (keys,) = batches
+    cpu = torch.device("cpu")
+    loader = InMemoryLoader(images, torch.arange(140), batches, padding=2, hflip=0.5, seed=3, device=cpu)
     ((found, labels),) = loader
     assert torch.equal(labels, torch.tensor([index for _, index, _ in keys]))
     draws = uniforms(3, np.array(keys, dtype=np.uint64), 3)

@@ -17,35 +17,48 @@ from affnorm_zoo.evaluation.environment import describe_environment
 from affnorm_zoo.training.assemble import Parts, assemble
 from affnorm_zoo.training.interrupt import Interrupt
 from affnorm_zoo.training.processes import build_accelerator
+from affnorm_zoo.training.state import unwrap_optimizer
 from affnorm_zoo.training.watch import RunLog
 
 
 def measure_loop(config: RunConfig, rounds: int, updates: int) -> dict[str, Any]:
-    """Time the loop of a run against the bare forward, backward and step of its network, in turns.
+    """Time the loop of a run against the bare forward, backward, clipping and step of its network, in turns.
 
     Args:
         config: of the run; one process.
-        rounds: turns of each; the first is not counted.
+        rounds: turns of each; one more is not counted.
         updates: of each a turn.
 
     Returns:
         Images a second of loop, bare step, loader in memory and loader with two workers, as mean, deviation and n over
-        the rounds; the ratio of loop to bare step, and of the loaders, by medians.
+        the rounds; the ratio of loop to bare step, and of the loaders, by medians. ``first_update_seconds`` is from
+        this call, which finds everything imported, to the end of the first update: opening the data, building the
+        model, filling the loader, one step. ``host_ms`` holds median milliseconds that the host is busy with one
+        update, from an idle device to the return of the call, and ``over_bare_step``, the median of the differences of
+        neighbouring updates: what the loop adds by fetching, augmenting and normalising the images, seeding, measuring
+        the gradient's norm, setting the rate and logging. On a CPU that is the time of all their arithmetic too.
     """
+    begin = time.perf_counter()
     accelerator = build_accelerator(config.runtime)
     parts = assemble(config, accelerator)
     images = updates * config.train.global_batch_size
-    loaders = {name: _loader(parts, config, mode) for name, mode in (("in_memory", "always"), ("workers", "never"))}
     with tempfile.TemporaryDirectory() as folder, Interrupt() as interrupt:
         log = RunLog(Path(folder) / "metrics.jsonl", accelerator, 0, None, None)
-        steps = {"loop": _loop_turn(parts, config, log, interrupt, updates), "bare_step": _bare_turn(parts, updates)}
-        speeds = _take_turns(steps, rounds, images)
+        steps = {"loop": _loop_step(parts, config, log, interrupt), "bare_step": _bare_step(parts)}
+        steps["loop"]()
+        _synchronize(accelerator.device)
+        first_update_seconds = time.perf_counter() - begin
+        turns = {name: _repeated(step, updates, accelerator.device) for name, step in steps.items()}
+        speeds = _take_turns(turns, rounds, images)
+        host_ms = _host_ms(steps, rounds * updates, accelerator.device)
     # apart from the steps, whose cores the workers would take to fetch ahead
+    loaders = {name: _loader(parts, config, mode) for name, mode in (("in_memory", "always"), ("workers", "never"))}
     speeds |= _take_turns({name: _loader_turn(loader, updates) for name, loader in loaders.items()}, rounds, images)
     medians = {name: statistics.median(values[1:]) for name, values in speeds.items()}
     return {
         "model": config.model.name,
         "batch_size": config.train.global_batch_size,
+        "parameter_tensors": len(list(parts.trainer.state.bare_model.parameters())),
         "environment": {**describe_environment(accelerator.device), "threads": torch.get_num_threads()},
         "n": rounds,
         "updates_a_turn": updates,
@@ -55,6 +68,8 @@ def measure_loop(config: RunConfig, rounds: int, updates: int) -> dict[str, Any]
         },
         "loop_to_bare_step": medians["loop"] / medians["bare_step"],
         "in_memory_to_workers": medians["in_memory"] / medians["workers"],
+        "first_update_seconds": first_update_seconds,
+        "host_ms": host_ms,
     }
 
 
@@ -69,8 +84,21 @@ def _take_turns(turns: dict[str, Callable[[], Any]], rounds: int, images: int) -
     return speeds
 
 
-def _loop_turn(parts: Parts, config: RunConfig, log: RunLog, interrupt: Interrupt, updates: int) -> Callable[[], None]:
-    """Updates as a run makes them, with all that it does around them."""
+def _host_ms(steps: dict[str, Callable[[], None]], pairs: int, device: torch.device) -> dict[str, float]:
+    """Median host time of the loop's update, of the bare step and of their difference, in milliseconds."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(pairs):
+        for name, step in steps.items():
+            _synchronize(device)  # a full queue would make the host wait for the device
+            start = time.perf_counter()
+            step()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    over = [loop - bare for loop, bare in zip(times["loop"], times["bare_step"], strict=True)]
+    return {name: statistics.median(values) for name, values in {**times, "over_bare_step": over}.items()}
+
+
+def _loop_step(parts: Parts, config: RunConfig, log: RunLog, interrupt: Interrupt) -> Callable[[], None]:
+    """One update as a run makes it, with all that it does around it."""
     trainer, progress = parts.trainer, parts.trainer.state.progress
 
     def epochs() -> Iterable[None]:
@@ -78,32 +106,50 @@ def _loop_turn(parts: Parts, config: RunConfig, log: RunLog, interrupt: Interrup
             yield from trainer.windows()
             progress.epoch, progress.window = progress.epoch + 1, 0
 
-    steps = iter(epochs())
+    updates = iter(epochs())
 
-    def turn() -> None:
-        for _ in islice(steps, updates):
-            log.advance()
-            interrupt.agree(False)
-            if progress.windows % config.runtime.log_updates == 0:
-                log.record_windows(trainer.drain(), progress.epoch)
+    def step() -> None:
+        next(updates)
+        log.advance()
+        interrupt.agree(False)
+        if progress.windows % config.runtime.log_updates == 0:
+            log.record_windows(trainer.drain(), progress.epoch)
 
-    return turn
+    return step
 
 
-def _bare_turn(parts: Parts, updates: int) -> Callable[[], None]:
-    """The least that training can be: one batch, again and again."""
+def _bare_step(parts: Parts) -> Callable[[], None]:
+    """The least that training can be: one batch, again and again, through network, loss, clipping and optimiser."""
     trainer, state = parts.trainer, parts.trainer.state
     images, labels = next(iter(trainer.loader))
     x = trainer.normalize(images)
     y = labels.to(x.device)
+    optimizer, parameters = unwrap_optimizer(state.optimizer), list(state.bare_model.parameters())
 
+    def step() -> None:
+        torch.nn.functional.cross_entropy(state.bare_model(x), y).backward()
+        if trainer.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, trainer.clip_norm)
+        if trainer.clip is not None:
+            trainer.clip()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _repeated(step: Callable[[], None], times: int, device: torch.device) -> Callable[[], None]:
     def turn() -> None:
-        for _ in range(updates):
-            torch.nn.functional.cross_entropy(state.bare_model(x), y).backward()
-            state.optimizer.step()
-            state.optimizer.zero_grad()
+        for _ in range(times):
+            step()
+        _synchronize(device)
 
     return turn
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _loader(parts: Parts, config: RunConfig, mode: str) -> Iterable:

@@ -7,6 +7,7 @@ from affnorm_zoo.cli.divergence import divergence
 from affnorm_zoo.cli.evaluate import evaluate
 from affnorm_zoo.cli.gpu_evidence import gpu_evidence
 from affnorm_zoo.cli.hub import pull, push
+from affnorm_zoo.cli.pack import pack
 from affnorm_zoo.cli.train import train
 
 
@@ -16,5 +17,5 @@ def cli() -> None:
     """Divergence-free normalisers for timm models: look up, train, evaluate, measure, publish."""
 
 
-for command in (list_models, info, train, evaluate, benchmark, gpu_evidence, divergence, push, pull):
+for command in (list_models, info, pack, train, evaluate, benchmark, gpu_evidence, divergence, push, pull):
     cli.add_command(command)

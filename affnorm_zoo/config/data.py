@@ -8,7 +8,7 @@ from affnorm_zoo.config.require import require
 class DataConfig:
     """Images and their augmentation. Without a path: scikit-learn's handwritten digits, 8 px, grey."""
 
-    path: str | None = None  # a folder with one subfolder or tar a split, hfds/NAME or wds/FOLDER
+    path: str | None = None  # a folder of split folders or tars, hfds/NAME, wds/FOLDER or a packed FILE.safetensors
     num_classes: int | None = None  # of wds/FOLDER, which does not say; others do
     note: str | None = None  # what a reader of the model card should know of the images, such as how they were made
     train_split: str = "train"
@@ -29,6 +29,7 @@ class DataConfig:
     repeats: int = 1  # different augmentations of an image in one global batch
     drop_last: bool = True  # leave out what does not fill a last global batch
     in_memory: Literal["auto", "always", "never"] = "auto"  # decode once, augment on the device
+    cache: bool = False  # keep what in_memory decodes beside the folder or tar, for other processes and runs
     workers: int = 0  # processes that decode images, a rank
     timeout_seconds: int = 300  # longest wait for a batch from a worker
     max_bad_images: int = 0  # training images a process may fail to decode and replace by their neighbours
@@ -51,6 +52,10 @@ class DataConfig:
             "data.in_memory=always augments by shifts and flips: it needs data.crop=padded or none",
         )
         require(self.drop_last or not self.mixes, "data.mixup and data.cutmix need data.drop_last=true")
+        require(
+            not self.cache or (self.path is not None and not self.path.startswith(("hfds/", "wds/"))),
+            f"data.cache=true needs a folder or tar, got data.path={self.path}: affnorm-zoo pack takes others too",
+        )
         off = self.mixup_off_epoch
         require(off is None or self.mixes, "data.mixup_off_epoch needs data.mixup or data.cutmix")
         require(off is None or off > 0, f"data.mixup_off_epoch must be positive, got {off}")

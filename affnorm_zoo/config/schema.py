@@ -7,6 +7,8 @@ from affnorm_zoo.config.data import DataConfig
 from affnorm_zoo.config.optim import OptimConfig
 from affnorm_zoo.config.require import require
 
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -32,6 +34,7 @@ class TrainConfig:
     global_batch_size: int = 64  # images an update, over all processes
     micro_batch_size: int | None = None  # images a forward pass on one process; None: no accumulation
     seed: int = 0
+    eval_epochs: int = 1  # epochs between evaluations; the last epoch is always evaluated
     max_updates: int | None = None  # stop there; the schedule stays that of all epochs
     non_finite: Literal["stop", "skip"] = "stop"  # on a gradient that is no number; skip reads it at every update
     max_skips: int = 10  # in a row
@@ -41,6 +44,7 @@ class TrainConfig:
         require(self.global_batch_size > 0, f"train.global_batch_size must be positive, got {self.global_batch_size}")
         micro = self.micro_batch_size
         require(micro is None or micro > 0, f"train.micro_batch_size must be positive, got {micro}")
+        require(self.eval_epochs > 0, f"train.eval_epochs must be positive, got {self.eval_epochs}")
         most = self.max_updates
         require(most is None or most > 0, f"train.max_updates must be positive, got {most}")
         require(self.max_skips > 0, f"train.max_skips must be positive, got {self.max_skips}")
@@ -78,6 +82,7 @@ class RuntimeConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what the launcher says
     channels_last: bool = False
     compile: bool = False
+    compile_mode: CompileMode | None = None  # of torch.compile; reduce-overhead and max-autotune replay CUDA graphs
     fused_attn: bool = True  # torch's fused attention where timm uses it; a CPU may be faster without
     sync_bn: bool = False  # batch statistics over all processes, for the batch-norm baselines
     deterministic: bool = False  # torch's deterministic algorithms, at the cost of speed, and none chosen by timing
@@ -86,8 +91,17 @@ class RuntimeConfig:
     divergence_images: int = 16  # of the validation set, to measure it on
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio and whatever else accelerate knows
 
+    @property
+    def replays_graphs(self) -> bool:
+        """Whether the compiled model replays CUDA graphs, whose outputs the next step overwrites."""
+        return self.compile_mode in ("reduce-overhead", "max-autotune")
+
     def __post_init__(self) -> None:
         require(self.log_updates > 0, f"runtime.log_updates must be positive, got {self.log_updates}")
+        require(
+            self.compile or self.compile_mode is None,
+            f"runtime.compile_mode={self.compile_mode} needs runtime.compile=true",
+        )
         every, images = self.divergence_updates, self.divergence_images
         require(every is None or every > 0, f"runtime.divergence_updates must be positive, got {every}")
         require(images > 1, f"runtime.divergence_images must be at least 2, got {images}")

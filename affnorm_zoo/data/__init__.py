@@ -1,8 +1,11 @@
 from .digits import Digits as Digits
 from .mixing import BatchAugment as BatchAugment
+from .pack import pack as pack
 from .pipeline import Normalize as Normalize
+from .pipeline import describe_loading as describe_loading
 from .pipeline import eval_loader as eval_loader
 from .pipeline import train_loader as train_loader
+from .pipeline import val_loader as val_loader
 from .sampler import ShardedBatches as ShardedBatches
 from .sources import Source as Source
 from .sources import open_source as open_source

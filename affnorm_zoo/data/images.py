@@ -53,6 +53,11 @@ class Images(Dataset):
         """The file behind an index."""
         return str(self.reader.filename(index))
 
+    @property
+    def num_bad(self) -> int:
+        """Images that were replaced so far, over all workers of this process."""
+        return self._num_bad.value
+
     def _count_bad(self, index: int, error: Exception) -> None:
         with self._num_bad.get_lock():
             self._num_bad.value += 1

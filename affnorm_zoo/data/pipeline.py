@@ -1,6 +1,7 @@
 """Datasets to batches: decode and augment in the workers as 8-bit pixels, normalise on the device."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from timm.data.loader import fast_collate
@@ -9,10 +10,11 @@ from torch.utils.data import DataLoader, Subset
 
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data import in_memory
+from affnorm_zoo.data.packed import PackedImages
 from affnorm_zoo.data.sampler import SeededDataset, ShardedBatches
 from affnorm_zoo.data.sources import Source
 from affnorm_zoo.data.streams import Stream, StreamedBatches, StreamLoader, StreamShare
-from affnorm_zoo.data.transforms import Preprocessing, eval_transform, shift_range, train_transform
+from affnorm_zoo.data.transforms import Preprocessing, eval_transform, keeps_pixels, shift_range, train_transform
 from affnorm_zoo.data.workers import check_shared_memory, shield_worker
 from affnorm_zoo.errors import UsageError
 
@@ -39,7 +41,7 @@ def train_loader(
     image_bytes = source.in_chans * size**2
     if _fits_in_memory(config, source.num_train * image_bytes):
         try:
-            images, labels = in_memory.decode(source.train, in_memory.WholeImage(size), config.workers)
+            images, labels = _decode(source.train, in_memory.WholeImage(size), config, f"whole image, {size} px")
         except in_memory.OddSizeError as error:
             if config.in_memory == "always":
                 raise UsageError(f"data.in_memory=always needs square images: {str(error).splitlines()[-1]}") from error
@@ -68,8 +70,32 @@ def train_loader(
     )
 
 
+def val_loader(
+    source: Source,
+    config: DataConfig,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """The :func:`eval_loader` of a run, which decodes once and keeps the batches on the device if they are small."""
+    num_bytes = source.num_val * source.in_chans * preprocessing.input_size[-1] ** 2
+    keeps = config.in_memory == "always" or (config.in_memory == "auto" and num_bytes <= in_memory.MAX_BYTES)
+    if keeps and config.cache and not source.is_stream:
+        what = f"evaluation, {preprocessing.input_size[-1]} px, {preprocessing.crop_pct}, {preprocessing.interpolation}"
+        images, labels = _decode(source.val, eval_transform(preprocessing), config, what)
+        share = range(source.num_val)[rank::world_size]
+        return in_memory.KeptBatches(in_memory.HeldBatches(images, labels, share, batch_size), device)
+    loader = eval_loader(
+        source.val, preprocessing, batch_size=batch_size, workers=config.workers, rank=rank, world_size=world_size
+    )
+    return in_memory.KeptBatches(loader, device) if keeps else loader
+
+
 def eval_loader(
-    dataset,
+    dataset: Any,
     preprocessing: Preprocessing,
     *,
     batch_size: int,
@@ -85,8 +111,12 @@ def eval_loader(
     dataset.transform = eval_transform(preprocessing)
     if isinstance(dataset, Stream):
         return StreamShare(dataset, batch_size, workers, rank, world_size)
+    chosen = (range(len(dataset)) if indices is None else indices)[rank::world_size]
+    held = in_memory.held_images(dataset)
+    if held is not None and keeps_pixels(preprocessing, held[0].shape[-1]):
+        return in_memory.HeldBatches(*held, chosen, batch_size)
     return DataLoader(
-        Subset(dataset, (range(len(dataset)) if indices is None else indices)[rank::world_size]),
+        Subset(dataset, chosen),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=fast_collate,
@@ -94,6 +124,22 @@ def eval_loader(
         worker_init_fn=shield_worker,
         generator=torch.Generator(),
     )
+
+
+def describe_loading(source: Source, config: DataConfig, loader: Iterable) -> str:
+    """Where the training images come from, in a line for people."""
+    if not isinstance(loader, in_memory.InMemoryLoader):
+        return f"the images of {source.name} are decoded in every epoch, by {config.workers} workers"
+    size = loader.images.nbytes / 2**20
+    origin = f"mapped from {config.path}" if isinstance(source.train, PackedImages) else "decoded once"
+    origin = "read from the cache beside them" if config.cache else origin
+    return f"the images of {source.name} are held on {loader.images.device} ({size:.0f} MiB), {origin}"
+
+
+def _decode(dataset: Any, transform: object, config: DataConfig, what: str) -> tuple[Tensor, Tensor]:
+    if config.cache:
+        return in_memory.decode_once(dataset, transform, config.workers, what)
+    return in_memory.decode(dataset, transform, config.workers)
 
 
 class Normalize:

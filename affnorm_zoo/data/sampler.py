@@ -70,14 +70,30 @@ class ShardedBatches(Sampler[list[Key]]):
         positions = np.arange(start, start + self.share(update) * self.world_size)
         return [(epoch, int(order[p // self.repeats]), int(p % self.repeats)) for p in positions]
 
+    def keys(self) -> np.ndarray:
+        """This process's keys from ``first_update`` to the end of the epoch, batch after batch: (M, 3) int64."""
+        last = self.num_updates - 1
+        end = last * self.global_batch_size + self.share(last) * self.world_size
+        positions = np.arange(self.first_update * self.global_batch_size + self.rank, end, self.world_size)
+        index = _permutation(self.seed, self.epoch, self.num_samples)[positions // self.repeats]
+        return np.stack([np.full_like(index, self.epoch), index, positions % self.repeats], axis=1)
+
+    def sizes(self) -> list[int]:
+        """Images of each of these batches."""
+        sizes = []
+        for update in range(self.first_update, self.num_updates):
+            whole, rest = divmod(self.share(update), self.micro_batch_size)
+            sizes += [self.micro_batch_size] * whole + [rest] * (rest > 0)
+        return sizes
+
     def __len__(self) -> int:
-        return sum(self.num_micro_batches(update) for update in range(self.first_update, self.num_updates))
+        return len(self.sizes())
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for update in range(self.first_update, self.num_updates):
-            mine = self.global_batch(self.epoch, update)[self.rank :: self.world_size]
-            for start in range(0, len(mine), self.micro_batch_size):
-                yield mine[start : start + self.micro_batch_size]
+        keys, start = self.keys(), 0
+        for size in self.sizes():
+            yield [(epoch, index, repeat) for epoch, index, repeat in keys[start : start + size].tolist()]
+            start += size
 
 
 @lru_cache(maxsize=2)

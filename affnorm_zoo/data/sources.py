@@ -12,6 +12,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data.digits import DIGITS_CLASSES, DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Digits
 from affnorm_zoo.data.images import Images
+from affnorm_zoo.data.packed import PackedImages, is_packed, open_packed
 from affnorm_zoo.data.part import Part, divide
 from affnorm_zoo.data.streams import Stream, open_wds
 from affnorm_zoo.errors import UsageError
@@ -63,7 +64,8 @@ def open_source(config: DataConfig) -> Source:
 
     ``data.path`` is a folder with one subfolder or one tar file a split, whose own subfolders name the classes, or
     ``hfds/NAME``, a dataset of the Hugging Face Hub or the path of one, with columns ``image`` and ``label``, or
-    ``wds/FOLDER``, WebDataset shards. With ``data.hold_out`` that many training images are the validation set.
+    ``wds/FOLDER``, WebDataset shards, or ``FILE.safetensors``, a packed file.
+    With ``data.hold_out`` that many training images are the validation set.
 
     Raises:
         UsageError: the data or a split is missing, a split has no images or fewer than two classes, the classes of
@@ -82,6 +84,8 @@ def open_source(config: DataConfig) -> Source:
             std=DIGITS_STD,
             crop_pct=1.0,
         )
+    if is_packed(config.path):
+        return _open_packed(config)
     if config.path.startswith("wds/"):
         if config.hold_out:
             raise UsageError("data.hold_out needs images with numbers, which a stream has not")
@@ -104,6 +108,22 @@ def open_source(config: DataConfig) -> Source:
     train, val = _hold_out(config, *parts)
     _probe(val)
     return Source(name=Path(config.path).name, train=train, val=val, class_names=names)
+
+
+def _open_packed(config: DataConfig) -> Source:
+    info, train, val = open_packed(config)
+    train, val = _hold_out(config, train, val, PackedImages(train.images, train.labels))
+    return Source(
+        name=info.name,
+        train=train,
+        val=val,
+        class_names=tuple(info.class_names),
+        in_chans=info.in_chans,
+        image_size=info.image_size,
+        mean=info.mean and tuple(info.mean),
+        std=info.std and tuple(info.std),
+        crop_pct=info.crop_pct,
+    )
 
 
 def _hold_out(config: DataConfig, train: Any, val: Any, train_again: Any) -> tuple[Any, Any]:

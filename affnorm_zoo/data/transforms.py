@@ -84,6 +84,11 @@ def eval_transform(preprocessing: Preprocessing) -> Callable:
     )
 
 
+def keeps_pixels(preprocessing: Preprocessing, size: int) -> bool:
+    """Whether :func:`eval_transform` leaves square images of this size as they are."""
+    return preprocessing.crop_pct == 1 and preprocessing.input_size[-1] == size
+
+
 def shift_range(size: int) -> int:
     """Largest shift of ``data.crop=padded``, in pixels, for images of this size."""
     return max(size // 8, 1)

@@ -14,10 +14,11 @@ from affnorm_zoo.data import (
     ShardedBatches,
     Source,
     StreamedBatches,
-    eval_loader,
+    describe_loading,
     open_source,
     resolve_preprocessing,
     train_loader,
+    val_loader,
 )
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import setup
@@ -37,6 +38,7 @@ class Parts:
     preprocessing: Preprocessing
     trainer: Trainer
     val_loader: Iterable
+    loading: str  # where the training images come from
     micro_batch_size: int
     forward_flops: int  # an image
     parameters: int
@@ -86,22 +88,24 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
         clip_norm=config.optim.clip_grad if uses_norm else None,
         clip=setup.build_clip(config.optim, bare_model),
         channels_last=config.runtime.channels_last,
+        replays_graphs=config.runtime.replays_graphs,
         skip_non_finite=config.train.non_finite == "skip",
         max_skips=config.train.max_skips,
-    )
-    val_loader = eval_loader(
-        source.val,
-        preprocessing,
-        batch_size=2 * micro,
-        workers=data.workers,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
     )
     return Parts(
         source=source,
         preprocessing=preprocessing,
         trainer=trainer,
-        val_loader=val_loader,
+        val_loader=val_loader(
+            source,
+            data,
+            preprocessing,
+            device,
+            batch_size=2 * micro,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        ),
+        loading=describe_loading(source, data, trainer.loader),
         micro_batch_size=micro,
         forward_flops=flops,
         parameters=parameters,

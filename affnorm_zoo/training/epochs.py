@@ -71,37 +71,41 @@ class Epochs:
         self.log.record_windows(self._trainer.drain(), self._progress.epoch)
 
     def _close(self) -> None:
-        """Evaluate and save."""
+        """Evaluate where it is due, and save."""
         progress = self._progress
-        record = self._evaluate()
-        if self.interrupt.agree()[0] or record is None:
+        record: dict[str, Any] = {"epoch": progress.epoch + 1, "update": progress.windows, "updates": progress.updates}
+        record["train"] = {"loss": progress.loss_sum / max(progress.num_losses, 1)}
+        is_whole = progress.window == self._trainer.batches.num_updates  # max_updates can cut an epoch off
+        is_last = self._is_capped() or (is_whole and record["epoch"] == self.config.train.epochs)
+        is_measured = is_last or record["epoch"] % self.config.train.eval_epochs == 0
+        if is_measured:
+            record |= self._evaluate()
+        if self.interrupt.agree()[0] or None in record.values():
             self._preempt()
-        if progress.window == self._trainer.batches.num_updates:  # a run that max_updates cuts off can go on from here
+        if is_whole:  # a run that max_updates cuts off can be resumed from here
             progress.epoch, progress.window = progress.epoch + 1, 0
             progress.loss_sum, progress.num_losses = 0.0, 0
-        self.keeper.note_result(progress, record)
-        progress.evaluated = record
+        if is_measured:
+            self.keeper.note_result(progress, record)
+            progress.evaluated = record
         self.log.record_epoch(record, _epoch_line(record, self.config.train.epochs))
-        is_last = progress.epoch == self.config.train.epochs or self._is_capped()
         if self._can_save() and self.keeper.is_due_after_epoch(progress, is_last=is_last):
             self.keeper.save(self._trainer.state)
 
-    def _evaluate(self) -> dict[str, Any] | None:
-        """Measure the weights, and their average if there is one; None if a signal cut it off."""
-        state, progress = self._trainer.state, self._progress
-        record: dict[str, Any] = {"epoch": progress.epoch + 1, "update": progress.windows, "updates": progress.updates}
+    def _evaluate(self) -> dict[str, dict[str, float] | None]:
+        """Measure the weights, and their average if there is one; None for one that a signal cut off."""
+        state = self._trainer.state
         arguments = (
             self.parts.val_loader,
             self._trainer.normalize,
             self._trainer.accelerator,
             lambda: self.interrupt.signum != 0,
         )
-        record["train"] = {"loss": progress.loss_sum / max(progress.num_losses, 1)}
-        record["val"] = evaluate(state.model, *arguments)
-        if state.ema is not None and record["val"] is not None:
+        measured = {"val": evaluate(state.model, *arguments)}
+        if state.ema is not None and measured["val"] is not None:
             with state.ema.averaged(state.model) as averaged:
-                record["ema"] = evaluate(averaged, *arguments)
-        return None if None in record.values() else record
+                measured["ema"] = evaluate(averaged, *arguments)
+        return measured
 
     def _preempt(self) -> NoReturn:
         if self._can_save():

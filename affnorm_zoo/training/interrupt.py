@@ -47,11 +47,12 @@ class Interrupt:
         Returns:
             Whether to stop, and each wish.
         """
+        if self._group is None:
+            return [self.signum != 0, *wishes]
         flags = torch.tensor([self.signum, *map(int, wishes)])
-        if self._group is not None:
-            distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._group)
-        self.signum = int(flags[0])
-        return [bool(flag) for flag in flags]
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._group)
+        self.signum, *granted = flags.tolist()
+        return [self.signum != 0, *map(bool, granted)]
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 the signature of handlers
         if self.signum:

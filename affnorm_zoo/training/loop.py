@@ -5,18 +5,20 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
 
 from affnorm_zoo.data import BatchAugment, Normalize, ShardedBatches, StreamedBatches
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training.deepspeed import is_deepspeed
 from affnorm_zoo.training.rates import gradients_over_kappa
-from affnorm_zoo.training.state import RunState
+from affnorm_zoo.training.seeding import seed_generators
+from affnorm_zoo.training.state import RunState, unwrap_optimizer
 
 
 class NonFiniteError(RuntimeError):
@@ -56,9 +58,13 @@ class Trainer:
     clip_norm: float | None = None
     clip: Callable[[], None] | None = None  # any other way of clipping
     channels_last: bool = False
+    replays_graphs: bool = False  # CUDA graphs, whose outputs, gradients among them, the next step overwrites
     skip_non_finite: bool = False
     max_skips: int = 10
     pending: list[Window] = field(default_factory=list)  # not read yet; reading waits for the device
+
+    def __post_init__(self) -> None:
+        self._parameters = list(self.state.model.parameters())  # walking through the modules takes time
 
     def windows(self) -> Iterator[None]:
         """Train to the end of the epoch under way, and pause after every window.
@@ -104,23 +110,25 @@ class Trainer:
     def _train_window(self, iterator: Iterator, window: int) -> None:
         """Go through the micro-batches of a window, and step."""
         progress, start = self.state.progress, time.perf_counter()
-        # set_seed takes 32 bits
-        words = np.random.SeedSequence((self.seed, progress.epoch, window, self.accelerator.process_index))
-        set_seed(int(words.generate_state(1)[0]))
+        accelerator = self.accelerator
+        seed_generators(accelerator.device, self.seed, progress.epoch, window, accelerator.process_index)
         share, count = self.batches.share(window), self.batches.num_micro_batches(window)
-        loss = torch.zeros((), device=self.accelerator.device)
+        loss = torch.zeros((), device=accelerator.device)
         wait = 0.0
         for number in range(count):
             asked = time.perf_counter()
             images, labels = self._next(iterator, window)
             wait += time.perf_counter() - asked
             loss += self._backward(images, labels, weight=len(labels) / share, synchronise=number == count - 1)
+            if self.replays_graphs and number == 0 and count > 1:
+                for parameter in self._parameters:  # to which the other micro-batches' gradients are added in place
+                    parameter.grad = None if parameter.grad is None else parameter.grad.clone()
         lr = max(group["lr"] for group in self.state.optimizer.param_groups)
         norm = self._step(lr)
         progress.window += 1
         progress.windows += 1
-        progress.samples += share * self.accelerator.num_processes
-        num_images = share * self.accelerator.num_processes
+        num_images = share * accelerator.num_processes
+        progress.samples += num_images
         seconds = time.perf_counter() - start
         self.pending.append(Window(progress.windows, loss, norm, lr, num_images, seconds, wait))
 
@@ -130,6 +138,8 @@ class Trainer:
         x, targets = self.augment(self.normalize(images), labels.to(self.accelerator.device, non_blocking=True))
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
+        if self.replays_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         engine = getattr(self.accelerator, "deepspeed_engine_wrapped", None)  # only under DeepSpeed
         with nullcontext() if synchronise or engine is not None else self.accelerator.no_sync(model):
             with self.accelerator.autocast():
@@ -143,22 +153,17 @@ class Trainer:
     def _step(self, lr: float) -> Tensor:
         """Clip, step, average and advance the schedule; return the norm of the gradient before clipping."""
         state, progress = self.state, self.state.progress
-        clips = self.clip_norm is not None
-        with gradients_over_kappa(state.optimizer) if clips else nullcontext():
-            limit = self.clip_norm if clips else math.inf
-            norm = self.accelerator.clip_grad_norm_(state.model.parameters(), limit)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
+        optimizer, norm = self._optimizer, self._clip_norm()
         if self.skip_non_finite and not math.isfinite(float(norm)):
-            state.optimizer.zero_grad()
+            optimizer.zero_grad()
             progress.skips += 1
             if progress.skips > self.max_skips:
                 raise self._non_finite(progress.windows + 1, float(norm), lr)
-            return torch.as_tensor(norm)
+            return norm
         if self.clip is not None:
             self.clip()
-        state.optimizer.step()
-        state.optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         if not self.accelerator.optimizer_step_was_skipped:  # as the scaler of float16 does after an overflow
             progress.skips = 0
             progress.updates += 1
@@ -166,7 +171,26 @@ class Trainer:
                 state.ema.update(state.bare_model, progress.updates)
             if self.schedule is not None:
                 self.schedule.step_update(progress.updates)
-        return torch.as_tensor(norm)
+        return norm
+
+    def _clip_norm(self) -> Tensor:
+        """The norm of the gradient, which is clipped afterwards if the config says so."""
+        if self.clip_norm is not None:
+            with gradients_over_kappa(self.state.optimizer):
+                norm = self.accelerator.clip_grad_norm_(self._parameters, self.clip_norm)
+        elif is_deepspeed(self.accelerator):
+            norm = self.accelerator.clip_grad_norm_(self._parameters, math.inf)  # which DeepSpeed has computed
+        else:
+            self.accelerator.unscale_gradients()
+            norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        """accelerate's wrapper where a scaler or DeepSpeed needs it; it searches for packages at every step."""
+        wrapped = self.state.optimizer
+        needed = self.accelerator.scaler is not None or is_deepspeed(self.accelerator)
+        return wrapped if needed else unwrap_optimizer(wrapped)
 
     def _next(self, iterator: Iterator, window: int) -> Any:
         """The next batch; what goes wrong in a worker is told with the images that were wanted."""

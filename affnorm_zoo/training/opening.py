@@ -90,6 +90,7 @@ class RunFolder:
                 "learning_rate": config.optim.learning_rate(config.train.global_batch_size),
                 "micro_batch_size": parts.micro_batch_size,
                 "forward_flops": parts.forward_flops,
+                "loading": parts.loading,
                 "preprocessing": dataclasses.asdict(parts.preprocessing),
                 "distributed_type": parts.trainer.accelerator.distributed_type.value,
                 "git_commit": run_folder.git_commit(),

@@ -2,6 +2,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -36,12 +37,14 @@ def gradients_over_kappa(optimizer: Optimizer) -> Iterator[None]:
     of a plain layer's bias, and would count for more than all weights together.
     """
     divided = [group for group in optimizer.param_groups if "kappa" in group]
-    gradients = [(p.grad, group["kappa"]) for group in divided for p in group["params"] if p.grad is not None]
-    for gradient, kappa in gradients:
-        gradient.div_(kappa)
+    pairs = [(p.grad, group["kappa"]) for group in divided for p in group["params"] if p.grad is not None]
+    if not pairs:
+        yield
+        return
+    gradients, kappas = map(list, zip(*pairs, strict=True))
+    torch._foreach_div_(gradients, kappas)
     yield
-    for gradient, kappa in gradients:
-        gradient.mul_(kappa)
+    torch._foreach_mul_(gradients, kappas)
 
 
 def _has_inner_bias(layer: nn.Module) -> bool:

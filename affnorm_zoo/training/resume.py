@@ -15,7 +15,8 @@ _logger = logging.getLogger(__name__)
 
 # changes nothing in the numbers
 FREE = {
-    "data.path", "data.note", "data.workers", "data.timeout_seconds", "data.max_bad_images", "train.max_updates",
+    "data.path", "data.note", "data.workers", "data.timeout_seconds", "data.max_bad_images", "data.cache",
+    "train.max_updates", "train.eval_epochs",
     "checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.every_updates", "checkpoint.keep_last",
     "checkpoint.milestones", "runtime.device", "runtime.log_updates", "runtime.trackers",
     "runtime.divergence_updates", "runtime.divergence_images",
@@ -23,7 +24,7 @@ FREE = {
 # the same images in the same order, but sums are rounded and random numbers drawn in another way
 NOTED = {
     "train.micro_batch_size", "model.grad_checkpointing", "runtime.precision", "runtime.channels_last",
-    "runtime.compile", "runtime.fused_attn", "runtime.sync_bn", "runtime.deterministic",
+    "runtime.compile", "runtime.compile_mode", "runtime.fused_attn", "runtime.sync_bn", "runtime.deterministic",
 }  # fmt: skip
 
 

@@ -95,6 +95,7 @@ def _train(
         metrics.touch()
         if config.runtime.trackers:
             accelerator.init_trackers("affnorm_zoo", flatten(config))
+        print(parts.loading, flush=True)  # noqa: T201 the run's own log
     _write_state(parts, output, "running")
     updates_per_epoch = trainer.batches.num_updates
     log = watch.RunLog(

@@ -163,7 +163,7 @@ def prepare_model(config: RuntimeConfig, model: nn.Module) -> nn.Module:
         for module in model.modules():
             if hasattr(module, "fused_attn"):  # timm's flag, read at every forward
                 module.fused_attn = False  # type: ignore[assignment]
-    return torch.compile(model) if config.compile else model  # type: ignore[return-value]
+    return torch.compile(model, mode=config.compile_mode) if config.compile else model  # type: ignore[return-value]
 
 
 def synchronize_batch_norm(config: RuntimeConfig, model: nn.Module, device: torch.device, world_size: int) -> nn.Module:

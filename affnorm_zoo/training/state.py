@@ -108,15 +108,15 @@ class RunState:
     def _optimizer_state(self) -> dict[str, Any]:
         if is_sharded(self.model):
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            return get_optimizer_state_dict(self.model, _plain(self.optimizer), options=options)
-        return _plain(self.optimizer).state_dict()
+            return get_optimizer_state_dict(self.model, unwrap_optimizer(self.optimizer), options=options)
+        return unwrap_optimizer(self.optimizer).state_dict()
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         if is_sharded(self.model):
             options = StateDictOptions(full_state_dict=True)
-            set_optimizer_state_dict(self.model, _plain(self.optimizer), state, options=options)
+            set_optimizer_state_dict(self.model, unwrap_optimizer(self.optimizer), state, options=options)
         else:
-            _plain(self.optimizer).load_state_dict(state)
+            unwrap_optimizer(self.optimizer).load_state_dict(state)
 
     def _load_model(self, state: dict[str, Tensor]) -> None:
         if is_sharded(self.model):
@@ -137,7 +137,7 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
             save_file(content, folder / name)
 
 
-def _plain(optimizer: Optimizer) -> Optimizer:
+def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
     """The optimiser inside accelerate's."""
     return getattr(optimizer, "optimizer", optimizer)
 

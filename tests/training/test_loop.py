@@ -18,7 +18,7 @@ from affnorm_zoo.data import BatchAugment
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import setup
 from affnorm_zoo.training.assemble import assemble
-from affnorm_zoo.training.state import save_state
+from affnorm_zoo.training.state import save_state, unwrap_optimizer
 
 
 def parts_of(*overrides):
@@ -50,8 +50,9 @@ def test_the_gradient_of_a_window_is_that_of_its_images_at_once(micro, window):
     model.zero_grad()
     keys = trainer.batches.global_batch(0, window)
     assert len(keys) == min(batch, 1437 - window * batch)
-    loader.batches = [keys]
-    ((images, labels),) = loader
+    trainer.batches.set_epoch(0, window)
+    trainer.batches.micro_batch_size = len(keys)
+    images, labels = next(iter(loader))
     torch.nn.functional.cross_entropy(model(trainer.normalize(images).double()), labels).backward()
     for name, parameter in model.named_parameters():
         # float32 sums of up to 256 images, against float64
@@ -62,7 +63,8 @@ def test_overflows_of_float16_advance_neither_average_nor_schedule():
     # few images, as autocast is bfloat16 here, in which some processors are slow
     parts = parts_of("model.ema_decay=0.9", "train.global_batch_size=32", "train.micro_batch_size=null")
     trainer, progress = parts.trainer, parts.trainer.state.progress
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**70, growth_interval=10**6)  # the gradients' squares overflow
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, growth_interval=10**6)
+    trainer.loss = lambda *batch: 2.0**15 * torch.nn.functional.cross_entropy(*batch)  # whose scaled gradients overflow
     trainer.accelerator.scaler = scaler
     trainer.accelerator.native_amp = True
     trainer.state.optimizer = trainer.accelerator.prepare_optimizer(trainer.state.optimizer.optimizer)
@@ -197,8 +199,9 @@ def test_layers_decay_their_rates():
 def one_step(*overrides):
     """What the first update is made of: the gradient and value of every parameter by name, the norm, and the model."""
     trainer, seen = parts_of("optim.name=sgd", *overrides).trainer, {}
-    original = trainer.state.optimizer.step
-    trainer.state.optimizer.step = lambda: (
+    optimizer = unwrap_optimizer(trainer.state.optimizer)
+    original = optimizer.step
+    optimizer.step = lambda: (
         seen.update({n: (p.grad.clone(), p.detach().clone()) for n, p in trainer.state.bare_model.named_parameters()}),
         original(),
     )

@@ -1,0 +1,82 @@
+"""Decoded images in a file beside the folder or tar that they come from, keyed by what lies there."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import PIL
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from affnorm_zoo.data.images import Images
+from affnorm_zoo.data.packed import SUFFIX, read_metadata, save_whole
+
+_logger = logging.getLogger(__name__)
+_PREFIX = ".affnorm_zoo"
+_KEY = "affnorm_zoo.cache"
+
+
+def cached(dataset: Images, what: str, decode: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Images and labels of a folder or a tar, from their cache; ``decode`` fills it, in one process while others wait.
+
+    The file is ``.affnorm_zoo-SPLIT-….safetensors`` beside the split. Where it cannot be written, every process decodes
+    for itself; images that were replaced because they could not be decoded are not kept.
+
+    Args:
+        dataset: of one of timm's readers for files.
+        what: what ``decode`` makes of an image, such as its size: it has a file of its own.
+        decode: gives images (N, C, H, W) uint8 and labels (N,) int64.
+    """
+    root = Path(dataset.reader.root)
+    digest = hashlib.sha256(what.encode()).hexdigest()[:12]
+    path = root.with_name(f"{_PREFIX}-{root.name}-{digest}{SUFFIX}")
+    key = fingerprint(dataset.reader, what)
+    found = _read(path, key)  # without the lock, which a folder that cannot be written to does not have
+    if found is not None:
+        return found
+    try:
+        held = FileLock(path.with_name(f"{_PREFIX}.lock")).acquire()
+    except OSError as error:
+        _logger.warning("data.cache: %s cannot be written to (%s); the images are decoded", root.parent, error)
+        return decode()
+    with held:
+        return _read(path, key) or _fill(path, key, dataset, decode)
+
+
+def fingerprint(reader: Any, what: str) -> str:
+    """A hash of the names, sizes, times of change and labels of a reader's files, and of what is made of them."""
+    digest = hashlib.sha256(f"{what}, Pillow {PIL.__version__}\n".encode())
+    root = Path(reader.root)
+    files = [root] if root.is_file() else [Path(file) for file, _ in reader.samples]
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    labels = reader.targets if root.is_file() else [label for _, label in reader.samples]
+    digest.update(",".join(map(str, labels)).encode())
+    return digest.hexdigest()
+
+
+def _read(path: Path, key: str) -> tuple[Tensor, Tensor] | None:
+    """The content of a cache; None if it is missing, damaged or of other files."""
+    try:
+        if read_metadata(path).get(_KEY) != key:
+            return None
+        tensors = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    return tensors["images"], tensors["labels"]
+
+
+def _fill(path: Path, key: str, dataset: Images, decode: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, labels = decode()
+    if dataset.num_bad:
+        return images, labels
+    try:
+        save_whole(path, {"images": images, "labels": labels}, {_KEY: key})
+    except (OSError, SafetensorError) as error:
+        _logger.warning("data.cache: %s cannot be written (%s); the images were decoded", path, error)
+    return images, labels

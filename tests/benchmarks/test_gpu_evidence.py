@@ -6,7 +6,6 @@ import sys
 import tarfile
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 import torch
@@ -86,12 +85,11 @@ def test_what_is_packed_is_found_again_and_only_once_unpacked(tmp_path):
         file.touch()
     pack(tmp_path / "carried", {"cifar10": pictures}, wheels=())
     assert archive.read_bytes() == first  # the same pictures, the same archive
-    (override,) = find_data(tmp_path / "carried", tmp_path / "data", "cifar10")
-    unpacked = Path(override.removeprefix("data.path="))
+    unpacked = find_data(tmp_path / "carried", tmp_path / "data", "cifar10")
     for file in pictures.rglob("*.png"):
         assert (unpacked / file.relative_to(pictures)).read_bytes() == file.read_bytes()
     archive.unlink()
-    assert find_data(tmp_path / "carried", tmp_path / "data", "cifar10") == [override]
+    assert find_data(tmp_path / "carried", tmp_path / "data", "cifar10") == unpacked
     with pytest.raises(UsageError, match=r"has no imagenette\.tar\.xz"):
         find_data(tmp_path / "carried", tmp_path / "data", "imagenette")
 
@@ -101,8 +99,7 @@ def test_an_archive_that_holds_a_folder_is_opened_at_its_splits(tmp_path):
     with tarfile.open(tmp_path / "given.tar.xz", "w:xz") as tar:
         tar.add(pictures, "cifar10")
     pack(tmp_path / "carried", {"cifar10": tmp_path / "given.tar.xz"}, wheels=())
-    (override,) = find_data(tmp_path / "carried", tmp_path / "data", "cifar10")
-    assert override == f"data.path={tmp_path / 'data/cifar10/cifar10'}"
+    assert find_data(tmp_path / "carried", tmp_path / "data", "cifar10") == tmp_path / "data/cifar10/cifar10"
 
 
 def test_the_carried_command_installs_the_wheels_and_passes_its_arguments_on(tmp_path, monkeypatch):
@@ -159,7 +156,8 @@ def test_contenders_train_the_same_epochs_as_many_as_the_seconds_allow(tmp_path,
     monkeypatch.setattr(trainings, "_WARM_UP", 1)
     monkeypatch.setattr(trainings, "_TIMED", 2)
     record = record_in(tmp_path)
-    trainings.run_contest(record, sizes, RESNET20_CIFAR, lambda name: [f"data.path={pictures}"], tmp_path / "runs")
+    packed = tmp_path / "cifar10.safetensors"
+    trainings.run_contest(record, sizes, RESNET20_CIFAR, packed, lambda name: pictures, tmp_path / "runs")
     assert record.finish() == "ok", record.rows
     assert [name for name, _, _ in trained] == [
         "resnet20_cifar_batchnorm", "resnet20_cifar_patchnorm_ws", "resnet20_cifar_patchnorm_ws",

@@ -77,8 +77,8 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def find_data(carried: Path | None, folder: Path, name: str) -> list[str]:
-    """Unpack a carried data set, unless an earlier step has, and give the overrides that select it.
+def find_data(carried: Path | None, folder: Path, name: str) -> Path:
+    """Unpack a carried data set, unless an earlier step has; the folder that holds one folder per split.
 
     Raises:
         UsageError: nothing is carried, or the folder has no such data set.
@@ -94,12 +94,7 @@ def find_data(carried: Path | None, folder: Path, name: str) -> list[str]:
         with tarfile.open(archive) as tar:
             tar.extractall(unpacked, filter="data")
         unpacked.rename(root)
-    return [f"data.path={_root_of_splits(root)}"]
-
-
-def _root_of_splits(folder: Path) -> Path:
-    """The folder that holds ``train``: this one or one below it."""
-    return next(path.parent for path in sorted(folder.rglob("train")) if path.is_dir())
+    return next(path.parent for path in sorted(root.rglob("train")) if path.is_dir())
 
 
 def write_volumes(output: Path, target: Path) -> None:
@@ -127,7 +122,7 @@ def _write_bytes(data: bytes, path: Path) -> None:
 
 
 def _is_kept(path: Path) -> bool:
-    is_part = path.parts[0] != "data" and not {"checkpoints", "export"} & set(path.parts)
+    is_part = path.parts[0] != "data" and not {"checkpoints", "export", "carried"} & set(path.parts)
     return is_part and path.suffix in (".json", ".jsonl", ".log", ".yaml", ".safetensors")
 
 

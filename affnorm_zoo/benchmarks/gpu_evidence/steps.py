@@ -53,8 +53,9 @@ def _network(network: measures.Network, *precisions: str, compile_mode: str | No
 
 def _contest(contest: Contest) -> Callable[[StepRecord, Sizes, Place], None]:
     def measure(record: StepRecord, sizes: Sizes, place: Place) -> None:
-        output = place.output / "runs" / record.path.stem
-        run_contest(record, sizes, contest, partial(find_data, place.carried, place.output / "data"), output)
+        data = place.output / "data"
+        packed, find = data / f"{contest.data}.safetensors", partial(find_data, place.carried, data)
+        run_contest(record, sizes, contest, packed, find, place.output / "runs" / record.path.stem)
 
     return measure
 
@@ -80,7 +81,7 @@ RESNET20_CIFAR = Contest(
 RESNET50_IMAGENETTE = Contest(
     config="configs/imagenette/resnet50.yaml",
     data="imagenette",
-    overrides=("data.crop=padded", "data.workers=0"),  # whole images in the GPU's memory
+    overrides=("data.crop=padded", "data.workers=0"),  # all images in the GPU's memory
     contenders={
         "batchnorm": ("model.name=resnet50",),
         "patchnorm_ws": ("model.name=resnet50_patchnorm_ws",),

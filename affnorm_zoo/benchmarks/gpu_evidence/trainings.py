@@ -1,5 +1,6 @@
 """Train our network and its twin with the same epochs, as many as the step's seconds allow."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from affnorm_zoo.benchmarks.gpu_evidence.record import StepRecord
 from affnorm_zoo.benchmarks.gpu_evidence.sizes import Sizes
 from affnorm_zoo.config import RunConfig, load_config
+from affnorm_zoo.data import pack
 from affnorm_zoo.training import train
 from affnorm_zoo.training.assemble import assemble
 from affnorm_zoo.training.processes import build_accelerator
@@ -40,24 +42,29 @@ class Contest:
 
 
 def run_contest(
-    record: StepRecord, sizes: Sizes, contest: Contest, find_data: Callable[[str], list[str]], output: Path
+    record: StepRecord, sizes: Sizes, contest: Contest, packed: Path, find_data: Callable[[str], Path], output: Path
 ) -> None:
     """Train every contender; a run that was stopped resumes from its last checkpoint.
 
     Args:
-        find_data: the overrides that select a data set, by its name.
+        packed: the packed data set, which is made if it is not there.
+        find_data: gives the folder to pack, by the name of the data set.
         output: folder of the runs.
     """
-    data = find_data(contest.data)
+    shared = (*contest.overrides, *sizes.overrides, f"train.seed={_SEED}")
+    if not packed.is_file():
+        workers = os.cpu_count() if record.device.type == "cuda" else 0
+        folder = find_data(contest.data)
+        overrides = [*shared, f"data.path={folder}", f"data.workers={workers}"]
+        pack(load_config([contest.config], overrides).data, packed)
 
     def config_of(name: str, *overrides: str) -> RunConfig:
-        shared = (*data, *contest.overrides, *sizes.overrides, f"train.seed={_SEED}")
-        return load_config([contest.config], [*shared, *contest.contenders[name], *overrides])
+        return load_config([contest.config], [*shared, f"data.path={packed}", *contest.contenders[name], *overrides])
 
     configs = [config_of(name) for name in contest.contenders]
     epochs = record.row("epochs", partial(_affordable_epochs, sizes, configs, sizes.train_seconds * contest.share))
     for name in contest.contenders if epochs is not None else ():
-        config = config_of(name, f"train.epochs={epochs}")
+        config = config_of(name, f"train.epochs={epochs}", f"train.eval_epochs={epochs}")
         record.row(name, partial(_train, config, output / name))
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from torch import nn
 from torch.optim import Optimizer
 
-from affnorm_zoo.layers import AffineLikeLinear, PatchNormConv2d
+from affnorm_zoo.layers import BoundLayer
 
 
 def divide_bias_rates(optimizer: Optimizer, model: nn.Module) -> None:
@@ -15,7 +15,8 @@ def divide_bias_rates(optimizer: Optimizer, model: nn.Module) -> None:
     b as far as any other parameter, and so the output κ times as far as the bias of a plain layer or batch norm would.
     In plain gradient descent the factor belongs to the map: without it the divergence is no longer uniform.
     """
-    kappas = {layer.bias: layer.kappa for layer in model.modules() if _has_inner_bias(layer)}
+    layers = [layer for layer in model.modules() if isinstance(layer, BoundLayer)]
+    kappas = {layer.bias: kappa for layer in layers if (kappa := layer.inner_kappa()) is not None}
     for group in list(optimizer.param_groups):
         apart = defaultdict(list)
         for parameter in group["params"]:
@@ -42,8 +43,3 @@ def gradients_over_kappa(optimizer: Optimizer) -> Iterator[None]:
     yield
     for gradient, kappa in gradients:
         gradient.mul_(kappa)
-
-
-def _has_inner_bias(layer: nn.Module) -> bool:
-    is_affine_like = isinstance(layer, AffineLikeLinear) or (isinstance(layer, PatchNormConv2d) and not layer.norm_like)
-    return is_affine_like and layer.bias is not None

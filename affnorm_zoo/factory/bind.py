@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 from timm.layers import Conv2dSame, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
@@ -67,6 +69,11 @@ def bind(
 
 
 def _check(model: nn.Module, binding: Binding) -> None:
+    for name in _replaced(model, binding):
+        module = model.get_submodule(name)
+        check_writable(module)
+        if _has_hooks(module):
+            raise ValueError(f"{name!r} has hooks, which what takes its place would not have: register them after bind")
     slot = model.get_submodule(binding.slot)
     spec = get_normalizer(slot.normalizer)
     is_conv = spec.conv is not None
@@ -88,18 +95,14 @@ def _check(model: nn.Module, binding: Binding) -> None:
                 f"slot {binding.slot!r} has {slot.num_channels} channels, but {name!r} has {channels} "
                 f"{'output channels' if is_conv else 'input features'}"
             )
-    block = _parent(model, binding.slot)
-    linear = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
-    prefix = binding.slot.rpartition(".")[0]
-    others = [f"{prefix}.{name}" for name in linear] if isinstance(block, Block) else []
-    for name in (binding.slot, *binding.layers, *others):
-        _check_replaceable(name, model.get_submodule(name))
 
 
-def _check_replaceable(name: str, module: nn.Module) -> None:
-    check_writable(module)
-    if _has_hooks(module):
-        raise ValueError(f"{name!r} has hooks, which what takes its place would not have: register them after bind")
+def _replaced(model: nn.Module, binding: Binding) -> Iterator[str]:
+    """The modules that give way: the slot, its layers, and the other linear layers of its transformer block."""
+    yield from (binding.slot, *binding.layers)
+    block, prefix = _parent(model, binding.slot), binding.slot.rpartition(".")[0]
+    if isinstance(block, Block):
+        yield from (f"{prefix}.{name}" for name, module in block.named_modules() if isinstance(module, nn.Linear))
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -57,9 +57,9 @@ def init_bound_weights(
     for module in model.modules():
         names, factor = BRANCH_ENDS.get(type(module), ((), 1.0))
         for name in names if damp_branches else ():
-            layer = module.get_submodule(name)
-            if layer in layers:
-                layer.damp(factor)
+            end = module.get_submodule(name)
+            if end in layers:
+                end.damp(factor)
         if damp_attention and isinstance(module, Attention) and module.qkv in layers:
             module.qkv.weight[: 2 * module.attn_dim].mul_(QUERY_KEY_START)
     if has_patches:

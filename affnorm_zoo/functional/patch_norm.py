@@ -124,12 +124,13 @@ def box_sum(
     if dilation == (1, 1):
         # not divisor_override=1, which ONNX's AveragePool lacks
         return F.avg_pool2d(x, kernel_size, stride) * (kernel_size[0] * kernel_size[1])
+    # pooling takes no dilation
     rows = dilated_sum(x, 2, kernel_size[0], dilation[0])
     return dilated_sum(rows, 3, kernel_size[1], dilation[1])[:, :, :: stride[0], :: stride[1]]
 
 
 def dilated_sum(x: Tensor, dim: int, taps: int, dilation: int) -> Tensor:
-    """Sum of ``taps`` entries that lie ``dilation`` apart, from every place where they fit; pooling takes no dilation."""
+    """Sum of ``taps`` entries that lie ``dilation`` apart, at every place where they fit, along ``dim``."""
     length = x.shape[dim] - dilation * (taps - 1)
     total = x.narrow(dim, 0, length)
     for tap in range(1, taps):

@@ -25,10 +25,12 @@ class NormalizerSpec:
         paper: arXiv id, or empty.
         norm: called with the channel count, normalises (..., C).
         norm2d: called with the channel count, normalises (N, C, H, W).
-        conv: subclass of :class:`torch.nn.Conv2d` that takes the place of a convolution and its norm.
+        conv: :class:`affnorm_zoo.layers.BoundLayer` that takes the place of a convolution and its norm, with the
+            arguments of :class:`torch.nn.Conv2d`.
         conv_same: the same for timm's ``Conv2dSame``.
-        linear: subclass of :class:`torch.nn.Linear` that takes the place of a linear layer behind a norm.
+        linear: the same for a linear layer behind a norm, with the arguments of :class:`torch.nn.Linear`.
         options: constructor arguments of ``conv`` and ``linear``.
+        reparameterized: the normaliser that a model has after :func:`timm.utils.reparameterize_model`, if another.
     """
 
     name: str
@@ -41,6 +43,7 @@ class NormalizerSpec:
     conv_same: type[Any] | None = None
     linear: type[Any] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+    reparameterized: str = ""
 
     def __post_init__(self) -> None:
         separable = self.norm is not None or self.norm2d is not None

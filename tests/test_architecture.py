@@ -15,7 +15,7 @@ FLOORS = {
     "kernels": 2, "registry": 2,
     "ops": 3,
     "layers": 4,
-    "factory": 5, "data": 5, "diagnostics": 5,
+    "factory": 5, "data": 5, "diagnostics": 5, "pruning": 5,
     "models": 6, "evaluation": 6,
     "training": 7,
     "hub": 8, "paper": 8, "benchmarks": 8,

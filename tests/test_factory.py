@@ -3,6 +3,7 @@ import timm
 import torch
 from timm.models.resnet import BasicBlock
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import affnorm_zoo
 from affnorm_zoo import (
@@ -93,6 +94,53 @@ def test_other_activations_stay_modules():
     bind(model)
     assert model.conv1.activation == "none"
     assert isinstance(model.act1, nn.SiLU)
+
+
+def small_vit(**options):
+    options = dict(options, img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3)
+    return timm.create_model("vit_tiny_patch16_224", norm_layer=norm_layer("affinelike"), **options)
+
+
+def test_without_absorbing_activations_stay_modules():
+    resnet, vit = slotted("resnet18"), small_vit()
+    activations = [
+        name for model in (resnet, vit) for name, m in model.named_modules() if isinstance(m, nn.ReLU | nn.GELU)
+    ]
+    for model in (resnet, vit):
+        bind(model, absorb=False)
+    kept = [name for model in (resnet, vit) for name, m in model.named_modules() if isinstance(m, nn.ReLU | nn.GELU)]
+    assert kept == activations
+    assert len(kept) == 1 + 16 + 1
+    assert resnet.conv1.activation == "none"
+
+
+def test_an_activation_with_hooks_stays_where_it_is():
+    resnet, vit, seen = slotted("resnet18"), small_vit(), []
+    for module in (resnet.layer1[0].act1, vit.blocks[0].mlp.act):
+        module.register_forward_hook(lambda module, args, out: seen.append(type(module)))
+    bind(resnet)
+    bind(vit)
+    resnet(torch.randn(1, 3, 32, 32))
+    vit(torch.randn(1, 3, 32, 32))
+    assert seen == [nn.ReLU, nn.GELU]
+
+
+@pytest.mark.parametrize("where", ["layer1.0.conv2", "layer1.0.bn2", "blocks.0.attn.qkv", "blocks.0.mlp.fc2"])
+def test_what_would_be_lost_of_a_layer_is_named_and_nothing_changed(where):
+    for spoil, message in (
+        (lambda layer: layer.register_forward_hook(print), "has hooks"),
+        (lambda layer: layer.register_full_backward_hook(print), "has hooks"),
+        (lambda layer: prune.random_unstructured(layer, "weight", 0.5), "computed from other tensors"),
+        (parametrizations.orthogonal, "computed from other tensors"),
+    ):
+        model = slotted("resnet18") if where.startswith("layer") else small_vit()
+        if where.endswith("bn2") and "hooks" not in message:
+            continue
+        spoil(model.get_submodule(where))
+        before = [type(module) for module in model.modules()]
+        with pytest.raises(ValueError, match=message):
+            bind(model)
+        assert [type(module) for module in model.modules()] == before
 
 
 def test_drop_block_between_norm_and_relu_prevents_the_fusion():

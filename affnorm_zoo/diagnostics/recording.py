@@ -11,6 +11,7 @@ from torch.func import functional_call, vjp
 from torch.nn import functional as F
 
 from affnorm_zoo.functional.activation import apply_activation
+from affnorm_zoo.layers import affine_layers, channel_axis
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,7 +33,7 @@ class Call:
     @property
     def channel_axis(self) -> int:
         """The axis of z that is not a position."""
-        return 1 if isinstance(self.module, nn.Conv2d) else self.g.ndim - 1
+        return channel_axis(self.module) % self.g.ndim
 
     def pre_activation(self, parameters: dict[str, Tensor] | None = None, x: Tensor | None = None) -> Tensor:
         """z for other parameters or another input, in the parameters' precision; without the layer's own activation."""
@@ -63,7 +64,7 @@ def record_calls(
         ValueError: the model is compiled in place, so that its hooks are not its own.
     """
     model = bare(model)
-    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    names = {module: name for name, module in affine_layers(model)}
     seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -1,14 +1,12 @@
 """How networks of divergence-free layers start, beyond each layer's own rule."""
 
-from typing import Any
-
 import torch
 from timm.layers import Attention, PatchEmbed
 from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
+from affnorm_zoo.layers import BoundLayer, check_writable
 
 # The last layers of residual branches and the factor on their initial weights. A divergence-free branch cannot start
 # at zero through its norm, which has no weight. At a fifth, the sum of 36 branches, the longest stage of a ResNet-152,
@@ -45,35 +43,32 @@ def init_bound_weights(
         damp_branches: let residual branches start small, by :data:`BRANCH_ENDS`.
         damp_attention: let queries and keys start small, by :data:`QUERY_KEY_START`.
         enlarge_tokens: let the embeddings of a vision transformer start large, by :data:`TOKEN_START`.
+
+    Raises:
+        ValueError: a parameter is computed from others, as by pruning. The model is then unchanged.
     """
     layers = bound_layers(model)
+    enlarges = enlarge_tokens and bool(layers) and isinstance(model, VisionTransformer)
+    has_patches = enlarges and isinstance(model.patch_embed, PatchEmbed)
+    for module in [*layers, *([model.patch_embed.proj] if has_patches else [])]:
+        check_writable(module)
     for layer in layers:
         layer.reset_parameters()
     for module in model.modules():
         names, factor = BRANCH_ENDS.get(type(module), ((), 1.0))
         for name in names if damp_branches else ():
-            layer = module.get_submodule(name)
-            if layer in layers:
-                layer.damp(factor)
+            end = module.get_submodule(name)
+            if end in layers:
+                end.damp(factor)
         if damp_attention and isinstance(module, Attention) and module.qkv in layers:
             module.qkv.weight[: 2 * module.attn_dim].mul_(QUERY_KEY_START)
-    if enlarge_tokens and layers and isinstance(model, VisionTransformer):
-        _enlarge_tokens(model)
-
-
-def _enlarge_tokens(model: VisionTransformer) -> None:
-    if isinstance(model.patch_embed, PatchEmbed):
+    if has_patches:
         model.patch_embed.proj.reset_parameters()  # drawn anew, not to be enlarged twice
         model.patch_embed.proj.weight.mul_(TOKEN_START)
-    if model.pos_embed is not None:
+    if enlarges and model.pos_embed is not None:
         nn.init.normal_(model.pos_embed, std=0.02 * TOKEN_START)
 
 
-def bound_layers(model: nn.Module) -> list[Any]:
+def bound_layers(model: nn.Module) -> list[BoundLayer]:
     """The divergence-free layers of ``model``, in the order of its modules."""
-    kinds = tuple(kind for name in list_normalizers() if (kind := _layer_type(get_normalizer(name))) is not None)
-    return [module for module in model.modules() if isinstance(module, kinds)]
-
-
-def _layer_type(spec: NormalizerSpec) -> type[nn.Module] | None:
-    return spec.conv if spec.conv is not None else spec.linear
+    return [module for module in model.modules() if isinstance(module, BoundLayer)]

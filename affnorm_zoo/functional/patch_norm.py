@@ -105,8 +105,8 @@ def patch_square_sum(
 ) -> Tensor:
     """‖x_p‖² for every output position: (N, C, H, W) to (N, groups, H_out, W_out), float32 or wider.
 
-    The box sum of Σ_c x² over the kernel's window. Windows rather than a convolution with ones: autocast leaves them
-    in float32, and no buffer is needed.
+    The box sum of Σ_c x² over the kernel's window. A convolution with ones would need a buffer, and autocast would
+    round it.
     """
     squares = widen(x).square().reshape(x.shape[0], groups, x.shape[1] // groups, x.shape[2], x.shape[3]).sum(dim=2)
     return box_sum(squares, kernel_size, stride, padding, dilation)
@@ -121,9 +121,21 @@ def box_sum(
 ) -> Tensor:
     """Sum over the window of a convolution, channel by channel: (N, C, H, W) to (N, C, H_out, W_out)."""
     x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    span_h, span_w = dilation[0] * (kernel_size[0] - 1) + 1, dilation[1] * (kernel_size[1] - 1) + 1
-    windows = x.unfold(2, span_h, stride[0]).unfold(3, span_w, stride[1])
-    return windows[..., :: dilation[0], :: dilation[1]].sum(dim=(-2, -1))
+    if dilation == (1, 1):
+        # not divisor_override=1, which ONNX's AveragePool lacks
+        return F.avg_pool2d(x, kernel_size, stride) * (kernel_size[0] * kernel_size[1])
+    # pooling takes no dilation
+    rows = dilated_sum(x, 2, kernel_size[0], dilation[0])
+    return dilated_sum(rows, 3, kernel_size[1], dilation[1])[:, :, :: stride[0], :: stride[1]]
+
+
+def dilated_sum(x: Tensor, dim: int, taps: int, dilation: int) -> Tensor:
+    """Sum of ``taps`` entries that lie ``dilation`` apart, at every place where they fit, along ``dim``."""
+    length = x.shape[dim] - dilation * (taps - 1)
+    total = x.narrow(dim, 0, length)
+    for tap in range(1, taps):
+        total = total + x.narrow(dim, tap * dilation, length)
+    return total
 
 
 def scale_groups(y: Tensor, factor: Tensor) -> Tensor:

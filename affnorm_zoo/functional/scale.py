@@ -60,14 +60,17 @@ def widen(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+SHORTEST = 1e-12  # the length that norm_like divides by at least
+
+
 def inverse_norm(square_sum: Tensor, kappa: float) -> Tensor:
-    """r = 1 / √(‖x‖² + κ²), and r = 0 where that would be 1/0.
+    """r = 1 / √(‖x‖² + κ²), and for κ = 0 r = 1 / max(‖x‖, SHORTEST), or 0 where x is zero.
 
     With κ > 0 the map is smooth everywhere. With κ = 0 the direction of a zero vector is undefined; r = 0 there gives
-    a zero output and a zero gradient.
+    a zero output and a zero gradient. The floor is that of :func:`torch.nn.functional.normalize`: the derivative holds
+    r³, which float32 cannot hold for lengths below 1e-13.
     """
     if kappa > 0:
         return torch.rsqrt(square_sum + kappa * kappa)
-    positive = square_sum > 0
-    # the inner `where` keeps the untaken branch finite, so that its gradient is 0 and not NaN
-    return torch.where(positive, square_sum, torch.ones_like(square_sum)).rsqrt() * positive
+    # the floor also keeps the untaken branch of a zero vector finite, so that its gradient is 0 and not NaN
+    return square_sum.clamp_min(1e-24).rsqrt() * (square_sum > 0)  # SHORTEST², which TorchScript does not see

@@ -14,6 +14,7 @@ from affnorm_zoo.config import load_config
 from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import evaluate_model
+from affnorm_zoo.hub.card import say_half
 from affnorm_zoo.hub.export import score_of
 from affnorm_zoo.hub.release import (
     GOLDEN_FILE,
@@ -63,6 +64,7 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
         halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
         save_file(halved, release / WEIGHTS_FILE, metadata={"format": "pt"})
         save_file(golden_tensors(load_folder(release)), release / GOLDEN_FILE)
+        say_half(release / "README.md")
     size = (release / WEIGHTS_FILE).stat().st_size
     if size > MAX_BYTES:
         raise UsageError(f"{WEIGHTS_FILE} has {size:,} bytes, more than {MAX_BYTES:,}: store it in half precision")

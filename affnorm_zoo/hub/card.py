@@ -31,6 +31,8 @@ model = timm.create_model("local-dir:PATH", pretrained=True).eval()
 {%- endif %}
 ```
 
+transformers loads the same files, after the same import, by `AutoModelForImageClassification.from_pretrained`.
+
 ## Data and result
 
 | | |
@@ -47,6 +49,7 @@ model = timm.create_model("local-dir:PATH", pretrained=True).eval()
 | calibration error | {{ '%.3f' % val.ece }} (15 bins) |
 | weights | {{ 'moving average of the updates' if averaged else 'of the last update' }} |
 | parameters | {{ '{:,}'.format(parameters) }} |
+| stored in | float32 |
 | epochs, updates | {{ epochs }}, {{ updates }} |
 | time | {{ '%.0f' % seconds }} s, {{ num_processes }} processes |
 | hardware | {{ environment.device }}, {{ environment.cpu_count }} CPU cores |
@@ -161,6 +164,13 @@ def write_card(
         **{key: report[key] for key in report if key not in ("model", "class_names", "preprocessing")},
     )
     card.save(path)
+
+
+def say_half(path: Path) -> None:
+    """Let a card say that its weights are stored in half precision, and what follows from it."""
+    half = "float16; transformers computes in it unless it is given `dtype=torch.float32`, timm in float32"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("| stored in | float32 |", f"| stored in | {half} |"), encoding="utf-8")
 
 
 def _summary(name: str) -> str:

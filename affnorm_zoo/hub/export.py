@@ -8,7 +8,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.models import save_for_hf, split_model_name_tag
+from timm.models import save_for_hf
 
 from affnorm_zoo.config import RunConfig, flatten, load_config
 from affnorm_zoo.data import Preprocessing
@@ -69,8 +69,7 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
         model_config={"label_names": list(class_names)},
         safe_serialization=True,
     )
-    if split_model_name_tag(config.model.name)[0] in zoo_models():
-        _name_the_import(temporary / "config.json")
+    suit_other_readers(temporary / "config.json")
     figures = {name for name in (CURVES_FILE, DIVERGENCE_FILE) if (run / name).is_file()}
     for name in figures:
         shutil.copy(run / name, temporary / name)
@@ -86,13 +85,15 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     return target
 
 
-def _name_the_import(path: Path) -> None:
-    """Let the architecture say what a reader must import: timm quotes it when it does not know it.
+def suit_other_readers(path: Path) -> None:
+    """Make of timm's config.json one that transformers reads too, and that says what must be imported.
 
-    What stands behind the dot is a tag, which timm leaves aside when it looks the architecture up.
+    timm repeats the number of classes among the model's arguments, where transformers gives it once more and fails.
     """
     described = json.loads(path.read_text(encoding="utf-8"))
-    described["architecture"] += ".import_affnorm_zoo_first"
+    described.get("model_args", {}).pop("num_classes", None)
+    if described["architecture"] in zoo_models():
+        described["requires"] = "import affnorm_zoo before timm or transformers build the model"
     path.write_text(json.dumps(described, indent=2), encoding="utf-8")
 
 

@@ -45,7 +45,8 @@ def _product_kernel(
         b_squares += tl.sum(b_wide * b_wide, axis=1)
 
     b_length = b_squares + kappa * kappa
-    b_factor = tl.where(b_length > 0, scale * tl.rsqrt(tl.where(b_length > 0, b_length, 1.0)), 0.0)
+    b_divisor = tl.where(kappa > 0, b_length, tl.maximum(b_length, 1e-24))  # SHORTEST² of scale.py
+    b_factor = tl.where(b_length > 0, scale * tl.rsqrt(b_divisor), 0.0)
     if BIAS != 0:
         b_bias = tl.load(bias + o_out, mask=m_out, other=0.0).to(tl.float32)[None, :]
     if BIAS == 1:

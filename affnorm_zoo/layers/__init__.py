@@ -1,4 +1,8 @@
 from . import baselines as baselines
+from ._bound import BoundLayer as BoundLayer
+from ._bound import affine_layers as affine_layers
+from ._bound import channel_axis as channel_axis
+from ._bound import check_writable as check_writable
 from .affine_like import AffineLikeLinear as AffineLikeLinear
 from .l2_norm import L2Norm as L2Norm
 from .l2_norm import L2Norm2d as L2Norm2d

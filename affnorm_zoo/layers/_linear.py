@@ -1,10 +1,10 @@
 import torch
 from torch import nn
 
-from affnorm_zoo.layers._scaled import Scaled
+from affnorm_zoo.layers._bound import BoundLayer
 
 
-class NormalizedLinear(Scaled, nn.Linear):
+class NormalizedLinear(BoundLayer):
     """What the divergence-free linear layers share: their arguments and their initialisation.
 
     Its state dict is that of :class:`torch.nn.Linear`.
@@ -14,6 +14,9 @@ class NormalizedLinear(Scaled, nn.Linear):
         scale: ``"unit"``, ``"rms"``, ``"rms4"`` or a pair (c, κ).
         input_activation: ``"none"`` or ``"gelu"`` (the exact one), applied to the input without saving its output.
     """
+
+    channel_axis = -1
+    like = nn.Linear
 
     def __init__(
         self,
@@ -28,12 +31,19 @@ class NormalizedLinear(Scaled, nn.Linear):
     ) -> None:
         if input_activation not in ("none", "gelu"):
             raise ValueError(f"input_activation must be 'none' or 'gelu', got {input_activation!r}")
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
         self.input_activation = input_activation
-        self._set_scale(scale, in_features)  # before the parent's constructor, which calls reset_parameters
-        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self._set_scale(scale, in_features)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        new_bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", new_bias)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weight from N(0, 1/c²), so that outputs have an RMS of 1 or less, and set the bias to zero."""
+        self.check_writable()
         nn.init.normal_(self.weight, std=1 / self.c)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -41,8 +51,10 @@ class NormalizedLinear(Scaled, nn.Linear):
     @torch.no_grad()
     def damp(self, factor: float) -> None:
         """Multiply the response, bias aside, by ``factor``."""
+        self.check_writable()
         self.weight.mul_(factor)
 
     def extra_repr(self) -> str:
         activation = "" if self.input_activation == "none" else f", input_activation={self.input_activation}"
-        return f"{super().extra_repr()}, scale={self.scale!r}{activation}"
+        size = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{size}, scale={self.scale!r}{activation}"

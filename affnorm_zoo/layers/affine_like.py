@@ -21,6 +21,9 @@ class AffineLikeLinear(NormalizedLinear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Linear's
         return affine_like(input, self.weight, self.bias, self.c, self.kappa, self.input_activation)
 
+    def inner_kappa(self) -> float | None:
+        return None if self.bias is None else self.kappa
+
 
 register_normalizer(
     NormalizerSpec(

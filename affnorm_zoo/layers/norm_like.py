@@ -22,6 +22,9 @@ class NormLikeLinear(NormalizedLinear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Linear's
         return norm_like(input, self.weight, self.bias, self.c, self.input_activation)
 
+    def inner_kappa(self) -> float | None:
+        return None
+
 
 register_normalizer(
     NormalizerSpec(

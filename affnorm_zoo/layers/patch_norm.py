@@ -5,10 +5,12 @@ import torch.fx
 from timm.layers import pad_same, register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.utils import _pair
 
 from affnorm_zoo.functional.activation import check_activation
 from affnorm_zoo.functional.patch_norm import VARIANTS, split_padding
-from affnorm_zoo.layers._scaled import Scaled
+from affnorm_zoo.layers._bound import BoundLayer
 from affnorm_zoo.ops.patch_norm import patch_norm
 from affnorm_zoo.ops.weight_standardization import standardize
 from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
@@ -22,9 +24,12 @@ RELU_GAIN = math.sqrt(2)
 # variance, 1/2 - 1/(2π) (Brock et al. 2021, https://arxiv.org/abs/2101.08692, section 4.1)
 STANDARDIZED_RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
 
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+
 
 @register_notrace_module
-class PatchNormConv2d(Scaled, nn.Conv2d):
+class PatchNormConv2d(BoundLayer):
     """Convolution whose every output is divided by the length of its patch, (N, C_in, H, W) to (N, C_out, H', W').
 
         affine_like:  z_p = c (W∗x + κ b)_p / √(‖x_p‖² + κ²)
@@ -32,7 +37,8 @@ class PatchNormConv2d(Scaled, nn.Conv2d):
 
     See :func:`affnorm_zoo.functional.patch_norm_conv2d`. Without ``gain`` its state dict is that of
     :class:`torch.nn.Conv2d`. The weight starts so that, behind a ReLU of unit second moment, the next ReLU's second
-    moment is 1 again. Padding of any mode counts towards the patch it pads.
+    moment is 1 again. Padding of any mode counts towards the patch it pads. Stride, padding, dilation and padding mode
+    may be changed in place.
 
     Args:
         in_channels, ..., dtype: as in :class:`torch.nn.Conv2d`.
@@ -46,6 +52,9 @@ class PatchNormConv2d(Scaled, nn.Conv2d):
         recompute: in the backward, convolve once more instead of keeping the convolution's output; only a kernel
             larger than 1x1 without an activation keeps it.
     """
+
+    channel_axis = 1
+    like = nn.Conv2d
 
     def __init__(
         self,
@@ -71,9 +80,16 @@ class PatchNormConv2d(Scaled, nn.Conv2d):
         check_activation(activation)
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        super().__init__()
+        # torch's own checks and defaults, without memory
+        plain = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, "meta"
         )
+        for name in ("in_channels", "out_channels", "groups", *_GEOMETRY, "transposed", "output_padding"):
+            setattr(self, name, getattr(plain, name))
+        self.weight = nn.Parameter(torch.empty(plain.weight.shape, device=device, dtype=dtype))
+        new_bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", new_bias)
         self.variant = variant
         self.norm_like = variant == "norm_like"
         self.activation = activation
@@ -81,13 +97,7 @@ class PatchNormConv2d(Scaled, nn.Conv2d):
         self.recompute = recompute
         self.fan_in = self.weight[0].numel()
         self._set_scale(scale, self.fan_in)
-        if padding_mode == "zeros":
-            self.pads, self.conv_padding = split_padding(self.padding, self.kernel_size, self.stride, self.dilation)
-            self.pad_mode = "constant"
-        else:
-            left, right, top, bottom = self._reversed_padding_repeated_twice
-            self.pads, self.conv_padding = (left, right, top, bottom), (0, 0)
-            self.pad_mode = padding_mode
+        self._split_padding()
         new_gain = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if gain else None
         self.register_parameter("gain", new_gain)
         self.reset_parameters()
@@ -98,8 +108,7 @@ class PatchNormConv2d(Scaled, nn.Conv2d):
         The standard deviation is g √(1 + κ²/n) / c, with g = √2 for the ReLU before the layer; under weight
         standardisation the gain takes that part, with g = √(2 / (1 - 1/π)).
         """
-        if not hasattr(self, "kappa"):
-            return  # the parent's constructor calls this before the scale is known
+        self.check_writable()
         kappa = 0.0 if self.norm_like else self.kappa
         compensation = math.sqrt(1 + kappa**2 / self.fan_in)  # for the κ² in the divisor, at a mean square of 1
         if self.weight_standardization:
@@ -116,7 +125,49 @@ class PatchNormConv2d(Scaled, nn.Conv2d):
     @torch.no_grad()
     def damp(self, factor: float) -> None:
         """Multiply the response, bias aside, by ``factor``: through the gain if there is one, else the weight."""
+        self.check_writable()
         (self.weight if self.gain is None else self.gain).mul_(factor)
+
+    def inner_kappa(self) -> float | None:
+        return None if self.norm_like or self.bias is None else self.kappa
+
+    def is_plain(self) -> bool:
+        return self.gain is None and not self.weight_standardization
+
+    def __call__(self, *args, **kwargs) -> Tensor:
+        """Run as any module does; what hooks have seen stays as it was.
+
+        Behind a plain convolution stands a norm, which makes a tensor of its own. Here networks write into the output
+        itself, as timm's ``x += shortcut`` does, and hooks would be left with the later value, or autograd with a view.
+        """
+        output = super().__call__(*args, **kwargs)
+        watched = self._forward_hooks or self._backward_hooks or self._backward_pre_hooks
+        return output.clone() if watched or _has_any_global_hook() else output
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute; a change of the geometry is checked, and heeded by the next call."""
+        if name not in _GEOMETRY or not hasattr(self, "conv_padding"):
+            super().__setattr__(name, value)
+            return
+        before = getattr(self, name)
+        is_pair = name != "padding_mode" and not isinstance(value, str)
+        super().__setattr__(name, _pair(value) if is_pair else value)
+        try:
+            self._split_padding()
+        except ValueError:
+            super().__setattr__(name, before)
+            raise
+
+    def _split_padding(self) -> None:
+        """Divide the padding into the part that ``pad`` adds and the part that the convolution can add itself."""
+        if self.padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {self.padding_mode!r}")
+        self.pads, self.conv_padding = split_padding(self.padding, self.kernel_size, self.stride, self.dilation)
+        self.pad_mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        if self.padding_mode != "zeros":
+            rows, columns = self.conv_padding
+            left, right, top, bottom = self.pads
+            self.pads, self.conv_padding = (left + columns, right + columns, top + rows, bottom + rows), (0, 0)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Conv2d's
         return patch_norm(
@@ -156,13 +207,17 @@ class PatchNormConv2d(Scaled, nn.Conv2d):
         The outputs stay the same to the bit, without the work on the weights in each forward pass.
         :func:`timm.utils.reparameterize_model` calls this throughout a model, whose state dict then is that of the
         model with plain ``patchnorm``.
+
+        Raises:
+            ValueError: a parameter is computed from others, as by pruning; see the message.
         """
+        self.check_writable()
         self.weight.copy_(self.effective_weight())
         self.weight_standardization = False
         self.gain = None
 
     def extra_repr(self) -> str:
-        parts = [super().extra_repr(), f"variant={self.variant}", f"scale={self.scale!r}"]
+        parts = [nn.Conv2d.extra_repr(self), f"variant={self.variant}", f"scale={self.scale!r}"]
         if self.activation != "none":
             parts.append(f"activation={self.activation}")
         if self.gain is not None:
@@ -205,5 +260,6 @@ for _name, _summary, _formula, _options in (
             conv=PatchNormConv2d,
             conv_same=PatchNormConv2dSame,
             options=_options,
+            reparameterized="patchnorm" if _options.get("weight_standardization") else "",
         )
     )

@@ -1,5 +1,6 @@
 """ResNets with every convolutional normaliser: ``timm.create_model("resnet50_patchnorm")``."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from affnorm_zoo.factory import bind, init_bound_weights, norm_layer
+from affnorm_zoo.models._described import Described
 from affnorm_zoo.models._entrypoints import check_norm_scale, register_entrypoint
 from affnorm_zoo.models._stem import adapt_stem, stem_scale
 from affnorm_zoo.models._weights import pretrained_cfgs
@@ -19,7 +21,7 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
-class NormalizedResNet(ResNet):
+class NormalizedResNet(Described, ResNet):
     """timm's ResNet with a normaliser of this package in place of its norm.
 
     Args:
@@ -27,12 +29,16 @@ class NormalizedResNet(ResNet):
         normalizer: a registered normaliser for convolutional networks.
         norm_scale: of divergence-free normalisers: ``"rms"``, which trains at depth, ``"rms4"``, the same with a κ four
             times as large where there is one, or ``"unit"``, the paper's form.
+        absorb: take each ReLU behind a divergence-free convolution into it, which saves its output; False keeps it a
+            module of its own, the same function.
         zero_init_last: damp the end of every residual branch at initialisation. A separable norm starts at zero there,
             a divergence-free layer at a fifth of its size.
 
     Raises:
         ValueError: the normaliser is unknown or not made for convolutions, or ``norm_scale`` does not apply to it.
     """
+
+    is_built = False
 
     def __init__(
         self,
@@ -42,9 +48,11 @@ class NormalizedResNet(ResNet):
         normalizer: str,
         in_chans: int = 3,
         norm_scale: str = "rms",
+        absorb: bool = True,
         zero_init_last: bool = True,
         **kwargs: Any,
     ) -> None:
+        self.normalizer = normalizer
         spec = get_normalizer(normalizer)
         check_norm_scale(norm_scale, spec)
         super().__init__(
@@ -52,14 +60,23 @@ class NormalizedResNet(ResNet):
         )
         self._build_stem(in_chans)
         if spec.is_bound:
-            bind(self, scale=norm_scale, init=False, stem_scale=stem_scale(norm_scale, in_chans))
+            bind(self, scale=norm_scale, init=False, stem_scale=stem_scale(norm_scale, in_chans), absorb=absorb)
         self.init_weights(zero_init_last)
+        self.is_built = True
 
     def _build_stem(self, in_chans: int) -> None:
         """Change the stem before the slots are bound; an ImageNet stem is timm's own."""
 
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Initialise all weights: timm's layers by timm's rule, the divergence-free ones by their own."""
+        """Initialise all weights: timm's layers by timm's rule, the divergence-free ones by their own.
+
+        Layers that timm has no rule for, such as the classifier, are left as they were built, and drawn by torch's rule
+        when this is called again: the model may have been emptied.
+        """
+        if self.is_built:
+            for module in self.modules():
+                if isinstance(getattr(module, "reset_parameters", None), Callable):
+                    module.reset_parameters()
         super().init_weights(zero_init_last)
         init_bound_weights(self, damp_branches=zero_init_last)
 

@@ -25,6 +25,8 @@ class NormalizedVisionTransformer(VisionTransformer):
         normalizer: a registered normaliser for tokens.
         norm_scale: of divergence-free normalisers: ``"rms"``, which trains at depth, ``"rms4"``, the same with a κ four
             times as large where there is one, or ``"unit"``, the paper's form.
+        absorb: take each GELU into the divergence-free layer behind it, which saves its output; False keeps it a
+            module of its own, the same function.
         damp_branches, damp_attention: of divergence-free normalisers: let residual branches start at a tenth of their
             size, and queries and keys at a fifth.
         enlarge_tokens: of divergence-free normalisers: let the embeddings of patches and positions start at ten times
@@ -39,6 +41,7 @@ class NormalizedVisionTransformer(VisionTransformer):
         *,
         normalizer: str,
         norm_scale: str = "rms",
+        absorb: bool = True,
         damp_branches: bool = True,
         damp_attention: bool = True,
         enlarge_tokens: bool = False,
@@ -54,7 +57,7 @@ class NormalizedVisionTransformer(VisionTransformer):
         )
         super().__init__(norm_layer=norm_layer(normalizer, layout="NLC"), **kwargs)
         if spec.is_bound:
-            bind(self, scale=norm_scale, init=False)
+            bind(self, scale=norm_scale, init=False, absorb=absorb)
             if kwargs.get("weight_init") != "skip":
                 init_bound_weights(self, **self.start)
 

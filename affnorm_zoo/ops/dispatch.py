@@ -2,13 +2,19 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def use_plain_path() -> bool:
-    """Whether the caller needs plain operations: a recorder for another runtime, or a transform of torch.func."""
+    """Whether the caller needs plain operations: a recorder for another runtime, or derivatives of another kind.
+
+    These are the transforms of torch.func, and forward mode, for which an autograd function has no rule.
+    """
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return True
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def autocast_inputs(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

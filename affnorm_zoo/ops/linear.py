@@ -19,7 +19,7 @@ from affnorm_zoo.functional.norm_like import norm_like_map
 from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.ops import passes
 from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
-from affnorm_zoo.ops.gradients import differentiable_gradients, inner_bias
+from affnorm_zoo.ops.gradients import differentiable_gradients, inner_bias, inverse_square
 from affnorm_zoo.ops.product import may_fuse, run_fastest
 from affnorm_zoo.ops.recompute import gelu_again
 
@@ -125,7 +125,7 @@ class NormalizedLinearFunction(torch.autograd.Function):
             dbias = what.kappa * rows.sum(0)
         if needs_x:
             dx = rows @ weight
-            passes.correct_pointwise(_as_images(dx), a, (factor / what.c).square(), s)
+            passes.correct_pointwise(_as_images(dx), a, inverse_square(factor, what.c, what.norm_like), s)
             if what.input_activation == "gelu":
                 dx = torch.ops.aten.gelu_backward(dx, x)
         return dx, dweight, dbias, None

@@ -20,7 +20,7 @@ from affnorm_zoo.functional.patch_norm import patch_norm_map
 from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.ops import passes
 from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
-from affnorm_zoo.ops.gradients import differentiable_gradients, inner_bias
+from affnorm_zoo.ops.gradients import differentiable_gradients, inner_bias, inverse_square
 from affnorm_zoo.ops.product import may_fuse, run_fastest
 from affnorm_zoo.ops.recompute import convolve_again
 
@@ -163,7 +163,7 @@ class PatchNormFunction(torch.autograd.Function):
         if needs_bias and not what.norm_like:
             dbias = what.kappa * dbias_inner
         if needs_x:
-            inv_square = (factor / what.c).square()
+            inv_square = inverse_square(factor, what.c, what.norm_like)
             if from_input:
                 pixels = (slice(None), slice(None), slice(None, None, stride[0]), slice(None, None, stride[1]))
                 passes.correct_pointwise(dx[pixels], x[pixels], inv_square, s)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.layers import AffineLikeLinear, NormLikeLinear, PatchNormConv2d
+from affnorm_zoo.layers import AffineLikeLinear, NormLikeLinear, PatchNormConv2d, affine_layers
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "leaky_relu": nn.LeakyReLU}
 SLOPES = {"tanh": None, "leaky_relu": 0.01}
@@ -126,8 +126,7 @@ def _conv_layers(match: re.Match[str], method: str, in_chans: int, num_classes: 
 def _initialise(net: nn.Module, activation: str, generator: torch.Generator) -> None:
     slope = SLOPES[activation]
     gain = 1.0 if slope is None else math.sqrt(2 / (1 + slope**2))
-    affine = [module for module in net.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    for index, layer in enumerate(affine):
+    for index, (_, layer) in enumerate(affine_layers(net)):
         # the image and, in a dense net, every activation after it; a rectified input has half the second moment
         layer_gain = 1.0 if index == 0 else gain
         layer.weight.normal_(std=layer_gain / math.sqrt(layer.weight[0].numel()), generator=generator)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from affnorm_zoo.layers import AffineLikeLinear, PatchNormConv2d
+from affnorm_zoo.layers import BoundLayer
 
 
 def divide_bias_rates(optimizer: Optimizer, model: nn.Module) -> None:
@@ -16,7 +16,8 @@ def divide_bias_rates(optimizer: Optimizer, model: nn.Module) -> None:
     b as far as any other parameter, and so the output κ times as far as the bias of a plain layer or batch norm would.
     In plain gradient descent the factor belongs to the map: without it the divergence is no longer uniform.
     """
-    kappas = {layer.bias: layer.kappa for layer in model.modules() if _has_inner_bias(layer)}
+    layers = [layer for layer in model.modules() if isinstance(layer, BoundLayer)]
+    kappas = {layer.bias: kappa for layer in layers if (kappa := layer.inner_kappa()) is not None}
     for group in list(optimizer.param_groups):
         apart = defaultdict(list)
         for parameter in group["params"]:
@@ -45,8 +46,3 @@ def gradients_over_kappa(optimizer: Optimizer) -> Iterator[None]:
     torch._foreach_div_(gradients, kappas)
     yield
     torch._foreach_mul_(gradients, kappas)
-
-
-def _has_inner_bias(layer: nn.Module) -> bool:
-    is_affine_like = isinstance(layer, AffineLikeLinear) or (isinstance(layer, PatchNormConv2d) and not layer.norm_like)
-    return is_affine_like and layer.bias is not None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from affnorm_zoo import affine_like_linear, norm_like_linear, patch_norm_conv2d
+from affnorm_zoo import affine_like_linear, l2_norm, norm_like_linear, patch_norm_conv2d
 
 N_IN, N_OUT, RATE = 7, 5, 1e-3
 
@@ -135,6 +135,21 @@ def test_norm_like_at_zero_gives_the_bias_and_no_gradient():
     assert not dx.any()
     assert not dw.any()
     assert db.all()
+
+
+@pytest.mark.parametrize("length", [1e-11, 1e-12, 1e-13, 1e-16, 1e-20, 1e-22])
+def test_norm_like_divides_by_no_less_than_its_floor_and_so_has_a_gradient_in_float32(length):
+    w, b = (p.float() for p in _weights())
+    x = sample(length, 1, N_IN).float().requires_grad_()
+    z = norm_like_linear(x, w, b)
+    share = min(length / 1e-12, 1.0)  # of the unit length
+    torch.testing.assert_close(z, F.linear(share * x.detach() / length, w, b), rtol=1e-4, atol=1e-5)
+    normalized = l2_norm(x)
+    torch.testing.assert_close(normalized, share * x / length, rtol=1e-4, atol=0)
+    for y in (z, normalized):
+        (dx,) = torch.autograd.grad((y * torch.randn_like(y)).sum(), x)
+        assert dx.isfinite().all()
+        assert dx.norm() * max(length, 1e-12) <= 2 * w.norm() * y.shape[1]
 
 
 def _weights():

@@ -64,7 +64,7 @@ def test_a_run_that_starts_from_a_tag_keeps_the_arguments_of_the_tag(tmp_path):
     folder = bundle([tmp_path / "run"], "digits_u1", folder=tmp_path / "weights")
     assert folder.name == "resnet20_cifar_patchnorm_ws.digits_u1"
     config = json.loads((folder / "config.json").read_text())
-    assert config["architecture"] == "resnet20_cifar_patchnorm_ws.import_affnorm_zoo_first"
+    assert config["architecture"] == "resnet20_cifar_patchnorm_ws"
     assert config["model_args"]["norm_scale"] == "rms4"
     assert json.loads((folder / "manifest.json").read_text())["model_args"] == {"norm_scale": "rms4"}
 

@@ -48,7 +48,14 @@ def test_a_reader_without_the_package_is_told_what_to_import(hub, clients, finis
     reader = [sys.executable, "-W", "ignore", "-c", code]
     failed = subprocess.run(reader, env=hub.environment(tmp_path), cwd=tmp_path, capture_output=True, text=True)
     said = failed.stderr.strip().splitlines()[-1]
-    assert said == "RuntimeError: Unknown model (resnet20_cifar_patchnorm.import_affnorm_zoo_first)"
+    assert said == "RuntimeError: Unknown model (resnet20_cifar_patchnorm)"
+    # timm has no room for more, so the files say it: what people read, and what timm has just downloaded
+    card, described = clients()(
+        "from huggingface_hub import hf_hub_download\n"
+        f"result = [open(hf_hub_download({repo!r}, name)).read() for name in ('README.md', 'config.json')]"
+    )
+    assert "import affnorm_zoo  # registers the architecture with timm" in card
+    assert json.loads(described)["requires"].startswith("import affnorm_zoo before")
 
 
 def test_a_release_holds_what_it_should_and_no_pickle(hub, clients, finished_runs, repo):

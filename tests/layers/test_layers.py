@@ -34,7 +34,8 @@ LAYERS = {
 
 
 def sample_for(layer, **kw):
-    shape = (2, 5, 6) if isinstance(layer, (nn.Linear, L2Norm)) and not isinstance(layer, L2Norm2d) else (2, 6, 9, 8)
+    is_image = isinstance(layer, PatchNormConv2d | L2Norm2d)
+    shape = (2, 6, 9, 8) if is_image else (2, 5, 6)
     return torch.randn(*shape, **kw)
 
 

@@ -4,8 +4,10 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from timm.utils.onnx import onnx_export
 
 import affnorm_zoo
+from affnorm_zoo.models import zoo_models
 
 NAMES = ["resnet20_cifar_patchnorm_ws", "resnet20_cifar_patchnorm_l2", "vit_nano_patch4_32_affinelike"]
 
@@ -26,6 +28,43 @@ def test_onnx_runtime_computes_the_same(model, images):
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), model(images), rtol=1e-4, atol=1e-5)
+
+
+LEGACY = [
+    ("resnet20_cifar_patchnorm_ws", 32, True),
+    ("resnet20_cifar_patchnorm_l2", 32, False),
+    ("resnext50_32x4d_patchnorm", 64, False),
+    ("vit_nano_patch4_32_affinelike", 32, False),
+]
+RESNETS = [name for name in zoo_models() if "patchnorm" in name and name not in [case[0] for case in LEGACY]]
+
+
+def check_timms_onnx_export(name, size, is_dynamic, folder, **options):
+    model = timm.create_model(name, exportable=True, **options)
+    onnx_export(model, str(folder / "m.onnx"), batch_size=2, input_size=(3, size, size), dynamic_size=is_dynamic)
+    session = onnxruntime.InferenceSession(folder / "m.onnx")
+    images = torch.randn(3, 3, size + 16 if is_dynamic else size, size)
+    (logits,) = session.run(None, {"input0": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(("name", "size", "is_dynamic"), LEGACY)
+def test_timms_onnx_export_takes_any_batch(name, size, is_dynamic, tmp_path):
+    """By torch's legacy exporter, to which timm's onnx_export.py hands a model."""
+    check_timms_onnx_export(name, size, is_dynamic, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
+def test_timms_onnx_export_takes_a_dilated_network(tmp_path):
+    check_timms_onnx_export("resnet18_patchnorm", 64, True, tmp_path, output_stride=8)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", RESNETS)
+def test_timms_onnx_export_takes_every_resnet(name, tmp_path):
+    check_timms_onnx_export(name, 32 if "cifar" in name else 64, False, tmp_path)
 
 
 def test_export_holds_plain_operators_and_computes_the_same(model, images):

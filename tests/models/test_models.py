@@ -1,4 +1,4 @@
-import copy
+import json
 import warnings
 from types import ModuleType
 
@@ -86,20 +86,103 @@ def test_zero_init_last_is_heeded(name):
     assert branch[0] < 0.35 * branch[1]
 
 
-@pytest.mark.parametrize("name", ["resnet20_cifar_patchnorm_ws", "vit_nano_patch4_32_affinelike"])
+VIT_OPTIONS = dict(
+    init_values=0.1, reg_tokens=2, qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True, pre_norm=True,
+    global_pool="map", class_token=False,
+)  # fmt: skip
+EMPTIED = {
+    "resnet20_cifar_patchnorm": {}, "resnet20_cifar_patchnorm_ws": {}, "resnet20_cifar_batchnorm": {},
+    "resnet20_cifar_groupnorm": {}, "resnet20_cifar_layernorm": {}, "resnet20_cifar_none": {},
+    "resnet50d_patchnorm_l2": {}, "resnext50_32x4d_patchnorm": {}, "seresnet50_patchnorm_ws": {},
+    "resnet18_patchnorm": dict(block_args=dict(attn_layer="eca")),
+    "vit_nano_patch4_32_affinelike": {}, "vit_nano_patch4_32_normlike": VIT_OPTIONS,
+    "vit_nano_patch4_32_layernorm": VIT_OPTIONS, "vit_tiny_patch16_224_affinelike": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMPTIED)
 def test_init_weights_restores_an_emptied_model(name):
     torch.manual_seed(1)
-    model = timm.create_model(name)
-    emptied = copy.deepcopy(model).to("meta").to_empty(device="cpu")
+    model = timm.create_model(name, **EMPTIED[name])
+    with torch.device("meta"):
+        emptied = timm.create_model(name, **EMPTIED[name])
+    emptied.to_empty(device="cpu")
     for p in emptied.parameters():
         nn.init.constant_(p, float("nan"))
     emptied.init_weights()
-    head = emptied.get_classifier()
-    head.reset_parameters()  # timm leaves a ResNet's classifier to whoever empties the model
     for (key, was), now in zip(model.state_dict().items(), emptied.state_dict().values(), strict=True):
         assert now.isfinite().all(), key
         if was.numel() > 1000:
             assert now.std() == pytest.approx(was.std().item(), rel=0.2), key
+
+
+def test_building_draws_no_more_than_timm_and_the_layers_do():
+    """A seed gives the weights that it gave before the classifier's could be drawn again."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet20_cifar_patchnorm")
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    model.init_weights()
+    assert torch.rand(1) != drawn
+    torch.manual_seed(0)
+    again = timm.create_model("resnet20_cifar_patchnorm")
+    assert torch.rand(1) == drawn
+    assert not torch.equal(again.fc.weight, model.fc.weight)
+
+
+@pytest.mark.parametrize("name", ["resnet18_patchnorm", "resnet50_patchnorm_l2", "resnet50d_patchnorm_ws",
+                                  "vit_nano_patch4_32_affinelike", "vit_nano_patch4_32_normlike"])  # fmt: skip
+def test_without_absorbing_every_activation_is_a_module_and_the_function_the_same(name, tmp_path):
+    kinds = (nn.ReLU, nn.GELU)
+    reference = timm.create_model(name.rpartition("_patchnorm")[0] if "resnet" in name else "vit_tiny_patch16_224")
+    absorbed = timm.create_model(name, num_classes=3)
+    modular = timm.create_model(name, num_classes=3, absorb=False)
+    modular.load_state_dict(absorbed.state_dict())
+
+    def count(model):
+        return sum(isinstance(module, kinds) for module in model.modules())
+
+    per_network = {"vit_nano_patch4_32": 6}.get(name.rpartition("_")[0], count(reference))
+    assert count(modular) == per_network > count(absorbed)
+    x = torch.randn(2, 3, 64, 64) if "resnet" in name else torch.randn(2, 3, 32, 32)
+    g = torch.randn(2, 3)
+    gradients = []
+    for model in (absorbed, modular):
+        y = model(x)
+        gradients.append((y, *torch.autograd.grad(y, [*model.parameters()], g)))
+    for actual, expected in zip(*reversed(gradients), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    save_for_hf(modular, tmp_path, safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert count(loaded) == per_network
+    for module in loaded.modules():  # and so each can be replaced
+        for child_name, child in list(module.named_children()):
+            if isinstance(child, kinds):
+                setattr(module, child_name, nn.SiLU())
+    assert not torch.equal(loaded.eval()(x), modular.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar_patchnorm", "resnet50_patchnorm_ws", "resnet50d_patchnorm_l2"])
+@pytest.mark.parametrize("absorb", [True, False])
+def test_hooks_on_every_convolution_keep_its_output_and_its_gradient(name, absorb):
+    model = timm.create_model(name, num_classes=3, absorb=absorb).eval()
+    convs = {key: module for key, module in model.named_modules() if isinstance(module, PatchNormConv2d)}
+    forward, backward, handles = {}, {}, []
+    for key, module in convs.items():
+        handles += [
+            module.register_forward_hook(lambda m, i, o, key=key: forward.update({key: (i[0].clone(), o.detach())})),
+            module.register_full_backward_hook(lambda m, dx, dz, key=key: backward.update({key: dz[0]})),
+        ]
+    x, g = torch.randn(1, 3, 64, 64, requires_grad=True), torch.randn(1, 3)
+    (hooked,) = torch.autograd.grad(model(x), x, g)
+    for handle in handles:
+        handle.remove()
+    (plain,) = torch.autograd.grad(model(x), x, g)
+    assert torch.equal(hooked, plain)
+    assert backward.keys() == forward.keys() == convs.keys()
+    for key, (input_, kept) in forward.items():
+        with torch.no_grad():
+            assert torch.equal(convs[key](input_), kept), key
 
 
 def test_vit_options_of_timm():
@@ -260,6 +343,30 @@ def test_reparameterized_model_is_the_plain_one_with_the_same_outputs():
         assert torch.equal(fast(x), model(x))
         assert torch.equal(plain(x), model(x))
     assert plain.state_dict().keys() < model.state_dict().keys()  # the gains are still there, in the model itself
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet20_cifar_patchnorm_ws.c10_e15_rms4", "resnet18_patchnorm_ws", "resnet18_patchnorm"]
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_an_export_names_the_architecture_that_a_reparameterized_model_is(name, inplace, tmp_path):
+    model = timm.create_model(name, num_classes=3).eval()
+    fast = timm.utils.reparameterize_model(model, inplace=inplace)
+    save_for_hf(fast, tmp_path, safe_serialization=True)
+    architecture = json.loads((tmp_path / "config.json").read_text())["architecture"]
+    assert architecture == name.split(".")[0].removesuffix("_ws")
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(x), fast(x))
+    if not inplace:
+        assert model.pretrained_cfg["architecture"] == name.split(".")[0]
+
+
+def test_a_half_reparameterized_model_is_not_exported(tmp_path):
+    model = timm.create_model("resnet20_cifar_patchnorm_ws")
+    model.conv1.reparameterize()
+    with pytest.raises(ValueError, match="1 of 21 layers are reparameterized"):
+        save_for_hf(model, tmp_path, safe_serialization=True)
 
 
 def test_drop_path_checkpointing_and_layer_decay_work():

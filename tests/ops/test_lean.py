@@ -4,6 +4,7 @@ import torch
 from definitions import max_error
 from ops.cases import CASES, forward_backward
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from affnorm_zoo import AffineLikeLinear, PatchNormConv2d
@@ -100,6 +101,34 @@ def test_transforms_of_torch_func_take_the_plain_path(case):
     stacked = torch.stack([inputs[0], 2 * inputs[0]])
     mapped = torch.vmap(lambda x: case.lean(x, *inputs[1:]))(stacked)
     torch.testing.assert_close(mapped[1], case.reference(2 * inputs[0], *inputs[1:]))
+
+
+def test_forward_mode_takes_the_plain_path(case):
+    inputs = [t.detach() for t in case.sample()]
+    tangents = [torch.randn_like(t) for t in inputs]
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t, v) for t, v in zip(inputs, tangents, strict=True)]
+        z, actual = forward_ad.unpack_dual(case.lean(*duals))
+    _, expected = torch.func.jvp(case.reference, tuple(inputs), tuple(tangents))
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(z, case.reference(*inputs))
+
+
+TINY = [case for case in CASES if "norm_like" in case.name]
+
+
+@pytest.mark.parametrize("case", TINY, ids=by_name)
+@pytest.mark.parametrize("size", [1e-10, 0.5e-12, 1e-13, 1e-16, 1e-20, 1e-22, 1e-30])
+def test_tiny_inputs_have_the_references_finite_gradients(case, size):
+    inputs = [t.float() for t in case.sample()]
+    inputs[0] = inputs[0] * size
+    dz = torch.randn_like(case.reference(*inputs))
+    expected, actual = forward_backward(case.reference, inputs, dz), forward_backward(case.lean, inputs, dz)
+    for name in expected:
+        assert expected[name].isfinite().all()
+        # roundings of float32 in sums of some 50 terms
+        atol = 1e-5 * expected[name].abs().max().item()
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=atol)
 
 
 BATCHED = [case for case in CASES if len(case.shapes[0]) > 1 and case.name != "standardize"]

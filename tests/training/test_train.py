@@ -62,7 +62,7 @@ def test_the_export_is_complete_and_safe(finished):
     export = finished / "export"
     assert {path.name for path in export.iterdir()} == {"README.md", "config.json", "model.safetensors", "curves.png"}
     config = json.loads((export / "config.json").read_text())
-    assert config["architecture"] == "resnet20_cifar_patchnorm.import_affnorm_zoo_first"
+    assert config["architecture"] == "resnet20_cifar_patchnorm"
     assert config["pretrained_cfg"]["input_size"] == [1, 8, 8]
     assert config["label_names"] == [str(digit) for digit in range(10)]
     card = (export / "README.md").read_text()

@@ -1,0 +1,105 @@
+"""What all divergence-free layers with parameters share, and what others may ask of them."""
+
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from affnorm_zoo.layers._flops import count_as
+from affnorm_zoo.layers._scaled import Scaled
+
+_FUSION = torch.nn.utils.fusion.__name__
+
+
+class BoundLayer(Scaled, nn.Module):
+    """A layer that computes what a linear layer or a convolution does, and a quotient of it.
+
+    It is no subclass of :class:`torch.nn.Linear` or :class:`torch.nn.Conv2d`, though it has their parameters and
+    attributes: quantisers, adapters and converters look for these classes, copy weight and bias into one of their own,
+    and would leave the quotient out without a word.
+
+    Parameters are ``weight``, ``bias`` (or None) and what a subclass adds.
+    """
+
+    channel_axis: int  # of the output
+    like: type[nn.Module]  # torch's layer of the same size
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters."""
+        raise NotImplementedError
+
+    def damp(self, factor: float) -> None:
+        """Multiply the response, bias aside, by ``factor``."""
+        raise NotImplementedError
+
+    def inner_kappa(self) -> float | None:
+        """The κ that multiplies the bias inside the quotient, or None without a bias there."""
+        raise NotImplementedError
+
+    def is_plain(self) -> bool:
+        """Whether the product takes ``weight`` as it is."""
+        return True
+
+    def adopt(self, layer: nn.Module) -> None:
+        """Take over the parameter objects of a plain layer; what that lacks starts neutral, and on its device."""
+        for name, parameter in list(self.named_parameters()):
+            existing = getattr(layer, name, None)
+            if existing is None:
+                fill = 1.0 if name == "gain" else 0.0
+                existing = nn.Parameter(torch.full_like(parameter, fill, device=layer.weight.device))
+            setattr(self, name, existing)
+
+    def check_writable(self) -> None:
+        """See :func:`check_writable`; for all parameters."""
+        check_writable(self)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> "BoundLayer":
+        """As every module's; flop counters come this way, and look layers up by their exact type."""
+        count_as(type(self), self.like)
+        return super().apply(fn)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "weight" and _comes_from_fusion(sys._getframe(1)):
+            raise TypeError(
+                f"{type(self).__name__} cannot be fused with a batch norm: its output is a quotient, and the norm's "
+                "shift does not go inside; leave the batch norm as it is"
+            )
+        super().__setattr__(name, value)
+
+
+def _comes_from_fusion(frame: FrameType | None) -> bool:
+    """Whether an attribute is set by torch's fusion with a batch norm, which copies a layer and asks nothing of it."""
+    while frame is not None and frame.f_code.co_name == "__setattr__":
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") == _FUSION
+
+
+def check_writable(module: nn.Module, names: tuple[str, ...] = ("weight", "bias", "gain")) -> None:
+    """Refuse a module that computes one of these parameters from others: what is written there would be lost.
+
+    Raises:
+        ValueError: one is computed, by pruning, weight_norm, spectral_norm or another parametrization.
+    """
+    for name in names:
+        if name not in module._parameters and isinstance(getattr(module, name, None), Tensor):
+            utils = "torch.nn.utils"
+            raise ValueError(
+                f"{name} of {type(module).__name__} is computed from other tensors, so that writing into it would be "
+                f"lost: first make it a parameter, by {utils}.parametrize.remove_parametrizations(layer, {name!r}), "
+                f"{utils}.prune.remove(layer, {name!r}), {utils}.remove_weight_norm(layer, {name!r}) or "
+                f"{utils}.remove_spectral_norm(layer, {name!r}), whichever it was made by"
+            )
+
+
+def affine_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules of the linear layers and convolutions of ``model``, plain ones and ours."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | BoundLayer):
+            yield name, module
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of an affine layer's output that holds the channels."""
+    return layer.channel_axis if isinstance(layer, BoundLayer) else 1 if isinstance(layer, nn.Conv2d) else -1

@@ -1,0 +1,70 @@
+"""``pytest -m clients`` runs other people's tools on the package, and writes docs/compatibility.md."""
+
+from pathlib import Path
+
+import pytest
+from clients.rows import version_of
+
+PAGE = Path(__file__).parents[2] / "docs/compatibility.md"
+_HEAD = """\
+# Compatibility
+
+Written by `pytest -m clients`: each row is a test of that run, in `tests/clients/`. `pip install affnorm-zoo[clients]`
+installs the packages. torch's and timm's own tools are tested with the package itself.
+
+The layers are no subclasses of `nn.Linear` and `nn.Conv2d`. Tools that replace these by a layer of their own would
+leave the quotient out; they pass ours over, or refuse them.
+
+| package | version | what | outcome |
+|---|---|---|---|
+"""
+_FOOT = """
+## What to know
+
+- **LoRA**: name weights, not modules: `LoraConfig(target_modules=[], target_parameters=["attn.qkv.weight"])`. An adapter
+  beside a layer would learn outside the quotient, and merging would move it inside.
+- **Weight-only quantisation**: pass torchao's `quantize_` a filter that names the layers,
+  `filter_fn=lambda module, _: isinstance(module, affnorm_zoo.layers.BoundLayer)`. Activations inside the quotient must
+  not be quantised: the length of the input would be rounded too.
+- **Guided backpropagation and other tools that replace or hook activations**: build the model with `absorb=False`, or
+  call `bind(model, absorb=False)`. Every ReLU and GELU then is a module. DeepLift's sum rule does not hold: it takes
+  all modules but activations for linear, and the quotient is not.
+- **Dilating a backbone**: ask timm, `timm.create_model(..., output_stride=8)`, or set `stride`, `dilation` and `padding`
+  of the layers. `replace_strides_with_dilation` of segmentation-models-pytorch looks for `nn.Conv2d` and passes ours
+  over; its `tu-` encoders take `encoder_output_stride` and are dilated by timm.
+- **Pruning**: `torch.nn.utils.prune` and parametrizations work in training. What writes into a weight that they compute
+  (`reparameterize`, `damp`, `init_bound_weights`) is refused until they are removed. torch-pruning is given
+  `affnorm_zoo.pruning.pruners()`; it prunes convolutional networks, and fails to trace our transformers.
+- **timm's scripts** need the models: `python -m affnorm_zoo.run SCRIPT ...`. `onnx_export.py` works as it is.
+  `bulk_runner.py` starts a process per model: give it
+  `--model-list` names and the script as `affnorm_zoo.run`-wrapped command, or run `validate.py` once per model in a loop.
+"""
+_outcomes: dict[tuple[str, str], list[tuple[str, str]]] = {}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("clients"):
+            item.add_marker(pytest.mark.filterwarnings("ignore"))  # theirs are not ours to mend
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    marker = item.get_closest_marker("clients")
+    if marker and (report.when == "call" or report.skipped or report.failed):
+        row = marker.kwargs["package"], marker.kwargs["what"]
+        _outcomes.setdefault(row, []).append((report.outcome, marker.kwargs["outcome"]))
+
+
+def pytest_sessionfinish(session):
+    options = session.config.option
+    if options.markexpr == "clients" and not options.keyword and not options.collectonly and _outcomes:
+        PAGE.write_text(_HEAD + "".join(_rows()) + _FOOT, encoding="utf-8")
+
+
+def _rows():
+    for (package, what), results in sorted(_outcomes.items()):
+        found = {outcome for outcome, _ in results}
+        said = "**fails**" if "failed" in found else "not installed" if "skipped" in found else results[0][1]
+        yield f"| {package} | {version_of(package) or ''} | {what} | {said} |\n"

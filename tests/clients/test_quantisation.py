@@ -1,0 +1,183 @@
+"""Tools that replace layers: ours are passed over or refused, never computed without their quotient."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from clients.rows import client
+
+from affnorm_zoo.layers import BoundLayer
+
+VITS = ["vit_nano_patch4_32_affinelike", "vit_nano_patch4_32_normlike"]
+RESNET = "resnet20_cifar_patchnorm_ws"
+
+
+def trained(name, **options):
+    return timm.create_model(name, pretrained=True, **options).eval()
+
+
+def relative(actual, expected):
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def check_close_with_ours_untouched(changed, model, tolerance):
+    """A tool may have changed the classifier and the patch embedding, not our layers."""
+    x = torch.randn(4, 3, 32, 32)
+    kinds = {key: type(module) for key, module in model.named_modules() if isinstance(module, BoundLayer)}
+    assert kinds
+    assert {key: type(changed.get_submodule(key)) for key in kinds} == kinds
+    with torch.no_grad():
+        assert relative(changed(x), model(x)) < tolerance
+
+
+@client("torchao", "quantisation-aware training, `QATConfig`", "passes our layers over")
+@pytest.mark.parametrize("name", VITS)
+def test_torchao_qat(name):
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
+    from torchao.quantization.qat import QATConfig
+
+    model = trained(name)
+    changed = copy.deepcopy(model)
+    quantize_(changed, QATConfig(Int8DynamicActivationIntxWeightConfig(), step="prepare"))
+    check_close_with_ours_untouched(changed, model, 0.05)
+
+
+@client("torchao", "float8 training", "passes our layers over")
+@pytest.mark.parametrize("name", VITS)
+def test_torchao_float8(name):
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    model = trained(name)
+    changed = convert_to_float8_training(copy.deepcopy(model), config=Float8LinearConfig(emulate=True))
+    check_close_with_ours_untouched(changed, model, 0.1)
+
+
+@client("torchao", "8-bit weights, `quantize_` with a filter", "works")
+@pytest.mark.parametrize("name", VITS)
+def test_torchao_weight_only(name):
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = trained(name)
+    changed = copy.deepcopy(model)
+    quantize_(changed, Int8WeightOnlyConfig(), filter_fn=lambda module, _: isinstance(module, BoundLayer))
+    layer = changed.blocks[0].attn.qkv
+    assert type(layer.weight) is not torch.nn.Parameter
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert 0 < relative(changed(x), model(x)) < 0.05
+
+
+@client("torchao", "8-bit weights and activations by default", "passes our layers over")
+def test_torchao_dynamic():
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    model = trained(VITS[0])
+    changed = copy.deepcopy(model)
+    quantize_(changed, Int8DynamicActivationInt8WeightConfig())
+    check_close_with_ours_untouched(changed, model, 0.05)
+
+
+@client("optimum-quanto", "`quantize` of weights and activations", "passes our layers over")
+@pytest.mark.parametrize("name", [*VITS, RESNET])
+def test_quanto(name):
+    from optimum.quanto import freeze, qint8, quantize
+
+    model = trained(name)
+    changed = copy.deepcopy(model)
+    quantize(changed, weights=qint8)
+    freeze(changed)
+    check_close_with_ours_untouched(changed, model, 0.05)
+
+
+@client("accelerate", "conversion to 8-bit floats, `convert_model`", "passes our layers over")
+@pytest.mark.parametrize("name", VITS)
+def test_accelerate_finds_nothing_to_convert(name):
+    from accelerate.utils import find_executable_batch_size  # noqa: F401 accelerate is there
+    from accelerate.utils.ao import find_first_last_linear_layers
+
+    first, last = find_first_last_linear_layers(trained(name))
+    assert {first, last} <= {"head", None}
+
+
+PEFT_METHODS = {
+    "LoraConfig": dict(r=4), "HRAConfig": dict(r=4), "BOFTConfig": dict(boft_block_size=4), "OFTConfig": dict(r=0, oft_block_size=4),
+    "LoHaConfig": dict(r=4), "LoKrConfig": dict(r=4), "IA3Config": dict(feedforward_modules=[]), "ShiraConfig": dict(r=4),
+    "VeraConfig": dict(r=4), "FourierFTConfig": dict(n_frequency=10), "RandLoraConfig": dict(r=4),
+}  # fmt: skip
+
+
+@client("peft", "adapters beside a layer, `target_modules`: " + ", ".join(PEFT_METHODS), "refused by peft")
+@pytest.mark.parametrize("method", PEFT_METHODS)
+@pytest.mark.parametrize("name", [VITS[0], RESNET])
+def test_peft_refuses_adapters_beside_ours(name, method):
+    import peft
+
+    targets = ["qkv"] if name == VITS[0] else ["conv1", "conv2"]
+    config = getattr(peft, method)(target_modules=targets, **PEFT_METHODS[method])
+    with pytest.raises((ValueError, TypeError), match="not supported|Linear|supported"):
+        peft.get_peft_model(trained(name), config)
+
+
+@client("peft", "LoRA on weights, `target_parameters`, trained and merged", "works")
+@pytest.mark.parametrize("name", [*VITS, "vit_nano_patch4_32_layernorm"])
+def test_peft_target_parameters_merge_into_what_was_trained(name):
+    from peft import LoraConfig, get_peft_model
+
+    base = trained(name)
+    model = get_peft_model(
+        base, LoraConfig(r=4, target_modules=[], target_parameters=["attn.qkv.weight", "mlp.fc2.weight"])
+    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    x, y = torch.randn(8, 3, 32, 32), torch.arange(8)
+    before = model(x).detach()
+    for _ in range(3):
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        after = model(x)
+        assert relative(after, before) > 0.05
+        assert relative(model.merge_and_unload()(x), after) < 1e-4
+
+
+@client("nncf", "8-bit post-training quantisation of the torch model")
+def test_nncf():
+    import nncf
+
+    model = trained("resnet20_cifar_patchnorm")
+    images = torch.randn(32, 3, 32, 32)
+    quantized = nncf.quantize(copy.deepcopy(model), nncf.Dataset([images[i : i + 4] for i in range(0, 32, 4)]))
+    with torch.no_grad():
+        assert relative(quantized(images), model(images)) < 0.3
+
+
+@client("torch-pruning", "groups of channels with their gains, `affnorm_zoo.pruning.pruners()`")
+@pytest.mark.parametrize("name", ["resnet20_cifar_patchnorm_ws", "resnet20_cifar_patchnorm_l2", "resnet18_patchnorm"])
+def test_torch_pruning(name):
+    import torch_pruning
+
+    from affnorm_zoo.pruning import pruners
+
+    model, x = timm.create_model(name, num_classes=5), torch.randn(2, 3, 32, 32)
+    graph = torch_pruning.DependencyGraph().build_dependency(model, x, customized_pruners=pruners())
+    layer = model.layer2[0].conv1
+    kept = [i for i in range(layer.out_channels) if i not in (0, 3)]
+    weight, gain, bias = (None if p is None else p.detach().clone() for p in (layer.weight, layer.gain, layer.bias))
+    graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=[0, 3]).prune()
+    assert torch.equal(layer.weight, weight[kept])
+    assert torch.equal(layer.bias, bias[kept])
+    assert (layer.gain is None) == (gain is None)
+    assert gain is None or torch.equal(layer.gain, gain[kept])
+    assert model.layer2[0].conv2.weight.shape[1] == len(kept)
+    model(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+    smaller = torch_pruning.pruner.MetaPruner(
+        model, x, importance=torch_pruning.importance.MagnitudeImportance(), pruning_ratio=0.25,
+        customized_pruners=pruners(), root_module_types=[torch.nn.Linear, *pruners()], ignored_layers=[model.fc],
+    )  # fmt: skip
+    before = sum(p.numel() for p in model.parameters())
+    smaller.step()
+    assert sum(p.numel() for p in model.parameters()) < 0.9 * before
+    assert model(x).shape == (2, 5)

@@ -79,7 +79,7 @@ def _runs(
 
     def scale_output(module: Any, cast: torch.dtype | None, fresh: bool = True) -> tuple:
         y = wide(a, cast).clone() if fresh else a
-        return (module.scale_output(y, wide(factor, cast), wide(vector, cast), "relu"),)
+        return (module.scale_output(y, wide(factor, cast), wide(vector, cast), None, "relu"),)
 
     def scale_cotangent(module: Any, cast: torch.dtype | None, fresh: bool = True) -> tuple:  # noqa: ARG001
         given = {"activation": "relu", "output": wide(positive, cast)}

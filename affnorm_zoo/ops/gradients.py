@@ -6,11 +6,6 @@ import torch
 from torch import Tensor
 
 
-def inner_bias(bias: Tensor | None, kappa: float, norm_like: bool) -> Tensor | None:
-    """What is added inside the quotient; norm_like adds its bias after it."""
-    return None if bias is None or norm_like else kappa * bias
-
-
 def differentiable_gradients(
     plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], dz: Tensor
 ) -> list[Tensor | None]:

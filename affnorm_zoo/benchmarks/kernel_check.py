@@ -12,6 +12,7 @@ from affnorm_zoo.ops import passes
 
 LAYOUTS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 Result = tuple[Tensor | None, ...]
+_KAPPA = 2.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def passes_on(case: KernelCase, device: torch.device) -> Iterator[Pass]:
         return run
 
     def cotangent(module: Any, cast: Callable[[Tensor], Tensor] = lambda t: t) -> Result:
-        return module.scale_cotangent(cast(a), cast(factor), activation="relu", output=cast(positive))[:2]
+        given = {"activation": "relu", "output": cast(positive), "kappa": _KAPPA, "sum_bias": True}
+        return module.scale_cotangent(cast(a), cast(factor), **given)
 
     yield Pass(
         "square_sum", size + maps,
@@ -115,8 +117,8 @@ def passes_on(case: KernelCase, device: torch.device) -> Iterator[Pass]:
     )  # fmt: skip
     yield Pass(
         "scale_output", 2 * size + maps,
-        overwritten("scale_output", a, factor, vector, "relu"),
-        lambda module: module.scale_output(scratch, one, torch.zeros_like(vector), "relu"),
+        overwritten("scale_output", a, factor, vector, _KAPPA, "relu"),
+        lambda module: module.scale_output(scratch, one, torch.zeros_like(vector), _KAPPA, "relu"),
     )  # fmt: skip
     yield Pass("scale_cotangent", 3 * size + 2 * maps, cotangent, cotangent)
     yield Pass(

@@ -1,8 +1,11 @@
 """Triton twins of :mod:`affnorm_zoo.ops.passes`, each one read of its inputs and one write of its outputs.
 
-A tensor is an image (N, C, H, W) of any strides. Programs run over the N·H·W positions in tiles of
-(positions, channels); the maps that a group's channels share are (N, groups, H, W), contiguous, in float32.
+Images are (N, C, H, W), dense in NCHW or NHWC order; the launchers copy what is strided, or ordered otherwise than the
+tensor that decides. A map that a group's channels share is (N, groups, H, W), in float32 and in the order of its
+images. A program has a tile of (pixels, groups, channels of a group) and runs over the channels of its groups.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -10,161 +13,185 @@ import triton.language as tl
 from torch import Tensor
 
 from affnorm_zoo.functional.activation import LEAKY_SLOPE
-from affnorm_zoo.kernels._launch import NUM_WARPS, tile_shape
+from affnorm_zoo.kernels._launch import (
+    MOST_CHANNELS,
+    NUM_WARPS,
+    SUMMED_CHANNELS,
+    TILE,
+    Layout,
+    Tile,
+    launch,
+    layout_of,
+    tile_of,
+)
+from affnorm_zoo.kernels._tiles import channels_of_tile, groups_of_program, offsets, pixels_of_program
 
 ACTIVATION_CODES = {"none": 0, "relu": 1, "leaky_relu": 2}
-_NOTHING, _OUTPUT, _INNER, _PROBE = 0, 1, 2, 3
+# BIAS: where the bias is added; OTHER: what stands beside the cotangent; SUM: which of its sums is the bias's gradient
+NO_BIAS, INNER_BIAS, OUTER_BIAS = 0, 1, 2
+_NOTHING, _OUTPUT, _INNER = 0, 1, 2
+_NO_SUM, _SUM_H, _SUM_G = 0, 1, 2
 
 
 @triton.jit
-def _positions(i_m, M, H, W, BLOCK_M: tl.constexpr):
-    """Image, row and column of a block of positions, and which of them exist."""
-    o_m = i_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)  # positions times channels can pass 2³¹
-    o_n = o_m // (H * W)
-    return o_m, o_n, o_m // W % H, o_m % W, o_m < M
-
-
-@triton.jit
-def _square_sum_kernel(x, out, M, H, W, GROUP_C, sn, sc, sh, sw, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+def _square_sum_kernel(
+    x, out, P, GROUPS,
+    GROUP_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """out[n, g, p] = Σ_c x[n, g·GROUP_C + c, p]²."""
-    i_g = tl.program_id(1)
-    _, o_n, o_h, o_w, m_m = _positions(tl.program_id(0), M, H, W, BLOCK_M)
-    base = o_n * sn + o_h * sh + o_w * sw
-    b_sum = tl.zeros((BLOCK_M,), tl.float32)
+    i_n, o_p, m_p = pixels_of_program(tl.program_id(0), P, CHANNELS_LAST, BLOCK_P)
+    o_g, m_g = groups_of_program(GROUPS, BLOCK_G)
+    o_map = offsets(i_n, o_p[:, None], o_g[None, :], P, GROUPS, CHANNELS_LAST)
+    m_map = m_p[:, None] & m_g[None, :]
+    b_sum = tl.zeros((BLOCK_P, BLOCK_G), tl.float32)
     for start in range(0, GROUP_C, BLOCK_C):
-        o_c = start + tl.arange(0, BLOCK_C)
-        mask = m_m[:, None] & (o_c < GROUP_C)[None, :]
-        offset = base[:, None] + (i_g * GROUP_C + o_c)[None, :].to(tl.int64) * sc
+        o_c, m_c = channels_of_tile(o_g, m_g, start, GROUP_C, BLOCK_C)
+        offset = offsets(i_n, o_p[:, None, None], o_c[None, :, :], P, GROUPS * GROUP_C, CHANNELS_LAST)
+        mask = m_p[:, None, None] & m_c[None, :, :]
         b_x = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
-        b_sum += tl.sum(b_x * b_x, axis=1)
-    tl.store(out + ((o_n * tl.num_programs(1) + i_g) * H + o_h) * W + o_w, b_sum, mask=m_m)
+        b_sum += tl.sum(b_x * b_x, axis=2)
+    tl.store(out + o_map, b_sum, mask=m_map)
 
 
 @triton.jit
 def _scale_output_kernel(
-    y, factor, bias, M, H, W, C, GROUP_C, sn, sc, sh, sw, slope,
-    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    y, factor, bias, out, P, GROUPS, kappa, slope, BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+    GROUP_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """y[n, c, p] = act(y[n, c, p] · factor[n, c // GROUP_C, p] + bias[c])."""
-    _, o_n, o_h, o_w, m_m = _positions(tl.program_id(0), M, H, W, BLOCK_M)
-    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = m_m[:, None] & (o_c < C)[None, :]
-    offset = (o_n * sn + o_h * sh + o_w * sw)[:, None] + o_c[None, :].to(tl.int64) * sc
-    o_factor = ((o_n[:, None] * (C // GROUP_C) + (o_c // GROUP_C)[None, :]) * H + o_h[:, None]) * W + o_w[:, None]
-    b_z = tl.load(y + offset, mask=mask, other=0.0).to(tl.float32) * tl.load(factor + o_factor, mask=mask, other=0.0)
-    if HAS_BIAS:
-        b_z += tl.load(bias + o_c, mask=o_c < C, other=0.0).to(tl.float32)[None, :]
-    if ACTIVATION == 1:
-        b_z = tl.maximum(b_z, 0.0)
-    if ACTIVATION == 2:
-        b_z = tl.where(b_z > 0, b_z, b_z * slope)
-    tl.store(y + offset, b_z.to(y.dtype.element_ty), mask=mask)
+    """out[n, c, p] = act((y[n, c, p] + κ bias[c]) · factor[n, g, p]), or act(y · factor + bias), by BIAS."""
+    i_n, o_p, m_p = pixels_of_program(tl.program_id(0), P, CHANNELS_LAST, BLOCK_P)
+    o_g, m_g = groups_of_program(GROUPS, BLOCK_G)
+    o_map = offsets(i_n, o_p[:, None], o_g[None, :], P, GROUPS, CHANNELS_LAST)
+    m_map = m_p[:, None] & m_g[None, :]
+    b_factor = tl.load(factor + o_map, mask=m_map, other=0.0)[:, :, None]
+    for start in range(0, GROUP_C, BLOCK_C):
+        o_c, m_c = channels_of_tile(o_g, m_g, start, GROUP_C, BLOCK_C)
+        offset = offsets(i_n, o_p[:, None, None], o_c[None, :, :], P, GROUPS * GROUP_C, CHANNELS_LAST)
+        mask = m_p[:, None, None] & m_c[None, :, :]
+        b_z = tl.load(y + offset, mask=mask, other=0.0).to(tl.float32)
+        if BIAS != 0:
+            b_bias = tl.load(bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :, :]
+        if BIAS == 1:
+            b_z += kappa * b_bias
+        b_z *= b_factor
+        if BIAS == 2:
+            b_z += b_bias
+        if ACTIVATION == 1:
+            b_z = tl.maximum(b_z, 0.0)
+        if ACTIVATION == 2:
+            b_z = tl.where(b_z > 0, b_z, b_z * slope)
+        tl.store(out + offset, b_z.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _scale_cotangent_kernel(
-    dz, factor, other, vector, h, s, M, H, W, GROUP_C,
-    dz_n, dz_c, dz_h, dz_w, other_n, other_c, other_h, other_w, h_n, h_c, h_h, h_w, slope,
-    MODE: tl.constexpr, HAS_VECTOR: tl.constexpr, ACTIVATION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    dz, factor, other, bias, h, s, sums, P, GROUPS, kappa, slope,
+    OTHER: tl.constexpr, BIAS: tl.constexpr, SUM: tl.constexpr, ACTIVATION: tl.constexpr,
+    GROUP_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """g = act'(other) dz;  h = g · factor;  s = Σ_c (dz other - g vector), Σ_c h other, or Σ_c h vector, by MODE."""
-    i_g = tl.program_id(1)
-    _, o_n, o_h, o_w, m_m = _positions(tl.program_id(0), M, H, W, BLOCK_M)
-    o_map = ((o_n * tl.num_programs(1) + i_g) * H + o_h) * W + o_w
-    b_factor = tl.load(factor + o_map, mask=m_m, other=0.0)
-    dz_base = o_n * dz_n + o_h * dz_h + o_w * dz_w
-    other_base = o_n * other_n + o_h * other_h + o_w * other_w
-    h_base = o_n * h_n + o_h * h_h + o_w * h_w
-    b_s = tl.zeros((BLOCK_M,), tl.float32)
+    """g = act'(other) dz;  h = g · factor;  s by OTHER and BIAS;  sums[program, c] = Σ_p h or Σ_p g, by SUM.
+
+    OTHER is the output z, and s = Σ_c (dz z - g bias); or the convolution's y, and s = Σ_c h (y + κ bias); or nothing,
+    and s = Σ_c h κ bias. Terms with a bias fall away without it.
+    """
+    i_n, o_p, m_p = pixels_of_program(tl.program_id(0), P, CHANNELS_LAST, BLOCK_P)
+    o_g, m_g = groups_of_program(GROUPS, BLOCK_G)
+    o_map = offsets(i_n, o_p[:, None], o_g[None, :], P, GROUPS, CHANNELS_LAST)
+    m_map = m_p[:, None] & m_g[None, :]
+    b_factor = tl.load(factor + o_map, mask=m_map, other=0.0)[:, :, None]
+    b_s = tl.zeros((BLOCK_P, BLOCK_G), tl.float32)
     for start in range(0, GROUP_C, BLOCK_C):
-        o_in_group = start + tl.arange(0, BLOCK_C)
-        m_c = o_in_group < GROUP_C
-        mask = m_m[:, None] & m_c[None, :]
-        o_c = (i_g * GROUP_C + o_in_group).to(tl.int64)
-        b_g = tl.load(dz + dz_base[:, None] + o_c[None, :] * dz_c, mask=mask, other=0.0).to(tl.float32)
-        if MODE == 1 or MODE == 2:
-            b_other = tl.load(other + other_base[:, None] + o_c[None, :] * other_c, mask=mask, other=0.0)
-            b_other = b_other.to(tl.float32)
-        if MODE == 1:
-            b_s += tl.sum(b_g * b_other, axis=1)
+        o_c, m_c = channels_of_tile(o_g, m_g, start, GROUP_C, BLOCK_C)
+        offset = offsets(i_n, o_p[:, None, None], o_c[None, :, :], P, GROUPS * GROUP_C, CHANNELS_LAST)
+        mask = m_p[:, None, None] & m_c[None, :, :]
+        b_g = tl.load(dz + offset, mask=mask, other=0.0).to(tl.float32)
+        if OTHER != 0:
+            b_other = tl.load(other + offset, mask=mask, other=0.0).to(tl.float32)
+        if BIAS != 0:
+            b_bias = tl.load(bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :, :]
+        if OTHER == 1:
+            b_terms = b_g * b_other
             if ACTIVATION == 1:
                 b_g = tl.where(b_other > 0, b_g, 0.0)
             if ACTIVATION == 2:
                 b_g = tl.where(b_other > 0, b_g, b_g * slope)
-        b_h = b_g * b_factor[:, None]
-        if HAS_VECTOR:
-            b_vector = tl.load(vector + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
-            if MODE == 1:
-                b_s -= tl.sum(b_g * b_vector, axis=1)
-            if MODE == 3:
-                b_s += tl.sum(b_h * b_vector, axis=1)
-        if MODE == 2:
-            b_s += tl.sum(b_h * b_other, axis=1)
-        tl.store(h + h_base[:, None] + o_c[None, :] * h_c, b_h.to(h.dtype.element_ty), mask=mask)
-    if MODE != 0:
-        tl.store(s + o_map, b_s, mask=m_m)
+        b_h = b_g * b_factor
+        if OTHER == 1 and BIAS == 2:
+            b_terms -= b_g * b_bias
+        if OTHER == 2:
+            b_terms = b_h * b_other
+        if OTHER == 2 and BIAS == 1:
+            b_terms += b_h * (kappa * b_bias)
+        if OTHER == 0 and BIAS == 1:
+            b_terms = b_h * (kappa * b_bias)
+        if OTHER != 0 or BIAS == 1:
+            b_s += tl.sum(b_terms, axis=2)
+        if SUM != 0:
+            b_column = tl.sum(b_h, axis=0) if SUM == 1 else tl.sum(b_g, axis=0)
+            tl.store(sums + tl.program_id(0).to(tl.int64) * (GROUPS * GROUP_C) + o_c, b_column, mask=m_c)
+        tl.store(h + offset, b_h.to(h.dtype.element_ty), mask=mask)
+    if OTHER != 0 or BIAS == 1:
+        tl.store(s + o_map, b_s, mask=m_map)
 
 
 @triton.jit
 def _correct_kernel(
-    dx, x, factor, extra, M, H, W, GROUP_C, dx_n, dx_c, dx_h, dx_w, x_n, x_c, x_h, x_w,
-    POINTWISE: tl.constexpr, HAS_EXTRA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    dx, x, factor, extra, P, GROUPS, POINTWISE: tl.constexpr, HAS_EXTRA: tl.constexpr,
+    GROUP_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """dx -= x · factor;  POINTWISE: dx -= x · factor · (Σ_c x dx + extra)."""
-    i_g = tl.program_id(1)
-    _, o_n, o_h, o_w, m_m = _positions(tl.program_id(0), M, H, W, BLOCK_M)
-    o_map = ((o_n * tl.num_programs(1) + i_g) * H + o_h) * W + o_w
-    dx_base = o_n * dx_n + o_h * dx_h + o_w * dx_w
-    x_base = o_n * x_n + o_h * x_h + o_w * x_w
-    b_factor = tl.load(factor + o_map, mask=m_m, other=0.0)
+    i_n, o_p, m_p = pixels_of_program(tl.program_id(0), P, CHANNELS_LAST, BLOCK_P)
+    o_g, m_g = groups_of_program(GROUPS, BLOCK_G)
+    o_map = offsets(i_n, o_p[:, None], o_g[None, :], P, GROUPS, CHANNELS_LAST)
+    m_map = m_p[:, None] & m_g[None, :]
+    b_factor = tl.load(factor + o_map, mask=m_map, other=0.0)
     if POINTWISE:
-        b_s = tl.zeros((BLOCK_M,), tl.float32)
+        b_s = tl.zeros((BLOCK_P, BLOCK_G), tl.float32)
         if HAS_EXTRA:
-            b_s += tl.load(extra + o_map, mask=m_m, other=0.0)
+            b_s += tl.load(extra + o_map, mask=m_map, other=0.0)
         for start in range(0, GROUP_C, BLOCK_C):
-            o_in_group = start + tl.arange(0, BLOCK_C)
-            mask = m_m[:, None] & (o_in_group < GROUP_C)[None, :]
-            o_c = (i_g * GROUP_C + o_in_group).to(tl.int64)[None, :]
-            b_x = tl.load(x + x_base[:, None] + o_c * x_c, mask=mask, other=0.0).to(tl.float32)
-            b_dx = tl.load(dx + dx_base[:, None] + o_c * dx_c, mask=mask, other=0.0).to(tl.float32)
-            b_s += tl.sum(b_x * b_dx, axis=1)
-        b_factor = b_factor * b_s
-    # in POINTWISE the second read of the tile comes from the cache: a program owns its positions
+            o_c, m_c = channels_of_tile(o_g, m_g, start, GROUP_C, BLOCK_C)
+            offset = offsets(i_n, o_p[:, None, None], o_c[None, :, :], P, GROUPS * GROUP_C, CHANNELS_LAST)
+            mask = m_p[:, None, None] & m_c[None, :, :]
+            b_x = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
+            b_dx = tl.load(dx + offset, mask=mask, other=0.0).to(tl.float32)
+            b_s += tl.sum(b_x * b_dx, axis=2)
+        b_factor *= b_s
+    # in POINTWISE the second read comes from the cache: a program owns its pixels, and few of them in NHWC
     for start in range(0, GROUP_C, BLOCK_C):
-        o_in_group = start + tl.arange(0, BLOCK_C)
-        mask = m_m[:, None] & (o_in_group < GROUP_C)[None, :]
-        o_c = (i_g * GROUP_C + o_in_group).to(tl.int64)[None, :]
-        b_x = tl.load(x + x_base[:, None] + o_c * x_c, mask=mask, other=0.0).to(tl.float32)
-        o_dx = dx_base[:, None] + o_c * dx_c
-        b_dx = tl.load(dx + o_dx, mask=mask, other=0.0).to(tl.float32)
-        tl.store(dx + o_dx, (b_dx - b_x * b_factor[:, None]).to(dx.dtype.element_ty), mask=mask)
+        o_c, m_c = channels_of_tile(o_g, m_g, start, GROUP_C, BLOCK_C)
+        offset = offsets(i_n, o_p[:, None, None], o_c[None, :, :], P, GROUPS * GROUP_C, CHANNELS_LAST)
+        mask = m_p[:, None, None] & m_c[None, :, :]
+        b_x = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
+        b_dx = tl.load(dx + offset, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dx + offset, (b_dx - b_x * b_factor[:, :, None]).to(dx.dtype.element_ty), mask=mask)
 
 
 def square_sum(x: Tensor, groups: int) -> Tensor:
     """Twin of :func:`affnorm_zoo.ops.passes.square_sum`."""
-    n, channels, height, width = x.shape
-    out = torch.empty((n, groups, height, width), device=x.device, dtype=torch.float32)
-    block_m, block_c = tile_shape(x, channels // groups)
-    positions = n * height * width
-    _square_sum_kernel[(triton.cdiv(positions, block_m), groups)](
-        x, out, positions, height, width, channels // groups, *x.stride(),
-        BLOCK_M=block_m, BLOCK_C=block_c, num_warps=NUM_WARPS,
-    )  # fmt: skip
+    layout = layout_of(x)
+    out = layout.new_map(x, groups)
+    _launch(_square_sum_kernel, (layout.dense(x), out), (), layout, groups, tile_of(layout, groups))
     return out
 
 
-def scale_output(y: Tensor, factor: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+def scale_output(
+    y: Tensor, factor: Tensor, bias: Tensor | None, kappa: float | None, activation: str, keep: bool = False
+) -> Tensor:
     """Twin of :func:`affnorm_zoo.ops.passes.scale_output`."""
-    n, channels, height, width = y.shape
-    block_m, block_c = tile_shape(y, channels)
-    positions = n * height * width
-    _scale_output_kernel[(triton.cdiv(positions, block_m), triton.cdiv(channels, block_c))](
-        y, factor.contiguous(), bias, positions, height, width, channels, channels // factor.shape[1], *y.stride(),
-        LEAKY_SLOPE, HAS_BIAS=bias is not None, ACTIVATION=ACTIVATION_CODES[activation],
-        BLOCK_M=block_m, BLOCK_C=block_c, num_warps=NUM_WARPS,
+    layout, groups = layout_of(y), factor.shape[1]
+    dense = layout.dense(y)
+    out = torch.empty_like(dense) if keep else dense
+    _launch(
+        _scale_output_kernel, (dense, layout.dense(factor), bias, out), (kappa or 0.0, LEAKY_SLOPE),
+        layout, groups, tile_of(layout, groups),
+        BIAS=bias_kind(bias, kappa), ACTIVATION=ACTIVATION_CODES[activation],
     )  # fmt: skip
-    return y
+    return out if keep or out is y else y.copy_(out)
 
 
 def scale_cotangent(
@@ -174,31 +201,30 @@ def scale_cotangent(
     activation: str = "none",
     output: Tensor | None = None,
     inner: Tensor | None = None,
-    outer_bias: Tensor | None = None,
-    probe: Tensor | None = None,
+    bias: Tensor | None = None,
+    kappa: float | None = None,
+    sum_bias: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Twin of :func:`affnorm_zoo.ops.passes.scale_cotangent`."""
-    n, channels, height, width = dz.shape
-    groups = factor.shape[1]
     other = output if output is not None else inner
-    mode = _OUTPUT if output is not None else _INNER if inner is not None else _PROBE if probe is not None else _NOTHING
-    vector = probe if mode == _PROBE else outer_bias if mode == _OUTPUT else None
-    h = torch.empty_like(dz)
-    s = None if mode == _NOTHING else torch.empty_like(factor, memory_format=torch.contiguous_format)
-    block_m, block_c = tile_shape(dz, channels // groups)
-    positions = n * height * width
-    _scale_cotangent_kernel[(triton.cdiv(positions, block_m), groups)](
-        dz, factor.contiguous(), other, vector, h, s, positions, height, width, channels // groups,
-        *dz.stride(), *(other if other is not None else dz).stride(), *h.stride(), LEAKY_SLOPE,
-        MODE=mode, HAS_VECTOR=vector is not None, ACTIVATION=ACTIVATION_CODES[activation],
-        BLOCK_M=block_m, BLOCK_C=block_c, num_warps=NUM_WARPS,
+    layout, groups = layout_of(dz if other is None else other), factor.shape[1]
+    tile = tile_of(layout, groups, SUMMED_CHANNELS) if sum_bias else tile_of(layout, groups)
+    what = _NOTHING if other is None else _INNER if output is None else _OUTPUT
+    kind = bias_kind(bias, kappa)
+    dense = layout.dense(dz)
+    h = torch.empty_like(dense)
+    s = layout.new_map(h, groups) if what != _NOTHING or kind == INNER_BIAS else None
+    sums = (
+        torch.empty((layout.blocks(tile), layout.channels), device=h.device, dtype=torch.float32) if sum_bias else None
+    )
+    _launch(
+        _scale_cotangent_kernel,
+        (dense, layout.dense(factor), None if other is None else layout.dense(other), bias, h, s, sums),
+        (kappa or 0.0, LEAKY_SLOPE), layout, groups, tile, OTHER=what, BIAS=kind,
+        SUM=_NO_SUM if sums is None else _SUM_G if kappa is None else _SUM_H, ACTIVATION=ACTIVATION_CODES[activation],
     )  # fmt: skip
-    if outer_bias is None:
-        return h, s, None
-    g = dz
-    if output is not None:
-        g = torch.where(output > 0, dz, dz * (LEAKY_SLOPE if activation == "leaky_relu" else 0.0))
-    return h, s, g.sum((0, 2, 3), dtype=torch.float32).to(dz.dtype)
+    dbias = None if sums is None else sums.sum(0) if kappa is None else kappa * sums.sum(0)
+    return h, s, dbias
 
 
 def correct_pointwise(dx: Tensor, x: Tensor, inv_square: Tensor, extra: Tensor | None) -> None:
@@ -212,12 +238,28 @@ def correct(dx: Tensor, x: Tensor, factor: Tensor) -> None:
 
 
 def _launch_correct(dx: Tensor, x: Tensor, factor: Tensor, extra: Tensor | None, pointwise: bool) -> None:
-    n, channels, height, width = dx.shape
-    groups = factor.shape[1]
-    block_m, block_c = tile_shape(dx, channels // groups)
-    positions = n * height * width
-    _correct_kernel[(triton.cdiv(positions, block_m), groups)](
-        dx, x, factor.contiguous(), None if extra is None else extra.contiguous(), positions, height, width,
-        channels // groups, *dx.stride(), *x.stride(), POINTWISE=pointwise, HAS_EXTRA=extra is not None,
-        BLOCK_M=block_m, BLOCK_C=block_c, num_warps=NUM_WARPS,
+    layout, groups = layout_of(dx), factor.shape[1]
+    dense = layout.dense(dx)
+    maps = (layout.dense(factor), None if extra is None else layout.dense(extra))
+    # the channels of a pixel in one tile: the tile is then read from memory once
+    tile = tile_of(layout, groups, TILE if pointwise else MOST_CHANNELS)
+    _launch(
+        _correct_kernel, (dense, layout.dense(x), *maps), (), layout, groups, tile,
+        POINTWISE=pointwise, HAS_EXTRA=extra is not None,
+    )  # fmt: skip
+    if dense is not dx:
+        dx.copy_(dense)
+
+
+def bias_kind(bias: Tensor | None, kappa: float | None) -> int:
+    """BIAS of the kernels: κ b before the factor, or b after it where there is no κ."""
+    return NO_BIAS if bias is None else OUTER_BIAS if kappa is None else INNER_BIAS
+
+
+def _launch(kernel: Any, tensors: tuple, numbers: tuple, layout: Layout, groups: int, tile: Tile, **flags: Any) -> None:
+    launch(
+        kernel, (layout.blocks(tile), triton.cdiv(groups, tile.groups)),
+        *tensors, layout.pixels, groups, *numbers, **flags,
+        GROUP_C=layout.channels // groups, CHANNELS_LAST=layout.channels_last,
+        BLOCK_P=tile.pixels, BLOCK_G=tile.groups, BLOCK_C=tile.channels, num_warps=NUM_WARPS,
     )  # fmt: skip

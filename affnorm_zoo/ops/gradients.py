@@ -8,11 +8,6 @@ from torch import Tensor
 from affnorm_zoo.functional.scale import SHORTEST
 
 
-def inner_bias(bias: Tensor | None, kappa: float, norm_like: bool) -> Tensor | None:
-    """What is added inside the quotient; norm_like adds its bias after it."""
-    return None if bias is None or norm_like else kappa * bias
-
-
 def inverse_square(factor: Tensor, c: float, norm_like: bool) -> Tensor:
     """r² of what the forward has multiplied by, c r; 0 where norm_like's divisor is its floor, and so a constant."""
     square = (factor / c).square()

@@ -19,7 +19,7 @@ from affnorm_zoo.functional.norm_like import norm_like_map
 from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.ops import passes
 from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
-from affnorm_zoo.ops.gradients import differentiable_gradients, inner_bias, inverse_square
+from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
 from affnorm_zoo.ops.product import may_fuse, run_fastest
 from affnorm_zoo.ops.recompute import gelu_again
 
@@ -31,6 +31,11 @@ class LinearMap(NamedTuple):
     kappa: float
     norm_like: bool
     input_activation: str
+
+    @property
+    def inner_kappa(self) -> float | None:
+        """What multiplies a bias inside the quotient, or None where it is added behind it."""
+        return None if self.norm_like else self.kappa
 
 
 def affine_like(
@@ -84,8 +89,9 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) ->
 def forward_by_passes(a: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> tuple[Tensor, Tensor]:
     """The same for the activated input, around the library's product."""
     factor = what.c * inverse_norm(passes.square_sum(_as_images(a), 1), what.kappa)
-    z = F.linear(a, weight, inner_bias(bias, what.kappa, what.norm_like))
-    passes.scale_output(_as_images(z), factor, bias if what.norm_like else None, "none")
+    in_library = passes.bias_in_library(a, what.inner_kappa)
+    z = F.linear(a, weight, what.kappa * bias if in_library and bias is not None else None)
+    passes.scale_output(_as_images(z), factor, None if in_library else bias, what.inner_kappa, "none")
     return z, factor
 
 
@@ -115,14 +121,16 @@ class NormalizedLinearFunction(torch.autograd.Function):
         dx = dweight = None
 
         a = _as_images(gelu_again(x) if what.input_activation == "gelu" else x)
-        outer_bias = bias if what.norm_like else None
-        probe = inner_bias(bias, what.kappa, what.norm_like)
-        h, s, dbias = passes.scale_cotangent(_as_images(dz), factor, outer_bias=outer_bias, probe=probe)
+        in_library = passes.bias_in_library(x, what.inner_kappa)
+        h, s, dbias = passes.scale_cotangent(
+            _as_images(dz), factor, bias=None if what.norm_like else bias, kappa=what.inner_kappa,
+            sum_bias=needs_bias and not in_library,
+        )  # fmt: skip
         rows = h.flatten(1)
         if needs_weight:
             dweight = rows.t() @ a.flatten(1)
-        if needs_bias and not what.norm_like:
-            dbias = what.kappa * rows.sum(0)
+        if needs_bias:
+            dbias = what.kappa * rows.sum(0) if in_library else dbias.to(bias.dtype)
         if needs_x:
             dx = rows @ weight
             passes.correct_pointwise(_as_images(dx), a, inverse_square(factor, what.c, what.norm_like), s)

@@ -11,11 +11,20 @@ from torch.nn import functional as F
 from torch.utils._triton import has_triton
 
 from affnorm_zoo.functional.activation import LEAKY_SLOPE
-from affnorm_zoo.functional.patch_norm import box_sum
 from affnorm_zoo.functional.scale import widen
 from affnorm_zoo.kernels._launch import can_launch
 
 aten = torch.ops.aten
+
+
+def bias_in_library(x: Tensor, kappa: float | None) -> bool:
+    """Whether the library's product of x adds κ b and sums its gradient, and not the passes behind it.
+
+    On a CPU the library has the values in its registers, so both are free there. On other devices each would be a pass
+    of its own, while the passes, and the loops that the compiler makes of them, have the values in hand. A bias that is
+    added behind the factor, with a κ of None, is always theirs.
+    """
+    return kappa is not None and x.device.type == "cpu"
 
 
 def square_sum(x: Tensor, groups: int) -> Tensor:
@@ -25,21 +34,31 @@ def square_sum(x: Tensor, groups: int) -> Tensor:
     if groups == 1 and x.device.type == "cpu" and x.stride(1) == 1 and not torch.compiler.is_compiling():
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         return torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide).square_()  # one pass, no tensor of squares
-    return split_groups(widen(x), groups).square().sum(dim=2)
+    return group_sum(widen(x).square(), groups)
 
 
-def scale_output(y: Tensor, factor: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """act(y · factor + bias), written over y."""
+def scale_output(
+    y: Tensor, factor: Tensor, bias: Tensor | None, kappa: float | None, activation: str, keep: bool = False
+) -> Tensor:
+    """act((y + κ bias) · factor), or act(y · factor + bias) for a κ of None; over y, or with ``keep`` beside it."""
     if use_kernels(y):
-        return _kernels().scale_output(y, factor, bias, activation)
-    split_groups(y, factor.shape[1]).mul_(factor.unsqueeze(2))
-    if bias is not None:
-        y.add_(bias.reshape(-1, 1, 1))
+        return _kernels().scale_output(y, factor, bias, kappa, activation, keep)
+    if bias is not None and kappa is not None:
+        vector = kappa * bias.reshape(-1, 1, 1)
+        y, keep = y + vector if keep else y.add_(vector), False
+    if keep:
+        z = scale_groups(y, factor)
+    else:
+        view_factor, view = by_group(factor, y)
+        view.mul_(view_factor)
+        z = y
+    if bias is not None and kappa is None:
+        z.add_(bias.reshape(-1, 1, 1))
     if activation == "relu":
-        y.relu_()
+        z.relu_()
     elif activation == "leaky_relu":
-        F.leaky_relu_(y, LEAKY_SLOPE)
-    return y
+        F.leaky_relu_(z, LEAKY_SLOPE)
+    return z
 
 
 def scale_cotangent(
@@ -49,10 +68,11 @@ def scale_cotangent(
     activation: str = "none",
     output: Tensor | None = None,
     inner: Tensor | None = None,
-    outer_bias: Tensor | None = None,
-    probe: Tensor | None = None,
+    bias: Tensor | None = None,
+    kappa: float | None = None,
+    sum_bias: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What the convolution's own backward starts from, and what is summed over channels on the way.
+    """What the convolution's own backward starts from, and the sums that can be taken on the way.
 
         g = act'(z) dz,    h = g · factor
 
@@ -60,17 +80,20 @@ def scale_cotangent(
         dz: cotangent behind the activation.
         factor: c r of every position.
         activation: ``"none"`` or the one that gave ``output``.
-        output: act(z); then s = Σ dz act(z) - Σ g outer_bias, since act'(z) z = act(z) for both activations.
-        inner: the convolution's own output y; then s = Σ h y.
-        outer_bias: (C,), what is added after the factor.
-        probe: (C,); then s = Σ h probe.
+        output: z = act(...); then s = Σ dz z - Σ g bias, since act'(v) v = act(v) for both activations.
+        inner: the convolution's own output y; then s = Σ h (y + κ bias).
+        bias: (C,), left out of these sums where it is None; alone it gives s = Σ h κ bias. With ``output`` it counts
+            only where it is added after the factor: leave it out for an inner one.
+        kappa: multiplies a bias inside the quotient; None for one that is added after the factor.
+        sum_bias: whether to return the gradient of the bias.
 
     Returns:
-        h, then s if there is anything to sum, then Σ g over images and positions if there is an ``outer_bias``.
+        h, then s if there is anything to sum, then κ Σ h or, for a κ of None, Σ g over images and positions, in
+        float32 or wider.
     """
     if use_kernels(dz):
         return _kernels().scale_cotangent(
-            dz, factor, activation=activation, output=output, inner=inner, outer_bias=outer_bias, probe=probe
+            dz, factor, activation=activation, output=output, inner=inner, bias=bias, kappa=kappa, sum_bias=sum_bias
         )
     groups = factor.shape[1]
     s = dbias = None
@@ -81,15 +104,18 @@ def scale_cotangent(
     if output is not None:
         s = channel_dot(dz, output, groups, buffer)
         g = activation_backward(dz, output, activation, buffer)
-        if outer_bias is not None:
-            s = s - channel_sum(g, outer_bias, groups)
-    if outer_bias is not None:
-        dbias = g.sum((0, 2, 3), dtype=factor.dtype).to(dz.dtype)
+        if bias is not None:
+            s = s - channel_sum(g, bias, groups)
+    if sum_bias and kappa is None:
+        dbias = g.sum((0, 2, 3), dtype=factor.dtype)
     h = scale_groups(g, factor, buffer)
     if inner is not None:
         s = channel_dot(h, inner, groups)
-    if probe is not None:
-        s = channel_sum(h, probe, groups)
+    if bias is not None and kappa is not None:
+        with_bias = channel_sum(h, kappa * bias, groups)
+        s = with_bias if s is None else s + with_bias
+    if sum_bias and kappa is not None:
+        dbias = kappa * h.sum((0, 2, 3), dtype=factor.dtype)
     return h, s, dbias
 
 
@@ -109,11 +135,11 @@ def correct(dx: Tensor, x: Tensor, factor: Tensor) -> None:
     if use_kernels(dx):
         _kernels().correct(dx, x, factor)
         return
-    groups = factor.shape[1]
+    factor, dx, x = by_group(factor, dx, x)
     if x.dtype == factor.dtype:
-        split_groups(dx, groups).addcmul_(split_groups(x, groups), factor.unsqueeze(2), value=-1)
+        dx.addcmul_(x, factor, value=-1)
     else:
-        split_groups(dx, groups).sub_(split_groups(x, groups) * factor.unsqueeze(2))
+        dx.sub_(x * factor)
 
 
 def use_kernels(x: Tensor) -> bool:
@@ -138,24 +164,24 @@ def activation_backward(dz: Tensor, z: Tensor, activation: str, out: Tensor | No
     return aten.leaky_relu_backward.grad_input(dz, z, LEAKY_SLOPE, True, grad_input=out)
 
 
-def scale_groups(g: Tensor, factor: Tensor, out: Tensor | None) -> Tensor:
-    """g · factor, in the dtype of g."""
-    groups = factor.shape[1]
-    if out is None:
-        return (split_groups(g, groups) * factor.unsqueeze(2)).to(g.dtype).reshape(g.shape)
-    torch.mul(split_groups(g, groups), factor.unsqueeze(2), out=split_groups(out, groups))
-    return out
+def scale_groups(g: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
+    """g · factor, in the dtype of g; over ``out`` if it is given."""
+    if torch.compiler.is_compiling():
+        factor, g = by_group(factor, g)
+        return (g * factor).to(g.dtype)
+    h = torch.empty_like(g) if out is None else out
+    factor, g_view, h_view = by_group(factor, g, h)
+    torch.mul(g_view, factor, out=h_view)
+    return h
 
 
 def channel_dot(a: Tensor, b: Tensor, groups: int, buffer: Tensor | None = None) -> Tensor:
     """Σ_c a b of every position, group by group, in float32 or wider; ``buffer`` may hold the products."""
-    if buffer is None:
-        return (split_groups(widen(a), groups) * split_groups(b, groups)).sum(dim=2)
-    return split_groups(torch.mul(a, b, out=buffer), groups).sum(dim=2)
+    return group_sum(widen(a) * b if buffer is None else torch.mul(a, b, out=buffer), groups)
 
 
 def channel_sum(a: Tensor, vector: Tensor, groups: int) -> Tensor:
-    """Σ_c a · vector of every position, group by group, for one number a channel, in float32 or wider."""
+    """Σ_c a · vector of every position, group by group, for one number per channel, in float32 or wider."""
     exact = a.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(a.device.type)
     if groups == 1 and exact and not torch.compiler.is_compiling():
         if a.stride(1) == 1:
@@ -164,49 +190,26 @@ def channel_sum(a: Tensor, vector: Tensor, groups: int) -> Tensor:
     return channel_dot(a, vector.reshape(1, -1, 1, 1), groups)
 
 
+def group_sum(x: Tensor, groups: int) -> Tensor:
+    """Σ_c x of every position, group by group."""
+    return x.sum(1, keepdim=True) if groups == 1 else split_groups(x, groups).sum(2)
+
+
+def by_group(factor: Tensor, *images: Tensor) -> tuple[Tensor, ...]:
+    """A map (N, groups, H, W) and images (N, C, H, W) as views whose shapes multiply.
+
+    Compiled code writes tensors of five axes in the order of the axes, whatever their order in memory was: there, and
+    for one group, images keep their four. Elsewhere the map would have to be written out for every channel.
+    """
+    groups = factor.shape[1]
+    if groups == 1:
+        return factor, *images
+    if torch.compiler.is_compiling():
+        shape = images[0].shape
+        return factor.unsqueeze(2).expand(-1, -1, shape[1] // groups, -1, -1).reshape(shape), *images
+    return factor.unsqueeze(2), *(split_groups(x, groups) for x in images)
+
+
 def split_groups(x: Tensor, groups: int) -> Tensor:
-    """View of the channels as (groups, channels a group)."""
+    """View of the channels as (groups, channels of a group)."""
     return x.unflatten(1, (groups, x.shape[1] // groups))
-
-
-def window_sum(
-    x: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> Tensor:
-    """Sum over the window of a convolution; the pooling kernel where it can, the definition elsewhere."""
-    if kernel_size == (1, 1) and padding == (0, 0):
-        return x[:, :, :: stride[0], :: stride[1]]
-    if _is_poolable(kernel_size, padding, dilation):
-        return F.avg_pool2d(x, kernel_size, stride, padding, divisor_override=1)
-    return box_sum(x, kernel_size, stride, padding, dilation)
-
-
-def window_sum_transpose(
-    v: Tensor,
-    size: tuple[int, int],
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> Tensor:
-    """Transpose of :func:`window_sum`: every position's value is added to all pixels of its window."""
-    n, groups, height, width = v.shape
-    if _is_poolable(kernel_size, padding, dilation):
-        pixels = v.new_empty((n, groups, *size))
-        return aten.avg_pool2d_backward(v, pixels, kernel_size, stride, padding, False, True, 1)
-    padded = v.new_zeros((n, groups, size[0] + 2 * padding[0], size[1] + 2 * padding[1]))
-    for i in range(kernel_size[0]):
-        for j in range(kernel_size[1]):
-            top, left = i * dilation[0], j * dilation[1]
-            rows = slice(top, top + (height - 1) * stride[0] + 1, stride[0])
-            columns = slice(left, left + (width - 1) * stride[1] + 1, stride[1])
-            padded[:, :, rows, columns] += v
-    return padded[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
-
-
-def _is_poolable(kernel_size: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> bool:
-    # pooling takes no dilation, and no padding past half of the kernel
-    return dilation == (1, 1) and all(2 * p <= k for p, k in zip(padding, kernel_size, strict=True))

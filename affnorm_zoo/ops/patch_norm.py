@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from affnorm_zoo.functional.patch_norm import patch_norm_map
 from affnorm_zoo.functional.scale import inverse_norm
-from affnorm_zoo.ops import passes
+from affnorm_zoo.ops import passes, windows
 from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
-from affnorm_zoo.ops.gradients import differentiable_gradients, inner_bias, inverse_square
+from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
 from affnorm_zoo.ops.product import may_fuse, run_fastest
 from affnorm_zoo.ops.recompute import convolve_again
 
@@ -44,6 +44,11 @@ class PatchMap(NamedTuple):
     def geometry(self) -> tuple[IntPair, IntPair, IntPair, int]:
         """The last arguments of a convolution."""
         return self.stride, self.padding, self.dilation, self.groups
+
+    @property
+    def inner_kappa(self) -> float | None:
+        """What multiplies a bias inside the quotient, or None where it is added behind it."""
+        return None if self.norm_like else self.kappa
 
     def is_pointwise(self, weight: Tensor) -> bool:
         """Whether every position sees one pixel alone, and every pixel that is seen belongs to one position."""
@@ -115,10 +120,11 @@ def _forward_by_passes(
     """The same around the library's convolution."""
     kernel_size = (weight.shape[2], weight.shape[3])
     squares = passes.square_sum(x, what.groups)
-    squares = passes.window_sum(squares, kernel_size, what.stride, what.padding, what.dilation)
+    squares = windows.window_sum(squares, kernel_size, what.stride, what.padding, what.dilation)
     factor = what.c * inverse_norm(squares, 0.0 if what.norm_like else what.kappa)
-    y = F.conv2d(x, weight, inner_bias(bias, what.kappa, what.norm_like), *what.geometry)
-    z = passes.scale_output(y.clone() if keep else y, factor, bias if what.norm_like else None, what.activation)
+    in_library = passes.bias_in_library(x, what.inner_kappa)
+    y = F.conv2d(x, weight, what.kappa * bias if in_library and bias is not None else None, *what.geometry)
+    z = passes.scale_output(y, factor, None if in_library else bias, what.inner_kappa, what.activation, keep)
     return z, factor, y if keep else None
 
 
@@ -142,26 +148,28 @@ class PatchNormFunction(torch.autograd.Function):
         stride, padding, dilation, groups = what.geometry
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
-        given: dict[str, Any] = {"outer_bias": bias if what.norm_like else None}
+        in_library = passes.bias_in_library(x, what.inner_kappa)
+        inner_bias = None if what.norm_like else bias
+        given: dict[str, Any] = {"kappa": what.inner_kappa, "sum_bias": needs_bias and not in_library}
         from_input = False  # whether s needs dx₀
         if what.activation != "none":
-            given |= {"activation": what.activation, "output": kept}
+            given |= {"activation": what.activation, "output": kept, "bias": bias if what.norm_like else None}
         elif not needs_x:
             pass  # s only corrects dx
         elif not what.is_pointwise(weight):
-            if kept is None:
-                kept = convolve_again(x, weight, inner_bias(bias, what.kappa, what.norm_like), *what.geometry)
-            given["inner"] = kept
+            library_bias = what.kappa * bias if in_library and bias is not None else None
+            given["inner"] = convolve_again(x, weight, library_bias, *what.geometry) if kept is None else kept
+            given["bias"] = None if in_library else inner_bias
         else:
             from_input = True
-            given["probe"] = inner_bias(bias, what.kappa, what.norm_like)
+            given["bias"] = inner_bias
         h, s, dbias = passes.scale_cotangent(dz, factor, **given)
-        dx, dweight, dbias_inner = aten.convolution_backward(
+        dx, dweight, dbias_in_library = aten.convolution_backward(
             h, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups,
-            [needs_x, needs_weight, needs_bias and not what.norm_like],
+            [needs_x, needs_weight, needs_bias and in_library],
         )  # fmt: skip
-        if needs_bias and not what.norm_like:
-            dbias = what.kappa * dbias_inner
+        if needs_bias:
+            dbias = what.kappa * dbias_in_library if in_library else dbias.to(bias.dtype)
         if needs_x:
             inv_square = inverse_square(factor, what.c, what.norm_like)
             if from_input:
@@ -169,6 +177,6 @@ class PatchNormFunction(torch.autograd.Function):
                 passes.correct_pointwise(dx[pixels], x[pixels], inv_square, s)
             else:
                 size, kernel_size = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
-                v = passes.window_sum_transpose(inv_square * s, size, kernel_size, stride, padding, dilation)
+                v = windows.window_sum_transpose(inv_square * s, size, kernel_size, stride, padding, dilation)
                 passes.correct(dx, x, v)
         return dx, dweight, dbias, None, None

@@ -1,0 +1,42 @@
+"""Every op with its kernels, as on a GPU: the bias added and summed by the passes, and none of it by the library."""
+
+import pytest
+import torch
+from definitions import max_error
+from ops.cases import CASES, forward_backward
+from twins import DEVICE
+
+from affnorm_zoo.ops import passes
+
+pytest.importorskip("affnorm_zoo.kernels.passes", reason="Triton is for Linux", exc_type=ImportError)
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(passes, "use_kernels", lambda x: x.dtype != torch.float64)
+    monkeypatch.setattr(passes, "bias_in_library", lambda x, kappa: False)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_ops_err_no_more_than_twice_the_reference(case, dtype, layout):
+    inputs = [t.detach().to(DEVICE).requires_grad_() for t in case.sample(dtype, layout)]
+    dz = torch.randn_like(case.reference(*inputs))
+    truth = forward_backward(case.reference, inputs, dz, dtype=torch.float64)
+    eager = forward_backward(case.reference, inputs, dz)
+    lean = forward_backward(case.lean, inputs, dz)
+    for name in truth:
+        ulp = torch.finfo(dtype).eps * truth[name].abs().max().item()
+        assert lean[name].dtype == dtype
+        assert max_error(lean[name], truth[name]) <= 2 * max_error(eager[name], truth[name]) + ulp + 1e-6, name
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_plain_passes_agree_where_they_add_the_bias(case, monkeypatch):
+    monkeypatch.setattr(passes, "use_kernels", lambda x: False)
+    inputs = case.sample()
+    dz = torch.randn_like(case.reference(*inputs))
+    expected, actual = forward_backward(case.reference, inputs, dz), forward_backward(case.lean, inputs, dz)
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-10, atol=1e-11)

@@ -1,4 +1,6 @@
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from affnorm_zoo.config.require import require
@@ -31,7 +33,7 @@ class DataConfig:
     in_memory: Literal["auto", "always", "never"] = "auto"  # decode once, augment on the device
     workers: int = 0  # processes that decode images, a rank
     timeout_seconds: int = 300  # longest wait for a batch from a worker
-    max_bad_images: int = 0  # training images a process may fail to decode and replace by their neighbours
+    max_bad_images: int = 0  # training images that a run may fail to decode and replace by their neighbours
 
     def __post_init__(self) -> None:
         require(self.image_size is None or self.image_size > 0, f"data.image_size must be positive: {self.image_size}")
@@ -56,6 +58,26 @@ class DataConfig:
         require(off is None or off > 0, f"data.mixup_off_epoch must be positive, got {off}")
 
     @property
+    def local_path(self) -> str:
+        """The path below its kind, ``hfds/`` or ``wds/``, with ``~`` as the home folder; empty for the digits."""
+        return expand_home((self.path or "").removeprefix("hfds/").removeprefix("wds/"))
+
+    @property
+    def name(self) -> str:
+        """What the data are called: the last part of their path."""
+        if self.path is None:
+            return "digits"
+        path = Path(self.local_path)
+        return path.name if path.name not in ("", "..") else path.resolve().name or "data"
+
+    @property
     def mixes(self) -> bool:
         """Whether images are blended with each other."""
         return self.mixup > 0 or self.cutmix > 0
+
+
+def expand_home(path: str) -> str:
+    """Replace ``~`` or ``~user`` at the start of a path by that home folder, where there is one."""
+    with suppress(RuntimeError):
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    return path

@@ -26,7 +26,7 @@ from affnorm_zoo.data import (
 from affnorm_zoo.diagnostics import DivergenceMeter, calibrate, measure_step, summed_cross_entropy
 from affnorm_zoo.diagnostics.figures import plot_depth
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.evaluation import check_fit, check_model_name, load_model
+from affnorm_zoo.evaluation import check_classifier, check_fit, check_model_name, load_model, match_labels
 from affnorm_zoo.evaluation.environment import describe_environment
 
 OPTIMIZERS = {
@@ -100,10 +100,12 @@ def _measure(
     seed: int,
 ) -> dict[str, Any]:
     model = _build(name, source, seed)
+    outputs = match_labels(name, model, source, config.labels_by_position) if _is_stored(name) else None
     if checkpoint is not None:
         _load_checkpoint(model, checkpoint)
-    preprocessing = resolve_preprocessing(config, source, model.pretrained_cfg)
-    batches = partial(_batches, source, preprocessing, batch_size, num_images, config.workers, seed)
+    preprocessing = resolve_preprocessing(config, source, model.pretrained_cfg, trained=_is_stored(name))
+    check_classifier(name, model, preprocessing.input_size, len(source.class_names))
+    batches = partial(_batches, source, preprocessing, batch_size, num_images, config.workers, seed, outputs)
     if checkpoint is None and not _is_stored(name):
         calibrate(model, (images for images, _ in batches()))
     meter = DivergenceMeter(model, summed_cross_entropy, seed)
@@ -117,9 +119,15 @@ def _measure(
 
 
 def _batches(
-    source: Source, preprocessing: Preprocessing, batch_size: int, num_images: int, workers: int, seed: int
+    source: Source,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    num_images: int,
+    workers: int,
+    seed: int,
+    outputs: list[int] | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images of the validation split, normalised: a draw, or the first of a stream."""
+    """Images of the validation split, normalised: a draw, or the first of a stream; and the model's labels for them."""
     chosen = None  # a folder holds one class after another
     if not source.is_stream:
         chosen = torch.randperm(source.num_val, generator=torch.Generator().manual_seed(seed))[:num_images].tolist()
@@ -127,7 +135,7 @@ def _batches(
     normalize = Normalize(preprocessing, torch.device("cpu"))
     num_batches = -(-min(num_images, source.num_val) // batch_size)
     for images, labels in islice(loader, num_batches):
-        yield normalize(images), labels
+        yield normalize(images), labels if outputs is None else torch.tensor(outputs)[labels]
 
 
 def _step(

@@ -1,4 +1,5 @@
 from .data import DataConfig as DataConfig
+from .data import expand_home as expand_home
 from .load import config_to_yaml as config_to_yaml
 from .load import flatten as flatten
 from .load import load_config as load_config

@@ -42,6 +42,7 @@ class Source:
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None
     bad: BadImages | None = None
+    has_names: bool = True  # whether the class names are the data's own
 
     @property
     def is_stream(self) -> bool:
@@ -97,6 +98,7 @@ def open_source(config: DataConfig) -> Source:
             train=train,
             val=open_wds(config, config.val_split, "data.val_split", is_training=False),
             class_names=tuple(map(str, range(train.num_classes))),
+            has_names=False,
         )
     open_split = _open_hfds if config.path.startswith("hfds/") else _open_local
     train = open_split(config, config.train_split, "data.train_split")

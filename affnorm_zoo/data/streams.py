@@ -77,6 +77,10 @@ class StreamedBatches:
     def share(self, update: int) -> int:  # noqa: ARG002 as ShardedBatches
         return self.micro_batch_size * self.num_micro
 
+    @property
+    def smallest_batch(self) -> int:
+        return self.micro_batch_size
+
     def num_micro_batches(self, update: int) -> int:  # noqa: ARG002 likewise
         return self.num_micro
 

@@ -92,7 +92,7 @@ def load_sweep(path: Path) -> SweepConfig:
     Raises:
         UsageError: it is missing or not YAML, or a key or value does not fit.
     """
-    return to_schema(SweepConfig, path, read_yaml(path))
+    return to_schema(SweepConfig, path, read_yaml(path, SweepConfig))
 
 
 def run_sweep(sweep: SweepConfig, folder: Path, overrides: tuple[str, ...] = ()) -> None:
@@ -155,7 +155,7 @@ def read_result(folder: Path, trial: Trial) -> dict[str, Any]:
 def config_of(sweep: SweepConfig, trial: Trial, overrides: tuple[str, ...] = ()) -> RunConfig:
     """The run that a trial is."""
     parts = [*sweep.shared, *sweep.arms[trial.arm], *overrides]
-    parts += [f"{key}={json.dumps(value)}" for key, value in trial.point.items()]
+    parts += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in trial.point.items()]
     parts += () if trial.is_final else (*sweep.tuning, f"data.hold_out={sweep.hold_out}")
     files = [part for part in parts if "=" not in part]
     return load_config(files, [*(part for part in parts if "=" in part), f"train.seed={trial.seed}"])

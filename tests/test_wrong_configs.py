@@ -156,7 +156,11 @@ def test_plain_text_in_a_file_is_text_too(text, tmp_path):
         ("data.path=hfds/", "data.path names no data"),
         ("data.crop_pct=0.01", r"data.crop_pct must lie in \[0.1, 1\]"),
         ("data.workers=1000000", "data.workers must be at most 1024"),
+        ("model.kwargs=[1]", "model.kwargs: Cannot merge"),
+        ("model.kwargs=3", "model.kwargs: "),
+        ("data.mean=3", "data.mean: "),
         ("model.kwargs={a: 1", "is not valid YAML"),
+        ("model.kwargs=&a {b: *a}", "model.kwargs"),
         ("model.kwargs={a: 1, a: 2}", "the key 'a' is there twice"),
     ],
 )

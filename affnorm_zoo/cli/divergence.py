@@ -13,7 +13,7 @@ from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from affnorm_zoo.cli.report import reported_errors, split_config
+from affnorm_zoo.cli.report import USER_PATH, reported_errors, split_config
 from affnorm_zoo.config import DataConfig, load_config
 from affnorm_zoo.data import (
     Normalize,
@@ -34,21 +34,20 @@ OPTIMIZERS = {
     "momentum": partial(torch.optim.SGD, momentum=0.9),
     "adamw": torch.optim.AdamW,
 }
-_path = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
 @click.option("--vs", multiple=True, metavar="MODEL", help="A further model to compare with; may be repeated.")
 @click.option("--data", help="The same as data.path=PATH.")
-@click.option("--checkpoint", type=_path, help="Weights (safetensors) for the first of MODELS.")
+@click.option("--checkpoint", type=USER_PATH, help="Weights (safetensors) for the first of MODELS.")
 @click.option("--images", "num_images", default=16, show_default=True, help="Of the validation split.")
 @click.option("--batch-size", default=8, show_default=True, help="Images in memory at a time.")
 @click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), default="sgd", show_default=True)
 @click.option("--lr", default=1e-3, show_default=True, help="Of the real steps.")
 @click.option("--steps", default=3, show_default=True, help="Real steps, of which the last is measured; 0 for none.")
 @click.option("--seed", default=0, show_default=True, help="Of untrained weights and of the positions.")
-@click.option("--output", type=_path, help="JSON file; a figure of the same name is drawn beside it.")
+@click.option("--output", type=USER_PATH, help="JSON file; a figure of the same name is drawn beside it.")
 def divergence(
     models: tuple[str, ...],
     vs: tuple[str, ...],

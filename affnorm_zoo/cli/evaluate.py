@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from affnorm_zoo.cli.report import USAGE, reported_errors, split_config
+from affnorm_zoo.cli.report import USAGE, USER_PATH, reported_errors, split_config
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
@@ -16,7 +16,7 @@ from affnorm_zoo.training.processes import build_accelerator
 @click.argument("models", nargs=-1, required=True)
 @click.option("--batch-size", default=128, show_default=True, help="Images a process.")
 @click.option("--labels-by-position", is_flag=True, help="Match classes by their order although their names differ.")
-@click.option("--results", type=click.Path(path_type=Path), help="CSV file with timm's columns.")
+@click.option("--results", type=USER_PATH, help="CSV file with timm's columns.")
 def evaluate(models: tuple[str, ...], batch_size: int, labels_by_position: bool, results: Path | None) -> None:
     """Measure models on the validation split; one line of JSON each.
 

@@ -1,4 +1,5 @@
 import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -41,6 +42,11 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     return config
 
 
+def is_override(item: str) -> bool:
+    """Whether a word of a command line is ``section.key=value``, and not a path that happens to hold a ``=``."""
+    return re.match(r"[^/\\=]*=", item) is not None and not os.path.exists(item)  # noqa: PTH110 it may be too long
+
+
 def read_yaml(path: Path, schema: type) -> dict[str, Any]:
     """Read a config file that holds the sections or keys of a dataclass.
 
@@ -71,7 +77,9 @@ def to_schema(schema: type[T], origin: Path, *parts: dict[str, Any]) -> T:
     """
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *map(_literal, parts)))
-    except OmegaConfBaseException as error:
+    except UsageError:
+        raise
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UsageError(f"{origin}: {_first_line(error)}") from error
     assert isinstance(config, schema)
     return config
@@ -128,8 +136,8 @@ def _merge(base: DictConfig, extra: dict[str, Any], origin: str) -> DictConfig:
     except OmegaConfBaseException as error:
         full_key = getattr(error, "full_key", None)
         raise UsageError(f"{origin}: {f'{full_key}: ' if full_key else ''}{_first_line(error)}") from error
-    except RecursionError as error:
-        raise UsageError(f"{origin}: a value must not lie within itself") from error
+    except (TypeError, ValueError, RecursionError) as error:  # a list for a mapping, or what lies within itself
+        raise UsageError(f"{origin}: {', '.join(key for key, _ in _leaves(extra))}: {_first_line(error)}") from error
     assert isinstance(merged, DictConfig)
     return merged
 

@@ -9,12 +9,14 @@ import pytest
 import timm
 import torch
 from forks import run_forked
+from pictures import draw_folder
 from runs import ROOT, TINY, invoke, run, train_here
 from safetensors.torch import save_file
 from yaml import safe_load
 
 import affnorm_zoo
 from affnorm_zoo.cli import cli
+from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub import export_run
 from affnorm_zoo.hub.bundle import bundled
 from affnorm_zoo.models import zoo_models
@@ -150,3 +152,37 @@ def test_the_loop_can_be_timed(tmp_path):
     results = json.loads(output.read_text())
     assert results["loop_to_bare_step"] == results["loop"]["median"] / results["bare_step"]["median"]
     assert results["in_memory_to_workers"] > 1
+
+
+def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "lr=0.1", tmp_path / "data.path=x"):
+        folder.mkdir()
+        (folder / "config.yaml").write_text("train: {epochs: 3}")
+    (tmp_path / "lr=0.2").write_text("train: {epochs: 4}")
+    for path, epochs in ((tmp_path / "lr=0.1/config.yaml", 3), ("lr=0.1/config.yaml", 3), ("lr=0.2", 4)):
+        assert safe_load(call("train", path, "optim.lr=0.5", "--print-config"))["train"]["epochs"] == epochs
+    assert "lr=0.1 is not an export folder" in call("evaluate", "lr=0.1", code=2)
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_begins_with_it(tmp_path, monkeypatch, exports):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pictures = draw_folder(tmp_path / "pictures", classes=tuple("0123456789"), size=8)
+    (tmp_path / "config.yaml").write_text("data: {path: ~/pictures}")
+    text = call("train", "~/config.yaml", "--dry-run", *TINY, "train.global_batch_size=16", "train.micro_batch_size=16")
+    assert "5 an epoch" in text
+    (tmp_path / "export").symlink_to(exports / "one/export")
+    call("evaluate", "~/export", "--results=~/results.csv")
+    assert (tmp_path / "results.csv").is_file()
+    assert pictures.is_dir()
+    with pytest.raises(UsageError, match=r"--resume ~nobody/run: there is no such folder"):
+        train_here(tmp_path / "run", resume="~nobody/run")
+
+
+def test_data_in_the_folder_at_hand_have_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(draw_folder(tmp_path / "photos"))
+    small = ("data.image_size=16", "train.global_batch_size=8", "train.micro_batch_size=8", "train.max_updates=1")
+    assert train_here(tmp_path / "run", "data.path=.", *small)["data"] == "photos"
+    card = (export_run(tmp_path / "run") / "README.md").read_text()
+    assert "| data | photos, 24 training images |" in card
+    assert "path: photos" in card

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import click
 
-from affnorm_zoo.cli.report import reported_errors
+from affnorm_zoo.cli.report import USER_PATH, reported_errors
 from affnorm_zoo.hub.bundle import bundle
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=USER_PATH)
 @click.option("--tag", required=True, help="Data and recipe, such as c10_e100.")
 @click.option("--half", is_flag=True, help="Store the weights in float16.")
 def bundle_weights(runs: tuple[Path, ...], tag: str, half: bool) -> None:

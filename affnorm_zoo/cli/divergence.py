@@ -13,7 +13,7 @@ from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from affnorm_zoo.cli.report import reported_errors, split_config
+from affnorm_zoo.cli.report import USER_PATH, reported_errors, split_config
 from affnorm_zoo.config import DataConfig, load_config
 from affnorm_zoo.data import (
     Normalize,
@@ -26,7 +26,7 @@ from affnorm_zoo.data import (
 from affnorm_zoo.diagnostics import DivergenceMeter, calibrate, measure_step, summed_cross_entropy
 from affnorm_zoo.diagnostics.figures import plot_depth
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.evaluation import check_fit, check_model_name, load_model
+from affnorm_zoo.evaluation import check_classifier, check_fit, check_model_name, load_model, match_labels
 from affnorm_zoo.evaluation.environment import describe_environment
 
 OPTIMIZERS = {
@@ -34,21 +34,20 @@ OPTIMIZERS = {
     "momentum": partial(torch.optim.SGD, momentum=0.9),
     "adamw": torch.optim.AdamW,
 }
-_path = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
 @click.option("--vs", multiple=True, metavar="MODEL", help="A further model to compare with; may be repeated.")
 @click.option("--data", help="The same as data.path=PATH.")
-@click.option("--checkpoint", type=_path, help="Weights (safetensors) for the first of MODELS.")
+@click.option("--checkpoint", type=USER_PATH, help="Weights (safetensors) for the first of MODELS.")
 @click.option("--images", "num_images", default=16, show_default=True, help="Of the validation split.")
 @click.option("--batch-size", default=8, show_default=True, help="Images in memory at a time.")
 @click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), default="sgd", show_default=True)
 @click.option("--lr", default=1e-3, show_default=True, help="Of the real steps.")
 @click.option("--steps", default=3, show_default=True, help="Real steps, of which the last is measured; 0 for none.")
 @click.option("--seed", default=0, show_default=True, help="Of untrained weights and of the positions.")
-@click.option("--output", type=_path, help="JSON file; a figure of the same name is drawn beside it.")
+@click.option("--output", type=USER_PATH, help="JSON file; a figure of the same name is drawn beside it.")
 def divergence(
     models: tuple[str, ...],
     vs: tuple[str, ...],
@@ -100,10 +99,12 @@ def _measure(
     seed: int,
 ) -> dict[str, Any]:
     model = _build(name, source, seed)
+    outputs = match_labels(name, model, source, config.labels_by_position) if _is_stored(name) else None
     if checkpoint is not None:
         _load_checkpoint(model, checkpoint)
-    preprocessing = resolve_preprocessing(config, source, model.pretrained_cfg)
-    batches = partial(_batches, source, preprocessing, batch_size, num_images, config.workers, seed)
+    preprocessing = resolve_preprocessing(config, source, model.pretrained_cfg, trained=_is_stored(name))
+    check_classifier(name, model, preprocessing.input_size, len(source.class_names))
+    batches = partial(_batches, source, preprocessing, batch_size, num_images, config.workers, seed, outputs)
     if checkpoint is None and not _is_stored(name):
         calibrate(model, (images for images, _ in batches()))
     meter = DivergenceMeter(model, summed_cross_entropy, seed)
@@ -117,9 +118,15 @@ def _measure(
 
 
 def _batches(
-    source: Source, preprocessing: Preprocessing, batch_size: int, num_images: int, workers: int, seed: int
+    source: Source,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    num_images: int,
+    workers: int,
+    seed: int,
+    outputs: list[int] | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images of the validation split, normalised: a draw, or the first of a stream."""
+    """Images of the validation split, normalised: a draw, or the first of a stream; and the model's labels for them."""
     chosen = None  # a folder holds one class after another
     if not source.is_stream:
         chosen = torch.randperm(source.num_val, generator=torch.Generator().manual_seed(seed))[:num_images].tolist()
@@ -127,7 +134,7 @@ def _batches(
     normalize = Normalize(preprocessing, torch.device("cpu"))
     num_batches = -(-min(num_images, source.num_val) // batch_size)
     for images, labels in islice(loader, num_batches):
-        yield normalize(images), labels
+        yield normalize(images), labels if outputs is None else torch.tensor(outputs)[labels]
 
 
 def _step(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from affnorm_zoo.cli.report import USAGE, reported_errors, split_config
+from affnorm_zoo.cli.report import USAGE, USER_PATH, reported_errors, split_config
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
@@ -15,8 +15,9 @@ from affnorm_zoo.training.processes import build_accelerator
 @click.command()
 @click.argument("models", nargs=-1, required=True)
 @click.option("--batch-size", default=128, show_default=True, help="Images a process.")
-@click.option("--results", type=click.Path(path_type=Path), help="CSV file with timm's columns.")
-def evaluate(models: tuple[str, ...], batch_size: int, results: Path | None) -> None:
+@click.option("--labels-by-position", is_flag=True, help="Match classes by their order although their names differ.")
+@click.option("--results", type=USER_PATH, help="CSV file with timm's columns.")
+def evaluate(models: tuple[str, ...], batch_size: int, labels_by_position: bool, results: Path | None) -> None:
     """Measure models on the validation split; one line of JSON each.
 
     MODELS are export folders, local-dir:PATH, hf-hub:ORG/NAME or timm names with weights, any of them with wildcards
@@ -25,7 +26,8 @@ def evaluate(models: tuple[str, ...], batch_size: int, results: Path | None) -> 
     """
     names, overrides = split_config(models)
     with reported_errors():
-        config = load_config(overrides=overrides)
+        by_position = ["data.labels_by_position=true"] if labels_by_position else []
+        config = load_config(overrides=[*overrides, *by_position])
         accelerator = build_accelerator(config.runtime)
         source = open_source(config.data)
         chosen = expand_names(names)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import click
 
-from affnorm_zoo.cli.report import reported_errors
+from affnorm_zoo.cli.report import USER_PATH, reported_errors
 from affnorm_zoo.hub import load, publish
 from affnorm_zoo.hub import pull as pull_files
 from affnorm_zoo.hub.client import OVERALL_SECONDS
@@ -18,7 +18,7 @@ _timeout = click.option(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=USER_PATH)
 @click.option("--repo-id", required=True, metavar="ORG/NAME")
 @click.option("--private", is_flag=True, help="Whether a new repository is.")
 @click.option("--revision", default="main", show_default=True, help="Branch.")
@@ -27,7 +27,7 @@ _timeout = click.option(
     "--seed-run",
     "seeds",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=USER_PATH,
     metavar="RUN",
     help="The same with another seed, for the card's mean and deviation; may be repeated.",
 )

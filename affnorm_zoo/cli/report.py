@@ -4,9 +4,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import click
 
+from affnorm_zoo.config import expand_home, is_override
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import NonFiniteError, PreemptedError
 
@@ -37,4 +40,15 @@ def fail(message: str, code: int) -> None:
 
 def split_config(items: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Divide a command line into config files and ``section.key=value`` overrides."""
-    return [item for item in items if "=" not in item], [item for item in items if "=" in item]
+    overrides = [item for item in items if is_override(item)]
+    return [expand_home(item) for item in items if item not in overrides], overrides
+
+
+class _UserPath(click.Path):
+    """A path in which ``~`` is the home folder, also behind ``--option=``, where no shell sees to it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return Path(super().convert(expand_home(str(value)), param, ctx))
+
+
+USER_PATH = _UserPath(path_type=Path)

@@ -2,15 +2,15 @@ from pathlib import Path
 
 import click
 
-from affnorm_zoo.cli.report import reported_errors
+from affnorm_zoo.cli.report import USER_PATH, reported_errors
 from affnorm_zoo.training.sweep import load_sweep, run_sweep
 from affnorm_zoo.training.sweep_report import sweep_table
 
 
 @click.command()
-@click.argument("sweep", type=click.Path(path_type=Path))
+@click.argument("sweep", type=USER_PATH)
 @click.argument("overrides", nargs=-1)
-@click.option("--output", type=click.Path(path_type=Path), help="Folder. Default: runs/sweeps/NAME.")
+@click.option("--output", type=USER_PATH, help="Folder. Default: runs/sweeps/NAME.")
 @click.option("--table", is_flag=True, help="Only print what has been found so far.")
 def sweep(sweep: Path, overrides: tuple[str, ...], output: Path | None, table: bool) -> None:
     """Give every arm of SWEEP, a YAML file, the same tuning and the same seeds, and compare them.

@@ -4,7 +4,7 @@ from pathlib import Path
 import click
 from accelerate import PartialState
 
-from affnorm_zoo.cli.report import reported_errors, split_config
+from affnorm_zoo.cli.report import USER_PATH, reported_errors, split_config
 from affnorm_zoo.config import config_to_yaml, load_config
 from affnorm_zoo.hub import export_run
 from affnorm_zoo.training import dry_run as make_plan
@@ -13,7 +13,7 @@ from affnorm_zoo.training import train as train_model
 
 @click.command()
 @click.argument("config", nargs=-1)
-@click.option("--output", type=click.Path(path_type=Path), help="Run folder. Default: runs/DATE-TIME.")
+@click.option("--output", type=USER_PATH, help="Run folder. Default: runs/DATE-TIME.")
 @click.option(
     "--resume",
     default="none",

@@ -1,6 +1,8 @@
 from .data import DataConfig as DataConfig
+from .data import expand_home as expand_home
 from .load import config_to_yaml as config_to_yaml
 from .load import flatten as flatten
+from .load import is_override as is_override
 from .load import load_config as load_config
 from .load import read_yaml as read_yaml
 from .load import to_schema as to_schema

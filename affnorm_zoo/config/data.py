@@ -1,18 +1,24 @@
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from affnorm_zoo.config.require import require
+from affnorm_zoo.config.require import require, require_numbers
+
+_MOST_WORKERS = 1024
+_LEAST_CROP = 0.1  # the resized image, of which this share is seen, would otherwise fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Images and their augmentation. Without a path: scikit-learn's handwritten digits, 8 px, grey."""
 
-    path: str | None = None  # a folder of split folders or tars, hfds/NAME, wds/FOLDER or a packed FILE.safetensors
+    path: str | None = None  # folder of splits or tars, hfds/NAME, wds/FOLDER or a packed FILE.safetensors; ~ is home
     num_classes: int | None = None  # of wds/FOLDER, which does not say; others do
     note: str | None = None  # what a reader of the model card should know of the images, such as how they were made
     train_split: str = "train"
     val_split: str = "val"
+    labels_by_position: bool = False  # match classes to those of pretrained weights by their order, not their names
     hold_out: int = 0  # training images to leave out and to validate on, instead of val_split: for tuning
     preset: str | None = None  # known data whose size, mean, std and crop are taken, such as cifar10
     image_size: int | None = None  # in pixels; None: the preset's, else the model's
@@ -32,15 +38,27 @@ class DataConfig:
     cache: bool = False  # keep what in_memory decodes beside the folder or tar, for other processes and runs
     workers: int = 0  # processes that decode images, a rank
     timeout_seconds: int = 300  # longest wait for a batch from a worker
-    max_bad_images: int = 0  # training images a process may fail to decode and replace by their neighbours
+    max_bad_images: int = 0  # training images that a run may fail to decode and replace by their neighbours
 
     def __post_init__(self) -> None:
+        require_numbers("data", self)
+        require(self.path is None or self.name != "", f"data.path names no data: {self.path!r}")
+        for name in ("train_split", "val_split"):
+            require(getattr(self, name).strip() != "", f"data.{name} must name a split, got {getattr(self, name)!r}")
+        classes = self.num_classes
+        require(classes is None or classes > 1, f"data.num_classes must be at least 2, got {classes}")
+        for value in self.mean or ():
+            require(0 <= value <= 1, f"data.mean must lie in [0, 1], as pixels of 0 to 255 are divided by 255: {value}")
+        for value in self.std or ():
+            require(0 < value <= 1, f"data.std must lie in (0, 1], as pixels of 0 to 255 are divided by 255: {value}")
+        require(self.workers <= _MOST_WORKERS, f"data.workers must be at most {_MOST_WORKERS}, got {self.workers}")
         require(self.image_size is None or self.image_size > 0, f"data.image_size must be positive: {self.image_size}")
         for name in ("hflip", "erase"):
             require(0 <= getattr(self, name) <= 1, f"data.{name} must lie in [0, 1], got {getattr(self, name)}")
         for name in ("mixup", "cutmix", "workers", "max_bad_images", "hold_out"):
             require(getattr(self, name) >= 0, f"data.{name} must not be negative, got {getattr(self, name)}")
-        require(self.crop_pct is None or 0 < self.crop_pct <= 1, f"data.crop_pct must lie in (0, 1]: {self.crop_pct}")
+        crop = self.crop_pct
+        require(crop is None or _LEAST_CROP <= crop <= 1, f"data.crop_pct must lie in [{_LEAST_CROP}, 1], got {crop}")
         require(self.repeats > 0, f"data.repeats must be positive, got {self.repeats}")
         require(self.timeout_seconds > 0, f"data.timeout_seconds must be positive, got {self.timeout_seconds}")
         require(
@@ -61,6 +79,28 @@ class DataConfig:
         require(off is None or off > 0, f"data.mixup_off_epoch must be positive, got {off}")
 
     @property
+    def local_path(self) -> str:
+        """The path below its kind, ``hfds/`` or ``wds/``, with ``~`` as the home folder; empty for the digits."""
+        return expand_home((self.path or "").removeprefix("hfds/").removeprefix("wds/"))
+
+    @property
+    def name(self) -> str:
+        """What the data are called: the last part of their path."""
+        if self.path is None:
+            return "digits"
+        if not self.local_path.strip():
+            return ""
+        path = Path(self.local_path)
+        return path.name if path.name not in ("", "..") else path.resolve().name or "data"
+
+    @property
     def mixes(self) -> bool:
         """Whether images are blended with each other."""
         return self.mixup > 0 or self.cutmix > 0
+
+
+def expand_home(path: str) -> str:
+    """Replace ``~`` or ``~user`` at the start of a path by that home folder, where there is one."""
+    with suppress(RuntimeError):
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    return path

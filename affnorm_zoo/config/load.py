@@ -1,4 +1,6 @@
 import difflib
+import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from affnorm_zoo.config.schema import RunConfig
+from affnorm_zoo.config.text import dump, hint_of, is_text, parse, without_none, wrong_kind
 from affnorm_zoo.errors import UsageError
 
 T = TypeVar("T")
@@ -16,6 +19,8 @@ T = TypeVar("T")
 
 def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> RunConfig:
     """Merge YAML files and ``section.key=value`` overrides, in this order, onto the defaults.
+
+    What an override gives a text field is taken as it stands, whatever it means in YAML; only ``null`` unsets it.
 
     Raises:
         UsageError: a file is missing or not YAML, a key is unknown (the message names the nearest known one), or a
@@ -26,12 +31,9 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     for section in merged:
         OmegaConf.set_readonly(merged[section], False)
     for file in files:
-        merged = _merge(merged, read_yaml(Path(file)), str(file))
+        merged = _merge(merged, read_yaml(Path(file), RunConfig), str(file))
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise UsageError(f"an override must read section.key=value, got {override!r}")
-        merged = _merge(merged, OmegaConf.from_dotlist([override]), f"override {override!r}")
+        merged = _merge(merged, _read_override(override), f"override {override!r}")
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -40,33 +42,44 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     return config
 
 
-def read_yaml(path: Path) -> DictConfig:
-    """Read a config file that holds sections or keys.
+def is_override(item: str) -> bool:
+    """Whether a word of a command line is ``section.key=value``, and not a path that happens to hold a ``=``."""
+    return re.match(r"[^/\\=]*=", item) is not None and not os.path.exists(item)  # noqa: PTH110 it may be too long
+
+
+def read_yaml(path: Path, schema: type) -> dict[str, Any]:
+    """Read a config file that holds the sections or keys of a dataclass.
 
     Raises:
-        UsageError: it is missing (the message names the nearest one) or not YAML.
+        UsageError: it is missing (the message names the nearest one), not UTF-8 or not YAML.
     """
     if not path.is_file():
         near = difflib.get_close_matches(str(path), map(str, path.parent.glob("*.yaml")), n=1, cutoff=0.3)
         raise UsageError(f"config file {path} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
     try:
-        loaded = OmegaConf.load(path)
+        loaded = parse(path.read_text(encoding="utf-8-sig"), schema)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"config file {path} must be UTF-8: {error}") from error
+    except OSError as error:
+        raise UsageError(f"config file {path} cannot be read: {error.strerror}") from error
     except YAMLError as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, DictConfig):
+    if loaded is not None and not isinstance(loaded, dict):
         raise UsageError(f"{path} must hold keys, such as 'train:', got a {type(loaded).__name__}")
-    return loaded
+    return loaded or {}
 
 
-def to_schema(schema: type[T], origin: Path, *parts: DictConfig) -> T:
+def to_schema(schema: type[T], origin: Path, *parts: dict[str, Any]) -> T:
     """Merge what was read from ``origin`` onto the defaults of a dataclass other than a run's.
 
     Raises:
         UsageError: a key is unknown, or a value is missing, has the wrong type or lies outside its range.
     """
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *parts))
-    except OmegaConfBaseException as error:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *map(_literal, parts)))
+    except UsageError:
+        raise
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UsageError(f"{origin}: {_first_line(error)}") from error
     assert isinstance(config, schema)
     return config
@@ -74,7 +87,7 @@ def to_schema(schema: type[T], origin: Path, *parts: DictConfig) -> T:
 
 def config_to_yaml(config: RunConfig) -> str:
     """Write out every value of ``config``, so that reading it back gives the same config."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return dump(asdict(config))
 
 
 def flatten(config: RunConfig) -> dict[str, bool | int | float | str]:
@@ -92,16 +105,51 @@ def flatten(config: RunConfig) -> dict[str, bool | int | float | str]:
     return flat
 
 
-def _merge(base: DictConfig, extra: DictConfig, origin: str) -> DictConfig:
-    for key in _leaves(extra):
+def _read_override(override: str) -> dict[str, Any]:
+    """``section.key=value`` as a tree."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"an override must read section.key=value, got {override!r}")
+    if not text:
+        raise UsageError(f"override {override!r} has no value; {key}=null unsets it")
+    hint = hint_of(RunConfig, key)
+    tree: Any
+    if is_text(hint):
+        tree = None if text == "null" and hint is not without_none(hint) else text
+    else:
+        try:
+            tree = parse(text, hint)
+        except YAMLError as error:
+            raise UsageError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _merge(base: DictConfig, extra: dict[str, Any], origin: str) -> DictConfig:
+    for key, value in _leaves(extra):
         _check_key(key, origin)
+        if reason := wrong_kind(value, hint_of(RunConfig, key)):
+            raise UsageError(f"{origin}: {key}: {reason}")
     try:
-        merged = OmegaConf.merge(base, extra)
+        merged = OmegaConf.merge(base, _literal(extra))
     except OmegaConfBaseException as error:
         full_key = getattr(error, "full_key", None)
         raise UsageError(f"{origin}: {f'{full_key}: ' if full_key else ''}{_first_line(error)}") from error
+    except (TypeError, ValueError, RecursionError) as error:  # a list for a mapping, or what lies within itself
+        raise UsageError(f"{origin}: {', '.join(key for key, _ in _leaves(extra))}: {_first_line(error)}") from error
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _literal(tree: Any) -> Any:
+    """Let no text be taken for an interpolation of omegaconf, which would begin with ``${``."""
+    if isinstance(tree, dict):
+        return {key: _literal(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_literal(value) for value in tree]
+    # omegaconf halves backslashes before an interpolation, and takes one of them for an escape
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", tree) if isinstance(tree, str) else tree
 
 
 def _check_key(key: str, origin: str) -> None:
@@ -124,14 +172,12 @@ def _all_keys() -> list[str]:
     return [f"{section.name}.{f.name}" for section in fields(RunConfig) for f in fields(section.default_factory)]
 
 
-def _leaves(node: DictConfig, prefix: str = "") -> Iterable[str]:
-    for key in node:
-        value = node._get_node(key)
-        name = f"{prefix}{key!s}"
-        if isinstance(value, DictConfig) and not value._is_none() and len(value):
-            yield from _leaves(value, name + ".")
+def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield name
+            yield f"{prefix}{key}", value
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import PIL
 from filelock import FileLock
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from affnorm_zoo.data.images import Images
+from affnorm_zoo.data.index import Index
 from affnorm_zoo.data.packed import SUFFIX, read_metadata, save_whole
 
 _logger = logging.getLogger(__name__)
@@ -27,11 +27,11 @@ def cached(dataset: Images, what: str, decode: Callable[[], tuple[Tensor, Tensor
     for itself; images that were replaced because they could not be decoded are not kept.
 
     Args:
-        dataset: of one of timm's readers for files.
+        dataset: of a folder or a tar.
         what: what ``decode`` makes of an image, such as its size: it has a file of its own.
         decode: gives images (N, C, H, W) uint8 and labels (N,) int64.
     """
-    root = Path(dataset.reader.root)
+    root = dataset.reader.path
     digest = hashlib.sha256(what.encode()).hexdigest()[:12]
     path = root.with_name(f"{_PREFIX}-{root.name}-{digest}{SUFFIX}")
     key = fingerprint(dataset.reader, what)
@@ -47,16 +47,13 @@ def cached(dataset: Images, what: str, decode: Callable[[], tuple[Tensor, Tensor
         return _read(path, key) or _fill(path, key, dataset, decode)
 
 
-def fingerprint(reader: Any, what: str) -> str:
-    """A hash of the names, sizes, times of change and labels of a reader's files, and of what is made of them."""
+def fingerprint(index: Index, what: str) -> str:
+    """A hash of the names, sizes, times of change and labels of an index's files, and of what is made of them."""
     digest = hashlib.sha256(f"{what}, Pillow {PIL.__version__}\n".encode())
-    root = Path(reader.root)
-    files = [root] if root.is_file() else [Path(file) for file, _ in reader.samples]
-    for file in files:
-        stat = file.stat()
-        digest.update(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    labels = reader.targets if root.is_file() else [label for _, label in reader.samples]
-    digest.update(",".join(map(str, labels)).encode())
+    for name in [""] if index.path.is_file() else index.names:
+        stat = (index.path / name).stat()
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    digest.update(index.targets.tobytes())
     return digest.hexdigest()
 
 
@@ -73,7 +70,7 @@ def _read(path: Path, key: str) -> tuple[Tensor, Tensor] | None:
 
 def _fill(path: Path, key: str, dataset: Images, decode: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     images, labels = decode()
-    if dataset.num_bad:
+    if len(dataset.bad):
         return images, labels
     try:
         save_whole(path, {"images": images, "labels": labels}, {_KEY: key})

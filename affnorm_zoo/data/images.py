@@ -1,35 +1,38 @@
 import logging
+import math
 from collections.abc import Callable
-from multiprocessing import Value
+from contextlib import suppress
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
+from affnorm_zoo.data.bad_images import BadImages
 from affnorm_zoo.errors import UsageError
 
 _logger = logging.getLogger(__name__)
-_DECODE_ERRORS = (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError)
+_SIXTEEN_BITS = {"PNG", "PPM"}  # formats whose grey values reach 65535 where Pillow gives them as 32-bit integers
 
 
 class Images(Dataset):
-    """Images of one of timm's readers, decoded to 8-bit RGB, with their labels.
+    """Images of a reader, decoded to upright 8-bit RGB, with their labels.
 
-    A file that cannot be decoded is an error that names it. While training, up to ``max_bad`` of them a process may be
+    A file that cannot be decoded is an error that names it. While training, up to ``max_bad`` different ones may be
     replaced by the next image instead; timm's own dataset replaces them in evaluation too, and counts that one twice.
 
     Args:
         reader: gives an open file and a label for an index.
         num_classes: labels lie below it.
-        max_bad: replacements allowed, over all workers of a process.
+        max_bad: images that may be replaced, as :class:`BadImages` counts them.
     """
 
     def __init__(self, reader: Any, num_classes: int, max_bad: int = 0) -> None:
         self.reader = reader
         self.num_classes = num_classes
         self.max_bad = max_bad
+        self.bad = BadImages(len(reader), self.name)
         self.transform: Callable | None = None  # set by the pipeline, as on timm's datasets
-        self._num_bad = Value("q", 0)  # shared with the workers
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -42,36 +45,64 @@ class Images(Dataset):
                 with file:
                     image = to_rgb(Image.open(file))
                 break
-            except _DECODE_ERRORS as error:
-                self._count_bad(position, error)
+            except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them to
+                self._note_bad(position, error)
+        else:
+            raise UsageError(f"none of the {len(self)} images can be decoded")
         label = int(label)
         if not 0 <= label < self.num_classes:
             raise UsageError(f"image {self.name(position)} has label {label}, outside the {self.num_classes} classes")
         return (image if self.transform is None else self.transform(image)), label
 
     def name(self, index: int) -> str:
-        """The file behind an index."""
-        return str(self.reader.filename(index))
+        """The file behind an index, or its number where it has no name."""
+        return str(self.reader.filename(index) or f"number {index}")
 
-    @property
-    def num_bad(self) -> int:
-        """Images that were replaced so far, over all workers of this process."""
-        return self._num_bad.value
-
-    def _count_bad(self, index: int, error: Exception) -> None:
-        with self._num_bad.get_lock():
-            self._num_bad.value += 1
-            number = self._num_bad.value
+    def _note_bad(self, index: int, error: Exception) -> None:
+        is_new = self.bad.add(index)
         what = f"image {self.name(index)} cannot be decoded ({type(error).__name__}: {error})"
-        if number > self.max_bad:
+        number = len(self.bad) if is_new else 0
+        if number > self.max_bad or not self.max_bad:
             raise UsageError(
                 f"{what}; remove it, or allow more than {self.max_bad} replacements by data.max_bad_images"
             ) from error
-        _logger.warning("%s; the next one takes its place (%d of %d allowed)", what, number, self.max_bad)
+        if is_new:
+            _logger.warning("%s; the next one takes its place (%d of %d allowed)", what, number, self.max_bad)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode to 8-bit RGB; of an animation, the first frame. Pillow would cut 16-bit values off at 255."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    """Decode to 8-bit RGB, upright as EXIF says; of an animation, the first frame. Transparency is dropped.
+
+    Pillow would cut values of more than 8 bits off at 255. 16-bit ones are divided by 257. 32-bit ones have no agreed
+    range: see :func:`_to_grey`.
+
+    Raises:
+        ValueError: 32-bit values are negative or non-finite.
+    """
+    image.load()  # what fails here is the picture
+    with suppress(Exception):  # and here its EXIF block, without which nobody would turn it
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BITS):
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    elif image.mode in ("I", "F"):
+        image = _to_grey(image)
+    elif image.mode in ("P", "PA", "La", "RGBa"):  # which lose their colours or warn without this step
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
     return image.convert("RGB")
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    """Scale 32-bit values so that white is the power of two at or above the largest one, less 1 from 8 bits on.
+
+    So real numbers up to 1 have white at 1, and values of 8, 12, 16, ... bits at 255, 4095, 65535, .... Whole numbers
+    above 1 are taken to have 8 bits at least, so that a dark picture stays dark.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    low, high = values.min(), values.max()
+    if not (math.isfinite(low) and math.isfinite(high)) or low < 0:
+        raise ValueError(f"its 32-bit values go from {low:g} to {high:g}: convert it to 8 bits")
+    if high <= 1 or (image.mode == "F" and high <= 128):
+        white = 2.0 ** math.ceil(math.log2(high)) if high else 1.0
+    else:
+        white = max(2.0 ** math.ceil(math.log2(high + 1)), 256.0) - 1
+    return Image.fromarray((values * (255 / white)).round().astype(np.uint8))

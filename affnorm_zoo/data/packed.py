@@ -70,7 +70,7 @@ def open_packed(config: DataConfig) -> tuple[PackedInfo, PackedImages, PackedIma
         UsageError: the file is missing, damaged, not a packed one, of another format version, or holds other splits
             than the config names.
     """
-    path = Path(str(config.path))
+    path = Path(config.local_path)
     if not path.is_file():
         raise UsageError(f"data.path: {path} is not a file; affnorm-zoo pack makes one")
     info = _read_info(path)

@@ -63,6 +63,12 @@ class ShardedBatches(Sampler[list[Key]]):
         """Batches of this process that make up an update of the epoch."""
         return -(-self.share(update) // self.micro_batch_size)
 
+    @property
+    def smallest_batch(self) -> int:
+        """Images in the smallest batch of this process in an epoch."""
+        shares = [self.share(update) for update in {0, max(self.num_updates - 1, 0)}]
+        return min(share % self.micro_batch_size or self.micro_batch_size for share in shares)
+
     def global_batch(self, epoch: int, update: int) -> list[Key]:
         """Every image of an update, over all processes."""
         order = _permutation(self.seed, epoch, self.num_samples)

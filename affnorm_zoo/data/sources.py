@@ -1,23 +1,27 @@
 """From a path to checked datasets: what is wrong with it is said before a model is built."""
 
-from collections.abc import Iterable
+import logging
+import os
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from timm.data.readers import create_reader
-from timm.data.readers.img_extensions import get_img_extensions
 
 from affnorm_zoo.config import DataConfig
+from affnorm_zoo.data.bad_images import BadImages
 from affnorm_zoo.data.digits import DIGITS_CLASSES, DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Digits
 from affnorm_zoo.data.images import Images
+from affnorm_zoo.data.index import Index, open_index
 from affnorm_zoo.data.packed import PackedImages, is_packed, open_packed
 from affnorm_zoo.data.part import Part, divide
 from affnorm_zoo.data.streams import Stream, open_wds
 from affnorm_zoo.errors import UsageError
 
-_MORE_EXTENSIONS = (".bmp", ".webp")  # that Pillow reads, and timm's readers pass over unless told
+_logger = logging.getLogger(__name__)
 _NUM_PROBES = 64  # images a split that are decoded before anything else happens
 
 
@@ -26,7 +30,7 @@ class Source:
     """A training and a validation set with the same classes, not transformed yet.
 
     ``image_size``, ``mean``, ``std`` and ``crop_pct`` are None where the data leave them to the model. ``in_chans`` is
-    the number of channels of the images.
+    the number of channels of the images. ``bad`` counts the training images that could not be decoded.
     """
 
     name: str
@@ -38,6 +42,8 @@ class Source:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None
+    bad: BadImages | None = None
+    has_names: bool = True  # whether the class names are the data's own
 
     @property
     def is_stream(self) -> bool:
@@ -62,14 +68,15 @@ class Source:
 def open_source(config: DataConfig) -> Source:
     """Open the data that ``config`` names; the embedded digits if it names none.
 
-    ``data.path`` is a folder with one subfolder or one tar file a split, whose own subfolders name the classes, or
+    ``data.path`` is a folder with one subfolder or one tar file per split, whose own subfolders name the classes, or
     ``hfds/NAME``, a dataset of the Hugging Face Hub or the path of one, with columns ``image`` and ``label``, or
     ``wds/FOLDER``, WebDataset shards, or ``FILE.safetensors``, a packed file.
     With ``data.hold_out`` that many training images are the validation set.
 
     Raises:
         UsageError: the data or a split is missing, a split has no images or fewer than two classes, the classes of
-            the two splits differ, a label lies outside the classes, or an image of a sample cannot be decoded.
+            the two splits or their number in the config differ, a label lies outside the classes, or an image of a
+            sample cannot be decoded.
     """
     if config.path is None:
         train, val = _hold_out(config, Digits("train"), Digits("val"), Digits("train"))
@@ -88,13 +95,14 @@ def open_source(config: DataConfig) -> Source:
         return _open_packed(config)
     if config.path.startswith("wds/"):
         if config.hold_out:
-            raise UsageError("data.hold_out needs images with numbers, which a stream has not")
+            raise UsageError("data.hold_out needs an indexable dataset; a WebDataset stream is not")
         train = open_wds(config, config.train_split, "data.train_split", is_training=True)
         return Source(
-            name=Path(config.path).name,
+            name=config.name,
             train=train,
             val=open_wds(config, config.val_split, "data.val_split", is_training=False),
             class_names=tuple(map(str, range(train.num_classes))),
+            has_names=False,
         )
     open_split = _open_hfds if config.path.startswith("hfds/") else _open_local
     train = open_split(config, config.train_split, "data.train_split")
@@ -105,9 +113,10 @@ def open_source(config: DataConfig) -> Source:
     for split, reader in splits.items():
         _check_labels(f"{config.path}, split {split!r}", reader, names)
     parts = Images(train, len(names), config.max_bad_images), Images(val, len(names)), Images(train, len(names))
+    bad = parts[0].bad
     train, val = _hold_out(config, *parts)
     _probe(val)
-    return Source(name=Path(config.path).name, train=train, val=val, class_names=names)
+    return Source(name=config.name, train=train, val=val, class_names=names, bad=bad)
 
 
 def _open_packed(config: DataConfig) -> Source:
@@ -137,35 +146,32 @@ def _hold_out(config: DataConfig, train: Any, val: Any, train_again: Any) -> tup
     return Part(train, kept), Part(train_again, held_out)
 
 
-def _open_local(config: DataConfig, split: str, key: str) -> Any:
-    """One of timm's readers for a folder of class folders, a folder of tars, or a tar."""
-    assert config.path is not None
-    root = Path(config.path)
-    if not root.is_dir():
-        existing = next(parent for parent in [*root.absolute().parents] if parent.is_dir())
+def _open_local(config: DataConfig, split: str, key: str) -> Index:
+    """The pictures of a folder of class folders, or of a tar of them; what is passed over is said once."""
+    root = Path(config.local_path)
+    if not _is(Path.is_dir, root):
+        existing = next(parent for parent in root.absolute().parents if _is(Path.is_dir, parent))
         raise UsageError(f"data.path: {root} is not a folder; the nearest one that exists is {existing}")
     folder, tar = root / split, root / f"{split}.tar"
-    if not folder.is_dir() and not tar.is_file():
+    if not _is(Path.is_dir, folder) and not _is(Path.is_file, tar):
         found = sorted(path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
         raise UsageError(
             f"{key}: {root} has no folder {split!r} and no {split}.tar; it has "
             f"{', '.join(found[:8]) or 'no folders at all'}"
         )
-    if tar.is_file() and not folder.is_dir():
-        # an open tar would be shared by forked workers, whose reads then move each other's position
-        return create_reader("", root=str(tar), cache_tarfiles=False, cache_tarinfo=False)
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if len(names) < 2:
-        raise UsageError(f"{folder} must hold one folder a class, at least two; it has {names or 'none'}")
+    path = folder if _is(Path.is_dir, folder) else tar
+    index, passed = open_index(path)
+    if passed and os.environ.get("RANK", "0") == "0":
+        _logger.warning("%s: %s", path, passed)
+    return index
+
+
+def _is(test: Callable[[Path], bool], path: Path) -> bool:
+    """Whether a path is what it is tested for; no, if the system does not take it for a path at all."""
     try:
-        return create_reader(
-            "",
-            root=str(folder),
-            class_map={name: index for index, name in enumerate(names)},
-            input_key=";".join([*get_img_extensions(), *_MORE_EXTENSIONS]),
-        )
-    except RuntimeError as error:  # timm's word for a folder without images
-        raise UsageError(f"{folder} holds no images: {error}") from error
+        return test(path)
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
 
 
 def _open_hfds(config: DataConfig, split: str, key: str) -> Any:
@@ -174,22 +180,25 @@ def _open_hfds(config: DataConfig, split: str, key: str) -> Any:
     except ImportError as error:
         raise UsageError(f"data.path={config.path} needs: pip install 'affnorm-zoo[hfds]'") from error
     try:
-        return create_reader(config.path, split=split)
-    except (ValueError, OSError, KeyError, datasets.exceptions.DatasetsError) as error:
+        return create_reader(f"hfds/{config.local_path}", split=split)
+    except (ValueError, OSError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(
             f"{key}={split}: {config.path} cannot be read: {' '.join(str(error).split())[:400]}"
         ) from error
 
 
 def _class_names(reader: Any) -> tuple[str, ...]:
-    # timm's reader of tars has a name of its own for it
-    indices = reader.class_to_idx if hasattr(reader, "class_to_idx") else reader.class_name_to_idx
-    return tuple(sorted(indices, key=indices.get))
+    if isinstance(reader, Index):
+        return reader.class_names
+    indices = reader.class_to_idx
+    return tuple(unicodedata.normalize("NFC", str(name)) for name in sorted(indices, key=indices.get))
 
 
 def _check_same_classes(config: DataConfig, train: tuple[str, ...], val: tuple[str, ...]) -> None:
     if len(train) < 2:
         raise UsageError(f"{config.path} must have at least two classes, named by its folders or features; got {train}")
+    if config.num_classes not in (None, len(train)):
+        raise UsageError(f"data.num_classes={config.num_classes}, but {config.path} has {len(train)} classes")
     if train != val:
         only_train, only_val = sorted(set(train) - set(val))[:3], sorted(set(val) - set(train))[:3]
         raise UsageError(
@@ -198,16 +207,12 @@ def _check_same_classes(config: DataConfig, train: tuple[str, ...], val: tuple[s
         )
 
 
-def _labels(reader: Any) -> Iterable[int]:
-    if hasattr(reader, "dataset"):
-        return reader.dataset[reader.label_key]
-    if hasattr(reader, "targets"):
-        return reader.targets
-    return [label for _, label in reader.samples]
-
-
 def _check_labels(where: str, reader: Any, names: tuple[str, ...]) -> None:
-    labels = np.asarray(list(_labels(reader)), dtype=np.int64)
+    given = reader.targets if isinstance(reader, Index) else list(reader.dataset[reader.label_key])
+    try:
+        labels = np.asarray(given, dtype=np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UsageError(f"{where}: every image must have a whole number as its label: {error}") from error
     outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(outside):
         first = int(outside[0])

@@ -39,11 +39,10 @@ def open_wds(config: DataConfig, split: str, key: str, *, is_training: bool) -> 
     Raises:
         UsageError: webdataset is not installed, the number of classes is not set, or the split is not there.
     """
-    assert config.path is not None
     if config.num_classes is None:
         raise UsageError("WebDataset shards do not name their classes: set data.num_classes")
     try:
-        reader = create_reader("wds/", root=config.path.removeprefix("wds/"), split=split, is_training=is_training)
+        reader = create_reader("wds/", root=config.local_path, split=split, is_training=is_training)
     except (RuntimeError, OSError) as error:
         raise UsageError(f"{key}={split}: {config.path} cannot be read: {' '.join(str(error).split())}") from error
     if not reader.num_samples:
@@ -77,6 +76,10 @@ class StreamedBatches:
 
     def share(self, update: int) -> int:  # noqa: ARG002 as ShardedBatches
         return self.micro_batch_size * self.num_micro
+
+    @property
+    def smallest_batch(self) -> int:
+        return self.micro_batch_size
 
     def num_micro_batches(self, update: int) -> int:  # noqa: ARG002 likewise
         return self.num_micro

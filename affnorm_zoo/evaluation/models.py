@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import parse_model_name
-from torch import nn
+from torch import Tensor, nn
 
+from affnorm_zoo.config import expand_home
 from affnorm_zoo.data import Source
 from affnorm_zoo.errors import UsageError
 
@@ -31,11 +33,13 @@ def load_model(name: str, **kwargs: Any) -> nn.Module:
     Raises:
         UsageError: the name is unknown, the folder is no export, or there are no weights for it.
     """
+    name = expand_home(name)
     if Path(name).is_dir():
         name = f"local-dir:{name}"
     scheme, _ = parse_model_name(name) if ":" in name else ("", name)
     if scheme == "local-dir":
-        folder = Path(name.removeprefix("local-dir:"))
+        folder = Path(expand_home(name.removeprefix("local-dir:")))
+        name = f"local-dir:{folder}"
         missing = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
         if missing:
             raise UsageError(f"{folder} is not an export folder: it has no {' and no '.join(missing)}")
@@ -43,7 +47,7 @@ def load_model(name: str, **kwargs: Any) -> nn.Module:
         check_model_name(name)
     try:
         return timm.create_model(name, pretrained=True, **kwargs)
-    except RuntimeError as error:
+    except Exception as error:  # of timm, of the Hub's client, or of a file that is not what its name says
         raise UsageError(f"the weights of {name} could not be loaded: {' '.join(str(error).split())[:500]}") from error
 
 
@@ -67,6 +71,30 @@ def expand_names(patterns: list[str]) -> list[str]:
             raise UsageError(f"{where} matches {pattern!r}")
         names += found
     return names
+
+
+@torch.no_grad()
+def check_classifier(name: str, model: nn.Module, input_size: tuple[int, ...], num_classes: int) -> None:
+    """Let a model classify one black image.
+
+    Raises:
+        UsageError: it does not take images of this size, or does not give one number per class.
+    """
+    was_training = model.training
+    size = " x ".join(map(str, input_size))
+    try:
+        logits = model.eval()(torch.zeros(1, *input_size, device=next(model.parameters()).device))
+    except Exception as error:  # whatever an architecture trips over
+        raise UsageError(
+            f"{name} does not take images of {size}: {' '.join(str(error).split())[:300]}"
+            + (f"; set model.kwargs.img_size={input_size[-1]}" * bool(model.pretrained_cfg.get("fixed_input_size")))
+        ) from error
+    model.train(was_training)
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (1, num_classes):
+        raise UsageError(
+            f"{name} is no classifier of {num_classes} classes: for one image it gives {shape}; see model.kwargs"
+        )
 
 
 def check_fit(model: nn.Module, source: Source) -> None:

@@ -1,13 +1,20 @@
 import csv
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from affnorm_zoo.config import DataConfig
-from affnorm_zoo.data import Normalize, Source, eval_loader, resolve_preprocessing
+from affnorm_zoo.data import Normalize, Preprocessing, Source, eval_loader, resolve_preprocessing
+from affnorm_zoo.evaluation.labels import match_labels
 from affnorm_zoo.evaluation.metrics import evaluate
-from affnorm_zoo.evaluation.models import check_fit, load_model
+from affnorm_zoo.evaluation.models import check_classifier, check_fit, load_model
+
+_logger = logging.getLogger(__name__)
 
 
 def evaluate_model(
@@ -27,7 +34,14 @@ def evaluate_model(
     """
     model = load_model(name)
     check_fit(model, source)
-    preprocessing = resolve_preprocessing(config, source, model.pretrained_cfg)
+    outputs = match_labels(name, model, source, config.labels_by_position)
+    own = model.pretrained_cfg
+    preprocessing = resolve_preprocessing(config, source, own, trained=True)
+    size = preprocessing.input_size[-1]
+    if own.get("fixed_input_size") and size != own["input_size"][-1]:
+        model = load_model(name, img_size=size)
+    check_classifier(name, model, preprocessing.input_size, len(source.class_names))
+    _compare_statistics(name, preprocessing, own)
     loader = eval_loader(
         source.val,
         preprocessing,
@@ -37,6 +51,8 @@ def evaluate_model(
         world_size=accelerator.num_processes,
     )
     normalize = Normalize(preprocessing, accelerator.device)
+    if outputs is not None:
+        loader = _relabel(loader, torch.tensor(outputs))
     metrics = evaluate(model.to(accelerator.device), loader, normalize, accelerator)
     assert metrics is not None
     return {
@@ -48,6 +64,20 @@ def evaluate_model(
         "crop_pct": preprocessing.crop_pct,
         "interpolation": preprocessing.interpolation,
     }
+
+
+def _relabel(loader: Iterable[tuple[Tensor, Tensor]], outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches with the model's number of each class in place of the data's."""
+    for images, labels in loader:
+        yield images, outputs[labels]
+
+
+def _compare_statistics(name: str, preprocessing: Preprocessing, own: dict[str, Any]) -> None:
+    """Say where the config asks for other pixels than the weights were trained on."""
+    for key in ("mean", "std"):
+        asked, trained = getattr(preprocessing, key), tuple(own[key])
+        if asked != trained:
+            _logger.warning("%s was trained with the %s %s and is measured with %s", name, key, trained, asked)
 
 
 def write_results(rows: list[dict[str, Any]], path: Path) -> None:

@@ -66,7 +66,7 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     save_for_hf(
         model,
         temporary,
-        model_config={"label_names": list(class_names)},
+        model_config={} if is_stream(config) else {"label_names": list(class_names)},  # whose names are made up
         safe_serialization=True,
     )
     suit_other_readers(temporary / "config.json")
@@ -83,6 +83,11 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     return target
+
+
+def is_stream(config: RunConfig) -> bool:
+    """Whether the run's data are shards, which do not name their classes."""
+    return (config.data.path or "").startswith("wds/")
 
 
 def suit_other_readers(path: Path) -> None:
@@ -117,10 +122,10 @@ def score_of(run: Path) -> float:
 def public_config(config: RunConfig) -> RunConfig:
     """The config without what it says of the machine: of the data's path, only the folder's own name."""
     path = config.data.path
-    if path is None or path.startswith("hfds/"):
+    if path is None or (path.startswith("hfds/") and not Path(config.data.local_path).exists()):
         return config
-    prefix = "wds/" if path.startswith("wds/") else ""
-    return replace(config, data=replace(config.data, path=prefix + Path(path).name))
+    prefix = next((kind for kind in ("hfds/", "wds/") if path.startswith(kind)), "")
+    return replace(config, data=replace(config.data, path=prefix + config.data.name))
 
 
 def _check_seeds(config: RunConfig, report: dict[str, Any], seeds: Sequence[Path]) -> None:

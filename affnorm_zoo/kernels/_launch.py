@@ -1,4 +1,4 @@
-"""How the kernels are launched: tiles, warps and the device. The numbers follow from the memory system, as described."""
+"""How the kernels are launched: tiles, warps and the device. Each number is derived from the memory system."""
 
 from typing import Any, NamedTuple
 

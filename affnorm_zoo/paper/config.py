@@ -1,8 +1,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from affnorm_zoo.config import read_yaml, to_schema
 from affnorm_zoo.config.require import require
 
@@ -50,6 +48,6 @@ def load_paper_config(path: Path, quick: bool = False) -> PaperConfig:
     Raises:
         UsageError: the file is missing or not YAML, or a key or value does not fit.
     """
-    loaded = read_yaml(path)
-    overlay = loaded.pop("quick", OmegaConf.create())
+    loaded = read_yaml(path, PaperConfig)
+    overlay = loaded.pop("quick", {})
     return to_schema(PaperConfig, path, loaded, *([overlay] if quick else []))

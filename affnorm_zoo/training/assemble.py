@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import nn
 
 from affnorm_zoo.config import RunConfig
 from affnorm_zoo.data import (
@@ -21,6 +23,7 @@ from affnorm_zoo.data import (
     val_loader,
 )
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.evaluation import check_classifier, match_labels
 from affnorm_zoo.training import setup
 from affnorm_zoo.training.deepspeed import configure_deepspeed, is_deepspeed
 from affnorm_zoo.training.ema import build_ema
@@ -56,10 +59,12 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
     if data.mixes and micro % 2:
         raise UsageError(f"data.mixup and data.cutmix pair images: the micro-batch must be even, got {micro}")
     set_seed(config.train.seed)
-    bare_model = setup.build_model(
-        config.model, len(source.class_names), source.in_chans, pretrained=config.model.pretrained
-    ).to(device)
-    preprocessing = resolve_preprocessing(data, source, bare_model.pretrained_cfg)
+    bare_model = _build_model(config, source).to(device)
+    preprocessing = resolve_preprocessing(data, source, _sized_cfg(config, bare_model))
+    check_classifier(config.model.name, bare_model, preprocessing.input_size, len(source.class_names))
+    batches = _build_batches(config, source, micro, accelerator)
+    if batches.smallest_batch == 1:
+        setup.check_training_batch(config.model.name, bare_model, preprocessing.input_size, 1)
     flops = count_flops(bare_model, preprocessing.input_size)
     parameters = sum(p.numel() for p in bare_model.parameters())
     bare_model = setup.synchronize_batch_norm(config.runtime, bare_model, device, accelerator.num_processes)
@@ -73,7 +78,6 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
     if sharded:
         bare_model = accelerator.unwrap_model(model, keep_torch_compile=False)
         ema = build_ema(config.model, bare_model, sharded)
-    batches = _build_batches(config, source, micro, accelerator)
     uses_norm = config.optim.clip_mode == "norm"
     trainer = Trainer(
         accelerator=accelerator,
@@ -110,6 +114,26 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
         forward_flops=flops,
         parameters=parameters,
     )
+
+
+def _build_model(config: RunConfig, source: Source) -> nn.Module:
+    """The model, with weights to start from if the config asks for them, its classes in the order of the data's."""
+    num_classes, pretrained = len(source.class_names), config.model.pretrained
+    model = setup.build_model(config.model, num_classes, source.in_chans, pretrained=pretrained)
+    if pretrained and model.pretrained_cfg.get("num_classes") == num_classes:  # otherwise its classifier is a new one
+        outputs = match_labels(config.model.name, model, source, config.data.labels_by_position)
+        if outputs is not None:
+            setup.reorder_classifier(model, outputs)
+    return model
+
+
+def _sized_cfg(config: RunConfig, model: nn.Module) -> dict[str, Any]:
+    """What the model says of its images, with the size that ``model.kwargs`` may have given it."""
+    cfg: Any = model.pretrained_cfg
+    size = config.model.kwargs.get("img_size")
+    if size is None:
+        return cfg
+    return {**cfg, "input_size": (cfg["input_size"][0], *(size if isinstance(size, list) else [size] * 2))}
 
 
 def _build_batches(

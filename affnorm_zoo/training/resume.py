@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from affnorm_zoo.config import RunConfig, flatten, load_config
+from affnorm_zoo.config import RunConfig, expand_home, flatten, load_config
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import checkpoint
 from affnorm_zoo.training.run_folder import CHECKPOINTS, CONFIG_FILE, RUN_FILE, read_json
@@ -38,7 +38,7 @@ def choose_checkpoint(resume: str, output: Path) -> Path | None:
         return None
     if resume == "auto":
         return checkpoint.find_latest(output / CHECKPOINTS)
-    folder = Path(resume)
+    folder = Path(expand_home(resume))
     if not folder.is_dir():
         raise UsageError(f"--resume {resume}: there is no such folder; give auto, none or the path of a checkpoint")
     checkpoint.verify(folder)

@@ -61,6 +61,7 @@ def train(
         parts = assemble(config, accelerator, resume)
         probe = DivergenceProbe(config, parts)
         checkpoint = on_main(accelerator, lambda: folder.open(config, parts, resume, overwrite, allow_changes))
+        _keep_bad_images(parts, output, checkpoint)
         try:
             return _train(config, output, parts, probe, interrupt, checkpoint)
         except PreemptedError as error:
@@ -113,6 +114,13 @@ def _train(
     return _finish(config, output, parts, {"seconds": seconds, **shares})
 
 
+def _keep_bad_images(parts: Parts, output: Path, checkpoint: Path | None) -> None:
+    """Count the images that cannot be decoded over all processes, and on from those of the run that is resumed."""
+    if parts.source.bad is not None:
+        earlier = checkpoint.resolve().parents[1] / run_folder.BAD_IMAGES_FILE if checkpoint else None
+        parts.source.bad.keep_in(output / run_folder.BAD_IMAGES_FILE, earlier)
+
+
 def _finish(config: RunConfig, output: Path, parts: Parts, times: dict[str, float]) -> dict[str, Any]:
     """Leave weights, curves and the report."""
     state, accelerator, progress = parts.trainer.state, parts.trainer.accelerator, parts.trainer.state.progress
@@ -132,6 +140,7 @@ def _finish(config: RunConfig, output: Path, parts: Parts, times: dict[str, floa
         **{part: metrics for part, metrics in progress.evaluated.items() if part in ("val", "ema")},
         "best": progress.best,
         **times,
+        **({"num_bad_images": bad} if (bad := len(parts.source.bad or ())) else {}),
         "num_processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
         "environment": describe_environment(),

@@ -24,6 +24,7 @@ METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 DIVERGENCE_FILE = "divergence.png"
 LOCK_FILE = "run.lock"
+BAD_IMAGES_FILE = "bad_images.txt"  # number and name of each; there only if there are any
 CHECKPOINTS = "checkpoints"
 
 

@@ -1,5 +1,7 @@
 """Everything a run needs before its first step, each part with the checks that belong to it."""
 
+import copy
+import math
 from collections.abc import Callable
 
 import timm
@@ -20,6 +22,13 @@ from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_model_name
 from affnorm_zoo.training.rates import divide_bias_rates
 
+_WARMUP_LR = 1e-5  # where timm's warm-up starts
+_MOST_RATES = 500  # of a schedule that are looked at before a run
+_SET_ELSEWHERE = {
+    "sched": "optim.schedule", "num_epochs": "train.epochs", "min_lr": "optim.min_lr",
+    "warmup_epochs": "optim.warmup_epochs", "step_on_epochs": "nothing, as every update has its rate",
+    "updates_per_epoch": "train.global_batch_size",
+}  # fmt: skip
 UNSUPPORTED_OPTIMIZERS = {"adahessian": "it needs a backward pass that keeps its own graph"}
 
 
@@ -46,26 +55,59 @@ def build_model(config: ModelConfig, num_classes: int, in_chans: int, *, pretrai
     """Build the model for the data, untrained unless ``pretrained``.
 
     Raises:
-        UsageError: timm does not know the name, the model does not take an argument, has no weights to start from,
-            or cannot checkpoint its activations.
+        UsageError: timm does not know the name, the model does not take an argument, has no weights to start from, is
+            no classifier, or cannot checkpoint its activations.
     """
     check_model_name(config.name)
+    kwargs = config.kwargs
     try:
         model = timm.create_model(
-            config.name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **config.kwargs
+            config.name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **kwargs
         )
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"model {config.name} cannot be built with model.kwargs={config.kwargs}: {error}") from error
-    except RuntimeError as error:
-        if not pretrained:
-            raise
-        raise UsageError(f"the weights of {config.name} could not be loaded: {error}") from error
+    except Exception as error:  # whatever an architecture does with an argument it is not made for
+        message = " ".join(str(error).split())[:500]
+        if pretrained and isinstance(error, RuntimeError | OSError):
+            raise UsageError(f"the weights of {config.name} could not be loaded: {message}") from error
+        raise UsageError(f"model {config.name} cannot be built with model.kwargs={kwargs}: {message}") from error
+    if getattr(model, "num_classes", None) != num_classes or not isinstance(model.pretrained_cfg, dict):
+        raise UsageError(f"model {config.name} with model.kwargs={kwargs} is no classifier of {num_classes} classes")
     if config.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)
-        except AssertionError as error:
+        except Exception as error:
             raise UsageError(f"model.grad_checkpointing: {config.name} does not support it: {error}") from error
     return model
+
+
+def reorder_classifier(model: nn.Module, outputs: list[int]) -> None:
+    """Let a trained classifier's output ``outputs[k]`` be its k-th.
+
+    Raises:
+        UsageError: it is not made of layers with one row per class.
+    """
+    heads = model.get_classifier()
+    for head in heads if isinstance(heads, tuple | list) else (heads,):
+        for parameter in head.parameters():
+            if len(parameter) != len(outputs):
+                raise UsageError("the classifier of these weights cannot be put into the order of the data's classes")
+            parameter.data = parameter.data[outputs].clone()
+
+
+def check_training_batch(name: str, model: nn.Module, input_size: tuple[int, ...], batch_size: int) -> None:
+    """Let a copy of a model see the smallest batch of a run as in training.
+
+    Raises:
+        UsageError: it does not take it, as batch norm does not take one image where a single pixel is left.
+    """
+    images = torch.zeros(batch_size, *input_size, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).train()(images)
+    except Exception as error:
+        raise UsageError(
+            f"{name} cannot be trained on a batch of {batch_size}, the smallest that data.drop_last, "
+            f"train.global_batch_size and train.micro_batch_size leave to a process: {' '.join(str(error).split())}"
+        ) from error
 
 
 def describe_preprocessing(model: nn.Module, preprocessing: Preprocessing, class_names: tuple[str, ...]) -> None:
@@ -79,7 +121,7 @@ def describe_preprocessing(model: nn.Module, preprocessing: Preprocessing, class
         num_classes=len(class_names),
         tag=None,
     )
-    for key in ("test_input_size", "test_crop_pct", "pool_size"):
+    for key in ("test_input_size", "test_crop_pct", "pool_size", "label_names", "label_descriptions"):
         model.pretrained_cfg.pop(key, None)
 
 
@@ -101,27 +143,42 @@ def build_optimizer(config: OptimConfig, model: nn.Module, global_batch_size: in
             layer_decay=config.layer_decay,
             **config.kwargs,
         )
-    except (AssertionError, ImportError, TypeError, ValueError) as error:
+        if config.kwargs:
+            _try_step(config)
+    except Exception as error:  # an optimiser may read its arguments only when it steps
         raise UsageError(f"optim.name={config.name} with optim.kwargs={config.kwargs}: {error}") from error
     if config.bias_over_kappa:
         divide_bias_rates(optimizer, model)
     return optimizer
 
 
+def _try_step(config: OptimConfig) -> None:
+    """Take one step with a small network."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2))
+    optimizer = create_optimizer_v2(model, opt=config.name, lr=1e-3, momentum=config.momentum, **config.kwargs)
+    model(torch.ones(1, 1, 3, 3)).sum().backward()
+    optimizer.step()
+
+
 def build_schedule(config: OptimConfig, optimizer: Optimizer, epochs: int, updates_per_epoch: int) -> Scheduler | None:
     """Build timm's schedule of the learning rate, a function of the updates alone.
 
     Raises:
-        UsageError: timm does not know the schedule or refuses an argument.
+        UsageError: timm does not know the schedule or refuses an argument, or it starts or ends above the optimiser's
+            rate.
     """
+    for key in sorted(_SET_ELSEWHERE.keys() & config.schedule_kwargs.keys()):
+        raise UsageError(f"optim.schedule_kwargs.{key} is set by {_SET_ELSEWHERE[key]}")
     constant = config.schedule == "constant"
     if constant and not config.warmup_epochs and not any("lr_scale" in group for group in optimizer.param_groups):
         return None
+    highest = max(group["lr"] for group in optimizer.param_groups)
     arguments = {
         "sched": "step" if constant else config.schedule,
         "num_epochs": epochs,
         "min_lr": config.min_lr,
         "warmup_epochs": config.warmup_epochs,
+        "warmup_lr": _WARMUP_LR if highest > _WARMUP_LR else highest / 10,
         "warmup_prefix": False,
         "step_on_epochs": False,
         "updates_per_epoch": updates_per_epoch,
@@ -130,11 +187,33 @@ def build_schedule(config: OptimConfig, optimizer: Optimizer, epochs: int, updat
     }
     try:
         schedule, _ = create_scheduler_v2(optimizer, **arguments)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise UsageError(f"optim.schedule={config.schedule} with {config.schedule_kwargs}: {error}") from error
-    if schedule is None and not constant:
+        first, last = _ends(schedule, optimizer, epochs * updates_per_epoch) if schedule is not None else (0.0, 0.0)
+    except Exception as error:  # timm computes with whatever it is given
+        message = f"{type(error).__name__}: {error}"
+        raise UsageError(f"optim.schedule={config.schedule} with {config.schedule_kwargs}: {message}") from error
+    if schedule is None:
         raise UsageError(f"optim.schedule={config.schedule!r} is not one of timm's, such as cosine, step or constant")
+    for end, rate in (("starts", first), ("ends", last)):
+        if not 0 <= rate <= highest * (1 + 1e-9):
+            raise UsageError(
+                f"optim.schedule={config.schedule} {end} at a learning rate of {rate:.3g}, outside 0 to "
+                f"{highest:.3g}: see optim.min_lr={config.min_lr} and optim.schedule_kwargs={config.schedule_kwargs}"
+            )
     return schedule
+
+
+def _ends(schedule: Scheduler, optimizer: Optimizer, updates: int) -> tuple[float, float]:
+    """The rates of the first and the last update, all others that are looked at being finite."""
+    kept = [group["lr"] for group in optimizer.param_groups]
+    rates = []
+    for update in sorted({*range(0, updates, max(updates // _MOST_RATES, 1)), updates - 1}):
+        schedule.step_update(update)
+        rates.append(max(group["lr"] for group in optimizer.param_groups))
+    for group, lr in zip(optimizer.param_groups, kept, strict=True):
+        group["lr"] = lr
+    if not all(map(math.isfinite, rates)):
+        raise ValueError("it gives rates that are not finite")
+    return rates[0], rates[-1]
 
 
 def build_loss(config: OptimConfig, mixes: bool) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from affnorm_zoo.config import RunConfig, load_config, read_yaml, to_schema
+from affnorm_zoo.config import RunConfig, is_override, load_config, read_yaml, to_schema
 from affnorm_zoo.config.require import require
 from affnorm_zoo.training.loop import NonFiniteError
 from affnorm_zoo.training.run import train
@@ -92,7 +92,7 @@ def load_sweep(path: Path) -> SweepConfig:
     Raises:
         UsageError: it is missing or not YAML, or a key or value does not fit.
     """
-    return to_schema(SweepConfig, path, read_yaml(path))
+    return to_schema(SweepConfig, path, read_yaml(path, SweepConfig))
 
 
 def run_sweep(sweep: SweepConfig, folder: Path, overrides: tuple[str, ...] = ()) -> None:
@@ -155,10 +155,10 @@ def read_result(folder: Path, trial: Trial) -> dict[str, Any]:
 def config_of(sweep: SweepConfig, trial: Trial, overrides: tuple[str, ...] = ()) -> RunConfig:
     """The run that a trial is."""
     parts = [*sweep.shared, *sweep.arms[trial.arm], *overrides]
-    parts += [f"{key}={json.dumps(value)}" for key, value in trial.point.items()]
+    parts += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in trial.point.items()]
     parts += () if trial.is_final else (*sweep.tuning, f"data.hold_out={sweep.hold_out}")
-    files = [part for part in parts if "=" not in part]
-    return load_config(files, [*(part for part in parts if "=" in part), f"train.seed={trial.seed}"])
+    files = [part for part in parts if not is_override(part)]
+    return load_config(files, [*(part for part in parts if part not in files), f"train.seed={trial.seed}"])
 
 
 def run_trial(sweep: SweepConfig, trial: Trial, folder: Path, overrides: tuple[str, ...] = ()) -> bool:

@@ -60,7 +60,8 @@ def test_what_does_not_fit_the_package_is_refused(seeds, finished_runs, tmp_path
 
 def test_a_run_that_starts_from_a_tag_keeps_the_arguments_of_the_tag(tmp_path):
     name = "resnet20_cifar_patchnorm_ws.c10_e15_rms4"
-    train_here(tmp_path / "run", f"model.name={name}", "model.pretrained=true", "train.max_updates=1")
+    train_here(tmp_path / "run", f"model.name={name}", "model.pretrained=true", "train.max_updates=1",
+               "data.labels_by_position=true")  # fmt: skip
     folder = bundle([tmp_path / "run"], "digits_u1", folder=tmp_path / "weights")
     assert folder.name == "resnet20_cifar_patchnorm_ws.digits_u1"
     config = json.loads((folder / "config.json").read_text())

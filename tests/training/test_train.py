@@ -65,6 +65,7 @@ def test_the_export_is_complete_and_safe(finished):
     assert config["architecture"] == "resnet20_cifar_patchnorm"
     assert config["pretrained_cfg"]["input_size"] == [1, 8, 8]
     assert config["label_names"] == [str(digit) for digit in range(10)]
+    assert "airplane" not in (export / "config.json").read_text()  # the class of the architecture's own weights
     card = (export / "README.md").read_text()
     top1 = json.loads((finished / "report.json").read_text())["val"]["top1"]
     assert f"| top-1 | {100 * top1:.2f} %" in card

@@ -1,0 +1,89 @@
+import io
+import re
+import unicodedata
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from affnorm_zoo.data.listing import Listing, Span, list_folder, list_tar
+from affnorm_zoo.errors import UsageError
+
+
+class Index:
+    """The pictures of a split, labelled by the first folder below it: a folder, or a tar with the same content.
+
+    Classes are in the order of their names, which are compared and given in Unicode's composed form. Files are in
+    timm's natural order of their paths. Nothing stays open, so that workers may be forked or spawned.
+
+    Args:
+        path: the folder or tar.
+        listing: what lies in it.
+
+    Raises:
+        UsageError: it holds no pictures, fewer than two classes, or a class whose name is not Unicode.
+    """
+
+    def __init__(self, path: Path, listing: Listing) -> None:
+        self.path = path
+        by_folder = {folder: unicodedata.normalize("NFC", folder) for folder in listing.folders}
+        self.class_names = tuple(sorted(set(by_folder.values())))
+        if len(self.class_names) < 2:
+            found = list(self.class_names) or "none"
+            raise UsageError(f"{path} must hold one folder per class, at least two; it has {found}")
+        if not listing.names:
+            raise UsageError(f"{path} holds no images: {listing.describe_passed() or 'its folders are empty'}")
+        for name in self.class_names:
+            _check_unicode(path, name)
+        order = sorted(range(len(listing.names)), key=lambda number: _natural_key(listing.names[number]))
+        self.names = [listing.names[number] for number in order]
+        self.spans: list[Span] = [listing.spans[number] for number in order] if listing.spans else []
+        labels = {folder: self.class_names.index(name) for folder, name in by_folder.items()}
+        self.targets = np.array([labels[name.partition("/")[0]] for name in self.names], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        """An open file and its label."""
+        label = int(self.targets[index])
+        if not self.spans:
+            return (self.path / self.names[index]).open("rb"), label
+        start, size = self.spans[index]
+        with self.path.open("rb") as tar:
+            tar.seek(start)
+            return io.BytesIO(tar.read(size)), label
+
+    def filename(self, index: int) -> str:
+        """The path of a picture below its split."""
+        return self.names[index]
+
+
+def open_index(path: Path) -> tuple[Index, str]:
+    """Find the pictures of a split.
+
+    Args:
+        path: a folder, or the tar of one.
+
+    Returns:
+        The index, and one line on what was passed over; empty if nothing was.
+
+    Raises:
+        UsageError: as :class:`Index`, or the folder or tar cannot be read.
+    """
+    listing = list_folder(path) if path.is_dir() else list_tar(path)
+    return Index(path, listing), listing.describe_passed()
+
+
+def _natural_key(name: str) -> tuple[list[str | int], str]:
+    """timm's order, in which 2 comes before 10, and a letter's case does not count unless all else is equal."""
+    parts: list[str | int] = list(re.split(r"(\d+)", name.lower()))
+    parts[1::2] = map(int, parts[1::2])
+    return parts, name
+
+
+def _check_unicode(path: Path, name: str) -> None:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{path}: the class folder {name!r} has a name that is not UTF-8: rename it") from error

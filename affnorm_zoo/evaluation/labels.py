@@ -1,0 +1,54 @@
+import logging
+import unicodedata
+
+from torch import nn
+
+from affnorm_zoo.data import Source
+from affnorm_zoo.errors import UsageError
+
+_logger = logging.getLogger(__name__)
+_MOST_NAMES = 5  # that a message shows of each side
+
+
+def match_labels(name: str, model: nn.Module, source: Source, by_position: bool) -> list[int] | None:
+    """Find the output of trained weights that stands for each class of the data, by the classes' names.
+
+    Args:
+        name: of the weights.
+        model: its ``pretrained_cfg`` has the names, if they are known.
+        source: the data; those of a stream have no names.
+        by_position: go by the order of the classes instead.
+
+    Returns:
+        The output of each class; None where it has the class's own number, or no names are known.
+
+    Raises:
+        UsageError: the names differ.
+    """
+    outputs = _label_names(model)
+    if by_position or outputs is None or not source.has_names or outputs == source.class_names:
+        return None
+    if set(outputs) != set(source.class_names) or len(set(outputs)) != len(outputs):
+        raise UsageError(
+            f"the classes of {name} and of the data {source.name} differ: the weights know "
+            f"{_shown(outputs, source.class_names)}, the data have {_shown(source.class_names, outputs)}; "
+            "data.labels_by_position=true takes them in their order all the same"
+        )
+    _logger.warning("the classes of %s are in another order than those of %s: matched by name", name, source.name)
+    return [outputs.index(label) for label in source.class_names]
+
+
+def _label_names(model: nn.Module) -> tuple[str, ...] | None:
+    """What the outputs stand for, if that is known."""
+    names = model.pretrained_cfg.get("label_names")
+    if isinstance(names, dict):  # by number, where a config has gaps
+        names = [names[key] for key in sorted(names, key=int)]
+    if not names or len(names) != model.num_classes:
+        return None
+    return tuple(unicodedata.normalize("NFC", str(name)) for name in names)
+
+
+def _shown(names: tuple[str, ...], others: tuple[str, ...]) -> str:
+    """Some of the names that the others lack."""
+    odd = [name for name in names if name not in set(others)] or list(names)
+    return ", ".join(map(repr, odd[:_MOST_NAMES])) + (f" and {len(odd) - _MOST_NAMES} more" * (len(odd) > _MOST_NAMES))

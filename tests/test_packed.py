@@ -52,7 +52,8 @@ def assert_same_batches(one, two):
     [
         {},
         {"hflip": 0.5, "hold_out": 5},
-        {"image_size": 8, "crop_pct": 0.8},
+        {"crop_pct": 0.8},
+        {"image_size": 8},
         {"in_memory": "never"},
         {"crop": "resized", "auto_augment": "rand-m9-mstd0.5"},
     ],

@@ -1,4 +1,4 @@
-"""How the kernels are launched: tiles, warps and the device. Each number is derived from the memory system."""
+"""How the kernels are launched: tiles, warps, device. The numbers follow from the memory system, as described."""
 
 from typing import Any, NamedTuple
 
@@ -100,18 +100,19 @@ def tile_of(layout: Layout, groups: int, most_channels: int = MOST_CHANNELS) -> 
         most_channels: how long a run of channels may be where they are next to each other.
     """
     in_group = layout.channels // groups
-    whole_groups = groups == 1 or in_group == next_power_of_2(in_group)
-    run = layout.pixels if not layout.channels_last else layout.channels if whole_groups else 1
-    size = TILE if run % 16 == 0 else SCALAR_TILE
+    block_c, block_g = next_power_of_2(in_group), next_power_of_2(groups)
     if layout.channels_last:
-        channels = min(next_power_of_2(in_group), most_channels)
-        tile_groups = min(next_power_of_2(groups), most_channels // channels)
-        return Tile(
-            min(max(size // (channels * tile_groups), 1), next_power_of_2(layout.pixels)), tile_groups, channels
-        )
-    pixels = min(next_power_of_2(layout.pixels), MOST_PIXELS)
-    channels = min(next_power_of_2(in_group), size // pixels)
-    return Tile(pixels, min(next_power_of_2(groups), size // (pixels * channels)), channels)
+        is_run = groups == 1 or in_group == block_c  # whether a tile of several groups has no gaps
+        size = TILE if is_run and layout.channels % 16 == 0 else SCALAR_TILE
+        block_c = min(block_c, most_channels)
+        block_g = min(block_g, most_channels // block_c)
+        block_p = min(max(size // (block_c * block_g), 1), next_power_of_2(layout.pixels))
+    else:
+        size = TILE if layout.pixels % 16 == 0 else SCALAR_TILE
+        block_p = min(next_power_of_2(layout.pixels), MOST_PIXELS)
+        block_c = min(block_c, size // block_p)
+        block_g = min(block_g, size // (block_p * block_c))
+    return Tile(block_p, block_g, block_c)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:

@@ -214,9 +214,7 @@ def scale_cotangent(
     dense = layout.dense(dz)
     h = torch.empty_like(dense)
     s = layout.new_map(h, groups) if what != _NOTHING or kind == INNER_BIAS else None
-    sums = (
-        torch.empty((layout.blocks(tile), layout.channels), device=h.device, dtype=torch.float32) if sum_bias else None
-    )
+    sums = h.new_empty((layout.blocks(tile), layout.channels), dtype=torch.float32) if sum_bias else None
     _launch(
         _scale_cotangent_kernel,
         (dense, layout.dense(factor), None if other is None else layout.dense(other), bias, h, s, sums),

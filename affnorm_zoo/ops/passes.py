@@ -21,8 +21,8 @@ def bias_in_library(x: Tensor, kappa: float | None) -> bool:
     """Whether the library's product of x adds κ b and sums its gradient, and not the passes behind it.
 
     On a CPU the library has the values in its registers, so both are free there. On other devices each would be a pass
-    of its own, while the passes, and the loops that the compiler makes of them, have the values in hand. A bias that is
-    added behind the factor, with a κ of None, is always theirs.
+    of its own, while the passes have the values in hand; as plain sums the compiler can join them to others. A bias
+    that is added behind the factor, with a κ of None, is always theirs.
     """
     return kappa is not None and x.device.type == "cpu"
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affnorm_zoo.kernels._launch import PRODUCT_TILES, next_power_of_2
+from affnorm_zoo.kernels._launch import PRODUCT_TILES, ProductTile, next_power_of_2
 from affnorm_zoo.ops import passes
 
 Product = Callable[[], tuple[Tensor, ...]]
-_fastest: dict[Hashable, int] = {}  # of the shapes met so far
+_fastest: dict[Hashable, ProductTile | None] = {}  # the kernel's tile, or None for the passes, of the shapes met so far
 
 
 def may_fuse(x: Tensor) -> bool:
@@ -37,24 +37,28 @@ def run_fastest(by_passes: Product, x: Tensor, weight: Tensor, *others: Any) -> 
         by_passes: gives both, and perhaps more, by the library's product.
         x, weight, others: the arguments of :func:`affnorm_zoo.kernels.product.normalized_product` but the tile.
     """
-    candidates: list[Product] = [by_passes, *(partial(fused, x, weight, *others) for fused in fused_products(x.device))]
-    # rounded up, so that an uneven last batch is not measured anew
-    key = (x.device, x.dtype, next_power_of_2(x.numel() // x.shape[1]), tuple(weight.shape), x.stride(1) == 1)
-    if key not in _fastest:
-        times = [seconds(candidate) for candidate in candidates]
-        _fastest[key] = times.index(min(times))
-    return candidates[_fastest[key]]()
-
-
-def fused_products(device: torch.device) -> list[Callable[..., tuple[Tensor, Tensor]]]:
-    """The kernel with each of the tiles that the GPU has room for; none before compute capability 8."""
     from affnorm_zoo.kernels.product import normalized_product  # Triton is there on Linux only
 
+    # rounded up, so that an uneven last batch is not measured again
+    key = (x.device, x.dtype, next_power_of_2(x.numel() // x.shape[1]), tuple(weight.shape), x.stride(1) == 1)
+    if key not in _fastest:
+        candidates: dict[ProductTile | None, Product] = {None: by_passes}
+        for tile in fitting_tiles(x.device):
+            candidates[tile] = partial(normalized_product, x, weight, *others, tile=tile)
+        with torch.cuda.device_of(x):  # which the timer waits for
+            times = [(seconds(candidate), choice) for choice, candidate in candidates.items()]
+        _fastest[key] = min(times, key=lambda pair: pair[0])[1]
+    fastest = _fastest[key]
+    return by_passes() if fastest is None else normalized_product(x, weight, *others, tile=fastest)
+
+
+def fitting_tiles(device: torch.device) -> list[ProductTile]:
+    """The tiles that the GPU has room for; none before compute capability 8."""
     gpu = torch.cuda.get_device_properties(device)
     if gpu.major < 8:  # no asynchronous copies into shared memory, and Triton no longer compiles for all of them
         return []
     room = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]
-    return [partial(normalized_product, tile=tile) for tile in PRODUCT_TILES if tile.shared_bytes <= room]
+    return [tile for tile in PRODUCT_TILES if tile.shared_bytes <= room]
 
 
 def seconds(call: Callable[[], Any], calls: int = 5) -> float:

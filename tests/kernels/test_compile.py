@@ -1,20 +1,55 @@
+"""What becomes of kernels and of compiled models on a GPU, by the compilers' own account, without one."""
+
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
 
-def test_every_kernel_compiles_to_machine_code_without_a_gpu(tmp_path):
+def run(script, tmp_path, *arguments):
+    """What a script prints, in a process whose Triton compiles."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    script = Path(__file__).parent / "compile_for_gpu.py"
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", script, "90"],
-        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.stdout == "38 kernels compiled\n", result.stderr
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", Path(__file__).parent / script, *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+# 65,536 registers of a multiprocessor over 128 threads: with 168 each, three programs of 4 warps run at once
+MOST_REGISTERS = 168
+
+
+@pytest.mark.parametrize("which", [(), pytest.param(("all",), marks=pytest.mark.slow)], ids=["chosen", "all"])
+def test_no_kernel_spills_at_the_shapes_of_real_networks(which, tmp_path):
+    kernels = run("gpu_resources.py", tmp_path, *which)
+    assert len(kernels) == (12 * 2 * 3 * 11 + 18 if which else 22 + 8 * 3 + 1 + 6)
+    assert [k for k in kernels if k["spilled"]] == []
+    assert [k for k in kernels if k["divisions"]] == []
+    assert [k for k in kernels if k["registers"] > MOST_REGISTERS and "product" not in k] == []
+
+
+# the script reaches into Inductor, which changes from version to version
+KNOWN_INDUCTOR = (2, 14)
+OTHER_INDUCTOR = tuple(map(int, torch.__version__.split(".")[:2])) != KNOWN_INDUCTOR
+
+
+@pytest.mark.skipif(OTHER_INDUCTOR, reason="cuda_code.py patches Inductor as it is in torch 2.14")
+@pytest.mark.parametrize(
+    "blocks",
+    [("bottleneck", "basic"), pytest.param(("downsample", "norm_like", "grouped"), marks=pytest.mark.slow)],
+    ids=" ".join,
+)
+def test_compiled_blocks_write_nothing_against_channels_last(blocks, tmp_path):
+    for name, passes in run("cuda_code.py", tmp_path, *blocks).items():
+        for direction, count in passes.items():
+            assert count["convolutions"] == (4 if name == "basic" else 6 if name != "downsample" else 7), direction
+            assert count["nhwc_stores"], "no store was recognised"
+            assert count["nchw_stores"] + count["nchw_tensors"] == [], f"{direction} of {name}"
+            assert count["library_bias_sums"] == 0, direction

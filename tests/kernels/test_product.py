@@ -106,7 +106,7 @@ def test_layers_have_the_same_values_and_gradients_on_either_way(fused, name):
         product._fastest.clear()
         fused.winner = winner
         results[winner] = run(torch.float16)
-        assert list(product._fastest.values()) == [winner]
+        assert list(product._fastest.values()) == [(None, *PRODUCT_TILES)[winner]]
     for ours, theirs, truth in zip(results[1], results[0], run(torch.float64), strict=True):
         ulp = torch.finfo(torch.float16).eps * truth.abs().max().item()
         assert max_error(ours, truth) <= 2 * max_error(theirs, truth) + ulp
@@ -118,6 +118,16 @@ def test_a_shape_is_measured_once_and_an_uneven_batch_not_again(fused):
     for rows, count in ((16, candidates), (16, candidates), (11, candidates), (17, 2 * candidates)):
         layer(torch.randn(rows, 20, device=DEVICE, dtype=torch.float16))
         assert len(fused.timed) == count
+
+
+def test_candidates_are_built_for_a_new_shape_only(fused, monkeypatch):
+    asked = []
+    right = product.fitting_tiles
+    monkeypatch.setattr(product, "fitting_tiles", lambda device: asked.append(device) or right(device))
+    layer = AffineLikeLinear(20, 9).to(DEVICE, torch.float16)
+    for rows, count in ((16, 1), (16, 1), (17, 2)):
+        layer(torch.randn(rows, 20, device=DEVICE, dtype=torch.float16))
+        assert len(asked) == count
 
 
 def test_what_is_no_single_product_is_not_measured(fused):
@@ -134,7 +144,7 @@ def test_tiles_that_the_gpu_has_no_room_for_are_left_out(monkeypatch):
     for room, major, count in ((sizes[0] - 1, 8, 0), (sizes[0], 8, 1), (sizes[-1], 9, every), (sizes[-1], 7, 0)):
         gpu = types.SimpleNamespace(major=major, shared_memory_per_block_optin=room)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, gpu=gpu: gpu)
-        assert len(product.fused_products(torch.device("cuda"))) == count
+        assert len(product.fitting_tiles(torch.device("cuda"))) == count
 
 
 @pytest.mark.parametrize("benchmark", [True, False])

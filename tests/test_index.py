@@ -273,6 +273,15 @@ def test_a_number_of_classes_that_the_data_do_not_have_is_refused(tmp_path):
     draw_folder(tmp_path)
     with pytest.raises(UsageError, match=r"data.num_classes=5, but .* has 3 classes"):
         open_source(DataConfig(path=str(tmp_path), num_classes=5))
+    with pytest.raises(UsageError, match=r"data.num_classes=5, but digits has 10 classes"):
+        open_source(DataConfig(num_classes=5))
+
+
+def test_a_tar_beside_its_folder_is_named_as_not_read(tmp_path, caplog):
+    root = splits(tmp_path / "photos")
+    (root / "train.tar").write_bytes(b"")
+    open_source(DataConfig(path=str(root)))
+    assert f"{root / 'train'} is read, and {root / 'train.tar'} beside it is not" in caplog.text
 
 
 @pytest.mark.parametrize("path", [".", "./", "..", "photos/.", "photos/../photos", "~/photos", "/"])

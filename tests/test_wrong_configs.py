@@ -205,6 +205,20 @@ def test_one_image_left_over_is_no_matter_where_pixels_are_left_too():
     dry_run(load_config(overrides=[*TINY, "model.name=resnet20_cifar_batchnorm", *left, "train.epochs=3"]))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["data: {path: [a]}", "data: {path: {a: b}}", "train:", "3", "data: [1]", "? [1]\n: 2", "? {a: 1}\n: 2", "null: 3",
+     "x: &a [*a]", "data: {note: !!python/name:os.system ''}", "<<: 3", "\0", "a: b\n---\nc: d", 
+     "data: {path: @home/x}",
+     "data: {path: [set] 1}", "data:\n  path: x: y", "data:\n  path: %TEMP%", "checkpoint: {milestones: [1:30]}"],
+)  # fmt: skip
+def test_a_file_that_means_nothing_is_refused_in_a_line(text, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    assert "config.yaml" in refusal(lambda: load_config([file]))
+    assert "\n" not in refusal(lambda: load_config([file]))
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8-sig"])
 def test_a_config_must_be_utf_8(encoding, tmp_path):
     file = tmp_path / "config.yaml"

@@ -19,6 +19,8 @@ class _Loader(yaml.SafeLoader):
         self.flatten_mapping(node)
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is there twice", key.start_mark
@@ -96,6 +98,11 @@ def wrong_kind(value: Any, hint: Any) -> str:
         return next(filter(None, (wrong_kind(item, _inside(hint)) for item in value)), "")
     if hint is int and (isinstance(value, bool) or (isinstance(value, float) and not value.is_integer())):
         return f"Value '{value}' is not a whole number"
+    if hint in (int, float) and isinstance(value, str):
+        try:
+            hint(value)
+        except ValueError:
+            return f"Value '{value}' is not a {'whole ' * (hint is int)}number"
     if hint is bool and not isinstance(value, bool | str):
         return f"Value '{value}' is neither true nor false"
     return ""
@@ -107,7 +114,7 @@ def _mark_text(node: yaml.Node, hint: Any) -> None:
     if isinstance(node, yaml.MappingNode):
         types = get_type_hints(hint) if is_dataclass(hint) else {}
         for key, value in node.value:
-            _mark_text(value, types.get(key.value, _inside(hint)))
+            _mark_text(value, types.get(key.value, _inside(hint)) if isinstance(key, yaml.ScalarNode) else Any)
     elif isinstance(node, yaml.SequenceNode) and hint is not Any:
         for item in node.value:
             _mark_text(item, _inside(hint))

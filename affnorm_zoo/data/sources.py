@@ -79,6 +79,7 @@ def open_source(config: DataConfig) -> Source:
             sample cannot be decoded.
     """
     if config.path is None:
+        _check_num_classes(config, "digits", len(DIGITS_CLASSES))
         train, val = _hold_out(config, Digits("train"), Digits("val"), Digits("train"))
         return Source(
             name="digits",
@@ -161,8 +162,11 @@ def _open_local(config: DataConfig, split: str, key: str) -> Index:
         )
     path = folder if _is(Path.is_dir, folder) else tar
     index, passed = open_index(path)
-    if passed and os.environ.get("RANK", "0") == "0":
-        _logger.warning("%s: %s", path, passed)
+    if os.environ.get("RANK", "0") == "0":
+        if passed:
+            _logger.warning("%s: %s", path, passed)
+        if path == folder and _is(Path.is_file, tar):
+            _logger.warning("%s is read, and %s beside it is not", folder, tar)
     return index
 
 
@@ -197,14 +201,18 @@ def _class_names(reader: Any) -> tuple[str, ...]:
 def _check_same_classes(config: DataConfig, train: tuple[str, ...], val: tuple[str, ...]) -> None:
     if len(train) < 2:
         raise UsageError(f"{config.path} must have at least two classes, named by its folders or features; got {train}")
-    if config.num_classes not in (None, len(train)):
-        raise UsageError(f"data.num_classes={config.num_classes}, but {config.path} has {len(train)} classes")
+    _check_num_classes(config, config.path, len(train))
     if train != val:
         only_train, only_val = sorted(set(train) - set(val))[:3], sorted(set(val) - set(train))[:3]
         raise UsageError(
             f"the classes of {config.path}/{config.train_split} ({len(train)}) and {config.val_split} "
             f"({len(val)}) differ: only in the first {only_train}, only in the second {only_val}"
         )
+
+
+def _check_num_classes(config: DataConfig, where: str | None, found: int) -> None:
+    if config.num_classes not in (None, found):
+        raise UsageError(f"data.num_classes={config.num_classes}, but {where} has {found} classes")
 
 
 def _check_labels(where: str, reader: Any, names: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from yaml import safe_load
 
 import affnorm_zoo
+import affnorm_zoo.run
 from affnorm_zoo.cli import cli
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub import export_run
@@ -137,10 +138,12 @@ def test_any_timm_script_knows_the_zoo(tmp_path):
         "    print(type(model).__name__, model.num_classes, helper.WORD)\n"
     )
     command = [sys.executable, "-W", "ignore", "-m", "affnorm_zoo.run"]
-    result = subprocess.run(
-        [*command, script, "resnet18_patchnorm", "7"], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    assert result.stdout.split() == ["NormalizedResNet", "7", "beside"]
+    by_path = [*command[:-2], affnorm_zoo.run.__file__]  # as timm's bulk_runner.py starts its children
+    for start in (command, by_path):
+        result = subprocess.run(
+            [*start, script, "resnet18_patchnorm", "7"], capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+        assert result.stdout.split() == ["NormalizedResNet", "7", "beside"]
     result = subprocess.run([*command, "nothing.py"], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "SCRIPT must be a file, got nothing.py" in result.stderr

@@ -35,9 +35,10 @@ _FOOT = """
 - **Pruning**: `torch.nn.utils.prune` and parametrizations work in training. What writes into a weight that they compute
   (`reparameterize`, `damp`, `init_bound_weights`) is refused until they are removed. torch-pruning is given
   `affnorm_zoo.pruning.pruners()`; it prunes convolutional networks, and fails to trace our transformers.
-- **timm's scripts** need the models: `python -m affnorm_zoo.run SCRIPT ...`. `onnx_export.py` works as it is.
-  `bulk_runner.py` starts a process per model: give it
-  `--model-list` names and the script as `affnorm_zoo.run`-wrapped command, or run `validate.py` once per model in a loop.
+- **timm's scripts** do not know our models by themselves: `python -m affnorm_zoo.run SCRIPT ...` registers them first.
+  `onnx_export.py` works as it is. `bulk_runner.py` starts a process per model, which must register them too: give it
+  `affnorm_zoo/run.py` as its script and timm's as the first argument, `python -m affnorm_zoo.run bulk_runner.py
+  --model-list 'resnet*_patchnorm' --sort-key top1 .../affnorm_zoo/run.py validate.py DATA`.
 """
 _outcomes: dict[tuple[str, str], list[tuple[str, str]]] = {}
 

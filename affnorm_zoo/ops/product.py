@@ -39,17 +39,18 @@ def run_fastest(by_passes: Product, x: Tensor, weight: Tensor, *others: Any) -> 
     """
     from affnorm_zoo.kernels.product import normalized_product  # Triton is there on Linux only
 
+    fused: Callable[..., tuple[Tensor, ...]] = partial(normalized_product, x, weight, *others)
     # rounded up, so that an uneven last batch is not measured again
     key = (x.device, x.dtype, next_power_of_2(x.numel() // x.shape[1]), tuple(weight.shape), x.stride(1) == 1)
     if key not in _fastest:
         candidates: dict[ProductTile | None, Product] = {None: by_passes}
         for tile in fitting_tiles(x.device):
-            candidates[tile] = partial(normalized_product, x, weight, *others, tile=tile)
+            candidates[tile] = partial(fused, tile=tile)
         with torch.cuda.device_of(x):  # which the timer waits for
             times = [(seconds(candidate), choice) for choice, candidate in candidates.items()]
         _fastest[key] = min(times, key=lambda pair: pair[0])[1]
     fastest = _fastest[key]
-    return by_passes() if fastest is None else normalized_product(x, weight, *others, tile=fastest)
+    return by_passes() if fastest is None else fused(tile=fastest)
 
 
 def fitting_tiles(device: torch.device) -> list[ProductTile]:

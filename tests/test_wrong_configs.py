@@ -208,7 +208,7 @@ def test_one_image_left_over_is_no_matter_where_pixels_are_left_too():
 @pytest.mark.parametrize(
     "text",
     ["data: {path: [a]}", "data: {path: {a: b}}", "train:", "3", "data: [1]", "? [1]\n: 2", "? {a: 1}\n: 2", "null: 3",
-     "x: &a [*a]", "data: {note: !!python/name:os.system ''}", "<<: 3", "\0", "a: b\n---\nc: d", 
+     "x: &a [*a]", "data: {note: !!python/name:os.system ''}", "<<: 3", "\0", "a: b\n---\nc: d",
      "data: {path: @home/x}",
      "data: {path: [set] 1}", "data:\n  path: x: y", "data:\n  path: %TEMP%", "checkpoint: {milestones: [1:30]}"],
 )  # fmt: skip

@@ -76,13 +76,16 @@ def test_arguments_of_the_run_are_stored_with_its_weights(finished_runs, tmp_pat
     assert json.loads((folder / "manifest.json").read_text())["model_args"] == {"img_size": 8}
 
 
-def test_a_release_says_nothing_of_the_machine(seeds):
+@pytest.mark.parametrize("kind", ["", "hfds/", "wds/"])
+def test_a_release_says_nothing_of_the_machine(kind, seeds, tmp_path):
+    folder = tmp_path / "somebody/photos"
+    folder.mkdir(parents=True)
     config = seeds[0] / "config.yaml"
-    config.write_text(config.read_text().replace("path: null", "path: /home/somebody/photos"))
+    config.write_text(config.read_text().replace("path: null", f"path: {kind}{folder}"))
     release = build_release(seeds[0])
     for name in ("config.yaml", "README.md"):
         text = (release / name).read_text()
-        assert "path: photos" in text
+        assert f"path: {kind}photos" in text
         assert "somebody" not in text
 
 

@@ -11,6 +11,7 @@ from runs import TINY, assert_same_run, checkpoints, kill_at, state, train_here
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data import eval_loader, open_source, resolve_preprocessing
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.hub import export_run
 from affnorm_zoo.training import PreemptedError
 
 CFG = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.2,) * 3, "crop_pct": 1.0}
@@ -53,6 +54,8 @@ def test_a_stream_trains_and_resumes_from_the_end_of_an_epoch(tmp_path, monkeypa
     assert report["num_train_images"] == 96
     assert report["val"]["num_images"] == 96
     assert report["val"]["top1"] > 0.5
+    exported = json.loads((export_run(tmp_path / "whole") / "config.json").read_text())
+    assert "label_names" not in {**exported, **exported["pretrained_cfg"]}  # shards do not name their classes
     with monkeypatch.context() as patch:
         kill_at(patch, 9)
         with pytest.raises(PreemptedError):

@@ -17,18 +17,17 @@ def _as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(passes, "bias_in_library", lambda x, kappa: False)
 
 
-# The product is rounded before the bias is added, not after: in half precision, where the two cancel, that decides on
-# which side of the kink of an activation a position lies. The kernels' activations in half precision are tested alone.
-KINKS = ("relu", "leaky", "stem")
-EXACT = [(case, torch.float32) for case in CASES]
-ROUNDED = [(case, torch.bfloat16) for case in CASES if not any(word in case.name for word in KINKS)]
-
-
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize(("case", "dtype"), EXACT + ROUNDED, ids=lambda value: getattr(value, "name", str(value)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_ops_err_no_more_than_twice_the_reference(case, dtype, layout):
     inputs = [t.detach().to(DEVICE).requires_grad_() for t in case.sample(dtype, layout)]
-    dz = torch.randn_like(case.reference(*inputs))
+    true, eager, lean = case.reference(*(t.double() for t in inputs)), case.reference(*inputs), case.lean(*inputs)
+    # Rounding may move an output across the kink of its activation; the kernels round y before they add κ b, so in
+    # other places than the reference. There the gradient is another branch's, and no cotangent is given.
+    same_side = ((lean > 0) == (true > 0)) & ((eager > 0) == (true > 0))
+    assert same_side.double().mean() > 0.95
+    dz = torch.randn_like(eager) * same_side
     truth = forward_backward(case.reference, inputs, dz, dtype=torch.float64)
     eager = forward_backward(case.reference, inputs, dz)
     lean = forward_backward(case.lean, inputs, dz)

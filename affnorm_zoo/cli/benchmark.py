@@ -1,6 +1,7 @@
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from affnorm_zoo.benchmarks.loop import measure_loop
 from affnorm_zoo.benchmarks.networks import COMPILE_MODES, OPAQUE, PRECISIONS, Bench
 from affnorm_zoo.benchmarks.report import write_report
-from affnorm_zoo.cli.report import reported_errors, split_config
+from affnorm_zoo.cli.report import fail, reported_errors, split_config
 from affnorm_zoo.config import load_config
 from affnorm_zoo.evaluation.environment import describe_environment
 from affnorm_zoo.training.run_folder import write_json
@@ -66,26 +67,39 @@ def measure(
     output.parent.mkdir(parents=True, exist_ok=True)
     if place.type == "cuda":
         torch.backends.cudnn.benchmark = True  # of all contenders: the fastest algorithm for each shape
+    failures = []
     for name in models:
         bench = Bench(name, batch_size, img_size, place, precision, rounds, compile_mode=compile_mode)
-        for rows in _opaque_tables(bench) if opaque else _tables(bench, no_compile):
-            results["rows"] += rows
-            for row in rows:
-                click.echo(json.dumps(row))
+        for what, measure_table in _opaque_tables(bench) if opaque else _tables(bench, no_compile):
+            try:
+                rows = measure_table()
+            except Exception as error:  # whatever ends one table, the next is measured
+                failures.append(f"{name}, {what}: {type(error).__name__}: {error}")
+                results["failures"] = failures
+            else:
+                results["rows"] += rows
+                for row in rows:
+                    click.echo(json.dumps(row))
             write_json(output, results)  # what is measured outlives a limit of time
+    if failures:
+        fail("\n".join(failures), 1)
 
 
-def _tables(bench: Bench, no_compile: bool) -> Iterator[list[dict[str, Any]]]:
+Table = tuple[str, Callable[[], list[dict[str, Any]]]]
+
+
+def _tables(bench: Bench, no_compile: bool) -> Iterator[Table]:
     contenders = CONTENDERS[bench.architecture]
     for compiled in (False,) if no_compile else (False, True):
         chosen = contenders[:2] if compiled else contenders  # a compilation takes a minute
-        yield bench.train(chosen, compiled)
-        yield bench.infer(chosen, compiled)
+        how = "compiled" if compiled else "eager"
+        yield f"train, {how}", partial(bench.train, chosen, compiled)
+        yield f"infer, {how}", partial(bench.infer, chosen, compiled)
 
 
-def _opaque_tables(bench: Bench) -> Iterator[list[dict[str, Any]]]:
+def _opaque_tables(bench: Bench) -> Iterator[Table]:
     standard, ours = CONTENDERS[bench.architecture][:2]
-    yield bench.train([standard, ours, ours + OPAQUE], compiled=True)
+    yield "train, opaque", partial(bench.train, [standard, ours, ours + OPAQUE], compiled=True)
 
 
 @benchmark.command()

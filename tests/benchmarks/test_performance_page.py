@@ -53,6 +53,21 @@ def test_what_is_measured_outlives_what_comes_after(tmp_path, monkeypatch):
     assert json.loads(output.read_text())["rows"] == [{"normalizer": "patchnorm"}]
 
 
+def test_a_table_that_fails_is_recorded_and_the_next_is_measured(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Bench, "train", fail)
+    monkeypatch.setattr(Bench, "infer", lambda *_: [{"normalizer": "patchnorm"}])
+    output = tmp_path / "one.json"
+    result = invoke(benchmark, "measure", "--model", "resnet18", "--no-compile", "--output", output)
+    assert result.exit_code == 1
+    found = json.loads(output.read_text())
+    assert found["rows"] == [{"normalizer": "patchnorm"}]
+    assert found["failures"] == ["resnet18, train, eager: RuntimeError: out of memory"]
+    assert "resnet18, train, eager: RuntimeError: out of memory" in result.output
+
+
 def rows(**wanted):
     found = json.loads((ROOT / "docs/benchmarks/cpu.json").read_text())["rows"]
     (row,) = (row for row in found if wanted.items() <= row.items())

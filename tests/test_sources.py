@@ -4,6 +4,7 @@ import io
 import math
 import shutil
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -261,7 +262,7 @@ def test_posterize_is_only_touched_where_pillow_refuses(monkeypatch):
 
 
 def test_presets_stand_between_config_and_model():
-    source = open_source(DataConfig())
+    source = replace(open_source(DataConfig()), in_chans=3)
     preprocessing = resolve_preprocessing(DataConfig(preset="cifar10", std=(1.0, 1.0, 1.0)), source, CFG)
     assert preprocessing.mean == PRESETS["cifar10"].mean
     assert preprocessing.std == (1.0, 1.0, 1.0)

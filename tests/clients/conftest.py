@@ -29,9 +29,9 @@ _FOOT = """
 - **Guided backpropagation and other tools that replace or hook activations**: build the model with `absorb=False`,
   or call `bind(model, absorb=False)`. Every ReLU and GELU then is a module. DeepLift's sum rule does not hold: it
   takes all modules but activations for linear, and the quotient is not.
-- **Dilating a backbone**: ask timm, `timm.create_model(..., output_stride=8)`, or set `stride`, `dilation` and `padding`
-  of the layers. `replace_strides_with_dilation` of segmentation-models-pytorch looks for `nn.Conv2d` and passes ours
-  over; its `tu-` encoders take `encoder_output_stride` and are dilated by timm.
+- **Dilating a backbone**: ask timm, `timm.create_model(..., output_stride=8)`, or set `stride`, `dilation` and
+  `padding` of the layers. `replace_strides_with_dilation` of segmentation-models-pytorch looks for `nn.Conv2d` and
+  passes ours over; its `tu-` encoders take `encoder_output_stride` and are dilated by timm.
 - **Pruning**: `torch.nn.utils.prune` and parametrizations work in training. What writes into a weight that they compute
   (`reparameterize`, `damp`, `init_bound_weights`) is refused until they are removed. torch-pruning is given
   `affnorm_zoo.pruning.pruners()`; it prunes convolutional networks, and fails to trace our transformers.

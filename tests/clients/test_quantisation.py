@@ -90,14 +90,17 @@ def test_quanto(name):
     check_close_with_ours_untouched(changed, model, 0.05)
 
 
-@client("accelerate", "conversion to 8-bit floats, `convert_model`", "passes our layers over")
+@client("accelerate", "conversion to 8-bit floats by torchao, `convert_model_to_fp8_ao`", "passes our layers over")
 @pytest.mark.parametrize("name", VITS)
-def test_accelerate_finds_nothing_to_convert(name):
-    from accelerate.utils import find_executable_batch_size  # noqa: F401 accelerate is there
-    from accelerate.utils.ao import find_first_last_linear_layers
+def test_accelerate_fp8(name):
+    pytest.importorskip("torchao")
+    from accelerate.utils.ao import convert_model_to_fp8_ao
+    from torchao.float8 import Float8LinearConfig
 
-    first, last = find_first_last_linear_layers(trained(name))
-    assert {first, last} <= {"head", None}
+    model = trained(name)
+    changed = copy.deepcopy(model)
+    convert_model_to_fp8_ao(changed, config=Float8LinearConfig(emulate=True))
+    check_close_with_ours_untouched(changed, model, 0.1)
 
 
 PEFT_METHODS = {

@@ -21,17 +21,17 @@ leave the quotient out; they pass ours over, or refuse them.
 _FOOT = """
 ## What to know
 
-- **LoRA**: name weights, not modules: `LoraConfig(target_modules=[], target_parameters=["attn.qkv.weight"])`. An adapter
-  beside a layer would learn outside the quotient, and merging would move it inside.
+- **LoRA**: name weights, not modules: `LoraConfig(target_modules=[], target_parameters=["attn.qkv.weight"])`. An
+  adapter beside a layer would learn outside the quotient, and merging would move it inside.
 - **Weight-only quantisation**: pass torchao's `quantize_` a filter that names the layers,
   `filter_fn=lambda module, _: isinstance(module, affnorm_zoo.layers.BoundLayer)`. Activations inside the quotient must
   not be quantised: the length of the input would be rounded too.
-- **Guided backpropagation and other tools that replace or hook activations**: build the model with `absorb=False`, or
-  call `bind(model, absorb=False)`. Every ReLU and GELU then is a module. DeepLift's sum rule does not hold: it takes
-  all modules but activations for linear, and the quotient is not.
-- **Dilating a backbone**: ask timm, `timm.create_model(..., output_stride=8)`, or set `stride`, `dilation` and `padding`
-  of the layers. `replace_strides_with_dilation` of segmentation-models-pytorch looks for `nn.Conv2d` and passes ours
-  over; its `tu-` encoders take `encoder_output_stride` and are dilated by timm.
+- **Guided backpropagation and other tools that replace or hook activations**: build the model with `absorb=False`,
+  or call `bind(model, absorb=False)`. Every ReLU and GELU then is a module. DeepLift's sum rule does not hold: it
+  takes all modules but activations for linear, and the quotient is not.
+- **Dilating a backbone**: ask timm, `timm.create_model(..., output_stride=8)`, or set `stride`, `dilation` and
+  `padding` of the layers. `replace_strides_with_dilation` of segmentation-models-pytorch looks for `nn.Conv2d` and
+  passes ours over; its `tu-` encoders take `encoder_output_stride` and are dilated by timm.
 - **Pruning**: `torch.nn.utils.prune` and parametrizations work in training. What writes into a weight that they compute
   (`reparameterize`, `damp`, `init_bound_weights`) is refused until they are removed. torch-pruning is given
   `affnorm_zoo.pruning.pruners()`; it prunes convolutional networks, and fails to trace our transformers.

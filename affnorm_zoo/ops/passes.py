@@ -191,8 +191,12 @@ def channel_sum(a: Tensor, vector: Tensor, groups: int) -> Tensor:
 
 
 def group_sum(x: Tensor, groups: int) -> Tensor:
-    """Σ_c x of every position, group by group."""
-    return x.sum(1, keepdim=True) if groups == 1 else split_groups(x, groups).sum(2)
+    """Σ_c x of every position, group by group, in x's order of the axes in memory."""
+    if groups == 1:
+        return x.sum(1, keepdim=True)
+    in_order = x.is_contiguous(memory_format=torch.channels_last) and torch.compiler.is_compiling()  # by_group says why
+    sums = split_groups(x, groups).sum(2)
+    return sums.contiguous(memory_format=torch.channels_last) if in_order else sums
 
 
 def by_group(factor: Tensor, *images: Tensor) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
 """Triton twins of :mod:`affnorm_zoo.ops.passes`. Each reads its inputs once and writes its outputs once.
 
-Images are (N, C, H, W), dense in NCHW or NHWC order. One tensor decides the order; the launchers copy the others if they
+Images are (N, C, H, W), dense in NCHW or NHWC order. One tensor decides the order; the launchers copy others that
 differ. A map that all channels of a group share is (N, groups, H, W), in float32 and in the order of its images. A
 program has a tile of (pixels, groups, channels per group) and loops over the channels of its groups.
 """

@@ -72,7 +72,7 @@ def measure(
             results["rows"] += rows
             for row in rows:
                 click.echo(json.dumps(row))
-            write_json(output, results)  # finished rows survive a time limit
+            write_json(output, results)  # what is measured outlives a limit of time
 
 
 def _tables(bench: Bench, no_compile: bool) -> Iterator[list[dict[str, Any]]]:

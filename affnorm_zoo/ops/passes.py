@@ -191,7 +191,7 @@ def channel_sum(a: Tensor, vector: Tensor, groups: int) -> Tensor:
 
 
 def group_sum(x: Tensor, groups: int) -> Tensor:
-    """Σ_c x per position and group."""
+    """Σ_c x of every position, group by group."""
     return x.sum(1, keepdim=True) if groups == 1 else split_groups(x, groups).sum(2)
 
 

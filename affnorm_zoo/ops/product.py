@@ -39,13 +39,13 @@ def run_fastest(by_passes: Product, x: Tensor, weight: Tensor, *others: Any) -> 
     """
     from affnorm_zoo.kernels.product import normalized_product  # Triton exists on Linux only
 
-    # rounded up, so that a smaller last batch is not measured again
+    # rounded up, so that an uneven last batch is not measured again
     key = (x.device, x.dtype, next_power_of_2(x.numel() // x.shape[1]), tuple(weight.shape), x.stride(1) == 1)
     if key not in _fastest:
         candidates: dict[ProductTile | None, Product] = {None: by_passes}
         for tile in fitting_tiles(x.device):
             candidates[tile] = partial(normalized_product, x, weight, *others, tile=tile)
-        with torch.cuda.device_of(x):  # the timer waits for this device
+        with torch.cuda.device_of(x):  # which the timer waits for
             times = [(seconds(candidate), choice) for choice, candidate in candidates.items()]
         _fastest[key] = min(times, key=lambda pair: pair[0])[1]
     fastest = _fastest[key]

@@ -1,5 +1,5 @@
 class UsageError(ValueError):
-    """Something the caller can put right; the message says what was wrong and what would be right.
+    """An error that the caller can fix; the message says what was given, what is wanted and what to do.
 
     Scripts print it as one line and exit with code 2.
     """

@@ -1,4 +1,4 @@
-"""Name -> NormalizerSpec: what the zoo knows about a normaliser before any is built."""
+"""The registry of normalisers: name -> NormalizerSpec."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -15,8 +15,8 @@ PAPER = "2512.22247"
 class NormalizerSpec:
     """One normaliser, divergence-free or baseline.
 
-    A normaliser is either *separable*, a module of its own given by ``norm`` and ``norm2d``, or *bound*: fused with
-    the layer that it normalises, given by ``conv`` or ``linear``.
+    A normaliser is either *separable* or *bound*. A separable one is a module of its own, given by ``norm`` and
+    ``norm2d``. A bound one is fused with the layer that it normalises, given by ``conv`` or ``linear``.
 
     Args:
         name: the word used in configs and model names.
@@ -25,12 +25,12 @@ class NormalizerSpec:
         paper: arXiv id, or empty.
         norm: called with the channel count, normalises (..., C).
         norm2d: called with the channel count, normalises (N, C, H, W).
-        conv: :class:`affnorm_zoo.layers.BoundLayer` that takes the place of a convolution and its norm, with the
-            arguments of :class:`torch.nn.Conv2d`.
+        conv: :class:`affnorm_zoo.layers.BoundLayer` that replaces a convolution and its norm, with the arguments of
+            :class:`torch.nn.Conv2d`.
         conv_same: the same for timm's ``Conv2dSame``.
-        linear: the same for a linear layer behind a norm, with the arguments of :class:`torch.nn.Linear`.
+        linear: the same for a linear layer after a norm, with the arguments of :class:`torch.nn.Linear`.
         options: constructor arguments of ``conv`` and ``linear``.
-        reparameterized: the normaliser that a model has after :func:`timm.utils.reparameterize_model`, if another.
+        reparameterized: the normaliser of a model after :func:`timm.utils.reparameterize_model`, if it differs.
     """
 
     name: str
@@ -53,7 +53,7 @@ class NormalizerSpec:
 
     @property
     def is_bound(self) -> bool:
-        """Whether the normaliser is fused with a layer, and so reaches a model through slots."""
+        """Whether the normaliser is fused with a layer; it then reaches a model through slots."""
         return self.conv is not None or self.linear is not None
 
 
@@ -88,5 +88,5 @@ def get_normalizer(name: str) -> NormalizerSpec:
 
 
 def list_normalizers() -> list[str]:
-    """Names of all registered normalisers, divergence-free ones first, in the order of registration."""
+    """The names of all registered normalisers, divergence-free ones first, in the order of registration."""
     return sorted(_REGISTRY, key=lambda name: _REGISTRY[name].paper != PAPER)

@@ -1,7 +1,7 @@
-"""Run a timm-style script with the zoo's models known to timm: python -m affnorm_zoo.run SCRIPT [ARGUMENTS ...].
+"""Run a timm-style script with the zoo's models registered: python -m affnorm_zoo.run SCRIPT [ARGUMENTS ...].
 
-For timm's own train.py, validate.py, benchmark.py or onnx_export.py, which otherwise know no model of a plugin; under
-several processes: accelerate launch -m affnorm_zoo.run SCRIPT ..., or torchrun -m likewise.
+This is for timm's own train.py, validate.py, benchmark.py or onnx_export.py, which otherwise do not know the zoo's
+models. With several processes: accelerate launch -m affnorm_zoo.run SCRIPT ..., or torchrun -m likewise.
 """
 
 import runpy

@@ -1,4 +1,4 @@
-"""Time networks side by side and write docs/performance.md: scripts/benchmark.py measure | report | loop."""
+"""Time networks against each other and write docs/performance.md: scripts/benchmark.py measure | report | loop."""
 
 from affnorm_zoo.cli.benchmark import benchmark
 

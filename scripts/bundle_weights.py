@@ -1,4 +1,4 @@
-"""Put the median of a recipe's RUNs among the package's weights: scripts/bundle_weights.py RUN RUN RUN --tag TAG."""
+"""Add the median of a recipe's RUNs to the package's weights: scripts/bundle_weights.py RUN RUN RUN --tag TAG."""
 
 from affnorm_zoo.cli.bundle import bundle_weights
 

@@ -1,4 +1,4 @@
-"""Measure models: scripts/evaluate.py MODEL ... [section.key=value ...]."""
+"""Evaluate models: scripts/evaluate.py MODEL ... [section.key=value ...]."""
 
 from affnorm_zoo.cli.evaluate import evaluate
 

@@ -47,7 +47,7 @@ def test_it_lists_the_zoo_and_says_what_a_model_is():
     assert call("list", "--table") == (ROOT / "docs/models.md").read_text()
     text = call("info", "resnet50_patchnorm")
     assert "25.53 M" in text
-    assert "4.09 GMACs an image of 224 px" in text
+    assert "4.09 GMACs per image of 224 px" in text
     assert "none published" in text
     assert "patchnorm: " in text
     assert "did you mean resnet50_patchnorm" in call("info", "resnet50_pachnorm", code=2)
@@ -67,10 +67,10 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(tmp_path):
     )  # fmt: skip
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
     assert lines["parameters"] == "0.27 M"
-    assert "GMACs an image" in lines["forward"]
-    assert lines["batch"] == "256 images an update: 1 processes x 2 micro-batches x 128"
-    assert lines["updates"] == "5 an epoch, 10 in all"
-    assert "0.001 at its highest" in result.stdout
+    assert "GMACs per image" in lines["forward"]
+    assert lines["batch"] == "256 images per update: 1 processes x 2 micro-batches x 128"
+    assert lines["updates"] == "5 per epoch, 10 in total"
+    assert "0.001 at its peak" in result.stdout
     assert "for activations" in result.stdout
     assert not list(tmp_path.iterdir())
 

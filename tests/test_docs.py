@@ -54,7 +54,7 @@ def test_the_changelog_counts_the_models():
 def test_the_divergence_table_is_that_of_its_file():
     page = (ROOT / "docs/divergence.md").read_text()
     models = json.loads((ROOT / "docs/divergence/resnet50.json").read_text())["models"].values()
-    rows = {"p99/p1 of the self factor (least to largest)": [], "its deviation over its mean": [],
+    rows = {"p99/p1 of the self factor (least to largest)": [], "its standard deviation over its mean": [],
             "share of the factor from other positions": [], "how far samples move each other": []}  # fmt: skip
     for model in models:
         layers = model["layers"][:-1]
@@ -62,7 +62,7 @@ def test_the_divergence_table_is_that_of_its_file():
         spread = [layer["p99_over_p1"] for layer in layers]
         low, middle, high = (f(spread) for f in (min, statistics.median, max))
         rows["p99/p1 of the self factor (least to largest)"].append([middle, low, high])
-        rows["its deviation over its mean"].append([statistics.median(layer["cv"] for layer in layers)])
+        rows["its standard deviation over its mean"].append([statistics.median(layer["cv"] for layer in layers)])
         shares = [layer["cross_factor"]["mean"] / layer["factor"]["mean"] for layer in layers]
         rows["share of the factor from other positions"].append([statistics.median(shares)])
         others = [layer["interference"]["p50"] for layer in layers]

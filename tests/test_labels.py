@@ -78,7 +78,7 @@ def test_other_names_are_an_error_that_shows_both(command, export, tmp_path):
     assert result.exit_code == 2
     assert (
         "of the data animals differ: the weights know 'green', 'red', the data have 'cat', 'dog'; "
-        "data.labels_by_position=true takes them in their order all the same"
+        "data.labels_by_position=true matches them by position instead"
     ) in result.output
     assert len(result.output.strip().splitlines()) == 1
     accepted = invoke(evaluate, folder, f"data.path={others}", "--labels-by-position")

@@ -42,7 +42,7 @@ def test_a_newcomer_gets_from_photographs_to_a_model(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     look, train, resume, evaluate, launch = commands()
 
-    assert "updates           4 an epoch, 12 in all" in finish(call(look, tmp_path))
+    assert "updates           4 per epoch, 12 in total" in finish(call(look, tmp_path))
     assert not (tmp_path / "runs").exists()
 
     run = tmp_path / "runs/photos"
@@ -50,7 +50,7 @@ def test_a_newcomer_gets_from_photographs_to_a_model(tmp_path):
     wait_for(lambda: process.poll() is not None or list(run.glob("checkpoints/update_*[0-9]")), seconds=120)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert "go on with --resume auto" in errors
+    assert "resume with --resume auto" in errors
     assert state(run)["state"] == "preempted"
 
     assert 'timm.create_model("local-dir:runs/photos/export", pretrained=True)' in finish(call(resume, tmp_path))

@@ -174,7 +174,7 @@ def test_a_value_of_a_wrong_kind_or_range_is_named(override, message):
     ("overrides", "message"),
     [
         (["model.name=vit_nano_patch4_32_affinelike", "data.image_size=64"], "set model.kwargs.img_size=64"),
-        (["model.kwargs.features_only=true"], "is no classifier of 10 classes"),
+        (["model.kwargs.features_only=true"], "is not a classifier of 10 classes"),
         (["model.kwargs.global_pool=''"], "does not take images of 1 x 8 x 8: mat1 and mat2"),
         (["model.kwargs.num_classes=0"], "cannot be built with model.kwargs"),
         (["model.name=resnet20_cifar_patchnorm.nothing"], "cannot be built"),

@@ -1,4 +1,4 @@
-"""From the result files of gpu-evidence to the GPU's part of the page, and to the README's lines on it."""
+"""Write the GPU's part of the performance page, and the README's lines on it, from the results of gpu-evidence."""
 
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,18 @@ Files = dict[str, dict[str, Any]]
 
 
 def read_steps(folder: Path) -> Files:
-    """The result files there are, by step, in the steps' order."""
+    """The existing result files by step, in the order of the steps."""
     files = {step.name: read_json(folder / f"{step.name}.json") for step in STEPS}
     return {name: content for name, content in files.items() if content}
 
 
 def results_of(files: Files, step: str, row: str) -> Any:
-    """What a row has found; None where it is missing or failed."""
+    """The results of a row; None if the row is missing or failed."""
     return files.get(step, {}).get("rows", {}).get(row, {}).get("results")
 
 
 def gpu_targets(files: Files) -> list[list[str]]:
-    """Rows of the table of targets: measure, where, measured, bar, aim."""
+    """Rows of the table of targets: measure, file, measured, required, target."""
     compiled = results_of(files, "resnet50", "train amp_bfloat16 compiled")
     speed = f"{1 / compiled[1]['ratio']:.2f}" if compiled else NOT_MEASURED
     peak = f"{compiled[1]['peak_ratio']:.2f}" if compiled else NOT_MEASURED
@@ -45,26 +45,26 @@ def gpu_targets(files: Files) -> list[list[str]]:
 
 
 def training_gap(files: Files, step: str, contender: str) -> float | None:
-    """Top-1 of a contender minus that of the twin, in points; None until both are trained."""
+    """Top-1 of a contender minus that of its batch-norm twin, in points; None until both are trained."""
     ours, twin = (results_of(files, step, name) for name in (contender, "batchnorm"))
     return None if ours is None or twin is None else 100 * (ours["top1"] - twin["top1"])
 
 
 def gpu_summary(files: Files) -> str:
-    """A sentence for the README."""
+    """One sentence for the README."""
     compiled = results_of(files, "resnet50", "train amp_bfloat16 compiled")
     if not compiled:
-        return "On a GPU: not measured. `python scripts/gpu_evidence.py` measures it there.\n"
+        return "On a GPU: not measured yet. `python scripts/gpu_evidence.py` makes the measurements.\n"
     ours, device = compiled[1], files["resnet50"]["environment"]["device"]
     return (
         f"On one {device}, `resnet50_patchnorm` trains {1 / ours['ratio']:.2f} times as many images per second\n"
-        f"as batch norm, in {ours['peak_ratio']:.2f} of the peak memory (batch {ours['train_batch_size']}, bfloat16\n"
+        f"as batch norm, with {ours['peak_ratio']:.2f} of the peak memory (batch {ours['train_batch_size']}, bfloat16\n"
         "mixed precision, compiled).\n"
     )
 
 
 def gpu_section(files: Files) -> str:
-    """The GPU's part of the page."""
+    """The page's section on the GPU."""
     if not files:
         return "Not measured: no GPU has run `scripts/gpu_evidence.py` yet.\n"
     devices = sorted({_describe(content["environment"]) for content in files.values() if "environment" in content})
@@ -125,7 +125,7 @@ def _ceilings(content: dict[str, Any]) -> str:
 def _kernel_errors(content: dict[str, Any]) -> str:
     checked = [(name, row) for name, found in content["rows"].items() for row in found.get("results", ())]
     wrong = [(name, row) for name, row in checked if not row["ok"]]
-    text = f"{len(checked) - len(wrong)} of {len(checked)} checks keep their limit.\n"
+    text = f"{len(checked) - len(wrong)} of {len(checked)} checks are within their limit.\n"
     if not wrong:
         return text
     lines = [[row["kernel"], name, f"{row['error']:.3g}", f"{row['limit']:.3g}"] for name, row in wrong]

@@ -1,4 +1,4 @@
-"""Every Triton kernel on the GPU: right against float64 in poisoned memory, and how near it comes to a plain copy."""
+"""Check every Triton kernel on the GPU against float64 in poisoned memory, and time it against a plain copy."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _KAPPA = 2.0
 
 @dataclass(frozen=True)
 class KernelCase:
-    """The images that the kernels are run on: (N, C, H, W), their layout, dtype and channel groups."""
+    """The images that the kernels run on: (N, C, H, W), their layout, dtype and channel groups."""
 
     shape: tuple[int, int, int, int]
     layout: str = "NHWC"
@@ -31,11 +31,11 @@ class KernelCase:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass on fixed random images; ``moved`` are the bytes that it must read and write.
+    """One pass on fixed random images. ``moved`` is the number of bytes that it must read and write.
 
-    ``run(module, cast)`` calls the kernel or its plain twin, with the operands cast, on a copy of what it overwrites.
-    ``repeat(module)`` overwrites the same scratch tensor each time, with operands under which its values stay as they
-    are however often it runs: with the checked operands they would overflow after some thousand calls.
+    ``run(module, cast)`` calls the kernel or its plain twin with cast operands, on a copy of the tensor it overwrites.
+    ``repeat(module)`` overwrites the same scratch tensor each time. Its operands leave the values unchanged: with the
+    checked operands they would overflow after some thousand calls.
     """
 
     name: str
@@ -49,7 +49,7 @@ def check_case(case: KernelCase, device: torch.device) -> list[dict[str, Any]]:
 
     Returns:
         One row per kernel: the largest error, its limit (twice the plain twin's error plus an ulp of the largest
-        value), and ``ok``, which is false where the error passes the limit or memory stays unwritten.
+        value), and ``ok``, which is false if the error exceeds the limit or memory stays unwritten.
     """
     from affnorm_zoo.kernels import passes as kernels  # needs Triton
 
@@ -66,7 +66,7 @@ def check_case(case: KernelCase, device: torch.device) -> list[dict[str, Any]]:
 
 
 def time_case(case: KernelCase, device: torch.device) -> list[dict[str, Any]]:
-    """Time each kernel beside a copy that moves as many bytes: one row per kernel, with both bandwidths."""
+    """Time each kernel and a copy that moves as many bytes: one row per kernel, with both bandwidths."""
     from affnorm_zoo.kernels import passes as kernels  # needs Triton
 
     rows = []
@@ -87,7 +87,7 @@ def time_case(case: KernelCase, device: torch.device) -> list[dict[str, Any]]:
 
 
 def passes_on(case: KernelCase, device: torch.device) -> Iterator[Pass]:
-    """Every pass, on random images of one kind."""
+    """Every pass, on random images of the case."""
     n, channels, height, width = case.shape
     dtype = getattr(torch, case.dtype)
     a, b = (torch.randn(case.shape, device=device).to(dtype, memory_format=LAYOUTS[case.layout]) for _ in range(2))
@@ -134,7 +134,7 @@ def passes_on(case: KernelCase, device: torch.device) -> Iterator[Pass]:
 
 
 def compare(ours: Result, theirs: Result, truth: Result) -> tuple[float, float]:
-    """The output's error that is largest against its limit, and that limit; infinite where an element is unwritten."""
+    """The error of the output that comes closest to its limit, and that limit; infinite if an element is unwritten."""
     worst = (0.0, 0.0)
     for kernel, plain, true in zip(ours, theirs, truth, strict=True):
         if true is None:
@@ -149,7 +149,7 @@ def compare(ours: Result, theirs: Result, truth: Result) -> tuple[float, float]:
 
 
 def median_seconds(call: Callable[[], Any]) -> float:
-    """Median time, by torch's timer, which warms up and waits for the device."""
+    """Median time from torch's timer, which warms up and waits for the device."""
     from torch.utils.benchmark import Timer  # looks for a compiler, which no other command needs
 
     return Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=0.1).median

@@ -1,4 +1,4 @@
-"""How much of a machine's speed the training loop passes on, and how fast batches can be had."""
+"""Overhead of the training loop over a bare step, and loader throughput."""
 
 import statistics
 import tempfile
@@ -26,17 +26,20 @@ def measure_loop(config: RunConfig, rounds: int, updates: int) -> dict[str, Any]
 
     Args:
         config: of the run; one process.
-        rounds: turns of each; one more is not counted.
-        updates: of each a turn.
+        rounds: turns of each; one extra turn is not counted.
+        updates: updates per turn.
 
     Returns:
-        Images a second of loop, bare step, loader in memory and loader with two workers, as mean, deviation and n over
-        the rounds; the ratio of loop to bare step, and of the loaders, by medians. ``first_update_seconds`` is from
-        this call, which finds everything imported, to the end of the first update: opening the data, building the
-        model, filling the loader, one step. ``host_ms`` holds median milliseconds that the host is busy with one
-        update, from an idle device to the return of the call, and ``over_bare_step``, the median of the differences of
-        neighbouring updates: what the loop adds by fetching, augmenting and normalising the images, seeding, measuring
-        the gradient's norm, setting the rate and logging. On a CPU that is the time of all their arithmetic too.
+        Images per second of the loop, the bare step, the loader in memory and the loader with two workers: mean,
+        standard deviation and n over the rounds. The ratios of loop to bare step and of the loaders are of medians.
+
+        ``first_update_seconds`` is the time from this call, with everything imported, to the end of the first update:
+        opening the data, building the model, filling the loader, one step.
+
+        ``host_ms`` has the median milliseconds that the host is busy with one update, from an idle device to the
+        return of the call. Its ``over_bare_step`` is the median difference of neighbouring updates. This is what the
+        loop adds: fetching, augmenting and normalising images, seeding, measuring the gradient norm, setting the
+        learning rate and logging. On a CPU it includes the time of their arithmetic.
     """
     begin = time.perf_counter()
     accelerator = build_accelerator(config.runtime)
@@ -51,7 +54,7 @@ def measure_loop(config: RunConfig, rounds: int, updates: int) -> dict[str, Any]
         turns = {name: _repeated(step, updates, accelerator.device) for name, step in steps.items()}
         speeds = _take_turns(turns, rounds, images)
         host_ms = _host_ms(steps, rounds * updates, accelerator.device)
-    # apart from the steps, whose cores the workers would take to fetch ahead
+    # separate from the steps: the workers would take their cores to prefetch
     loaders = {name: _loader(parts, config, mode) for name, mode in (("in_memory", "always"), ("workers", "never"))}
     speeds |= _take_turns({name: _loader_turn(loader, updates) for name, loader in loaders.items()}, rounds, images)
     medians = {name: statistics.median(values[1:]) for name, values in speeds.items()}
@@ -74,7 +77,7 @@ def measure_loop(config: RunConfig, rounds: int, updates: int) -> dict[str, Any]
 
 
 def _take_turns(turns: dict[str, Callable[[], Any]], rounds: int, images: int) -> dict[str, list[float]]:
-    """Images a second of every turn, the first of which only warms up."""
+    """Images per second of every turn; the first turn is only a warm-up."""
     speeds: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds + 1):
         for name, turn in turns.items():
@@ -89,7 +92,7 @@ def _host_ms(steps: dict[str, Callable[[], None]], pairs: int, device: torch.dev
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(pairs):
         for name, step in steps.items():
-            _synchronize(device)  # a full queue would make the host wait for the device
+            _synchronize(device)  # with a full queue the host would wait for the device
             start = time.perf_counter()
             step()
             times[name].append(1e3 * (time.perf_counter() - start))
@@ -98,7 +101,7 @@ def _host_ms(steps: dict[str, Callable[[], None]], pairs: int, device: torch.dev
 
 
 def _loop_step(parts: Parts, config: RunConfig, log: RunLog, interrupt: Interrupt) -> Callable[[], None]:
-    """One update as a run makes it, with all that it does around it."""
+    """One update as in a run, with everything that the loop does around it."""
     trainer, progress = parts.trainer, parts.trainer.state.progress
 
     def epochs() -> Iterable[None]:
@@ -119,7 +122,7 @@ def _loop_step(parts: Parts, config: RunConfig, log: RunLog, interrupt: Interrup
 
 
 def _bare_step(parts: Parts) -> Callable[[], None]:
-    """The least that training can be: one batch, again and again, through network, loss, clipping and optimiser."""
+    """The minimum of training: the same batch through network, loss, clipping and optimiser."""
     trainer, state = parts.trainer, parts.trainer.state
     images, labels = next(iter(trainer.loader))
     x = trainer.normalize(images)
@@ -160,7 +163,7 @@ def _loader(parts: Parts, config: RunConfig, mode: str) -> Iterable:
 
 
 def _loader_turn(loader: Iterable, updates: int) -> Callable[[], None]:
-    """Batches that nobody uses, of an endless row of epochs."""
+    """Draw and discard batches."""
     batches = chain.from_iterable(repeat(loader))
 
     def turn() -> None:

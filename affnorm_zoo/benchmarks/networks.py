@@ -1,4 +1,4 @@
-"""Networks side by side: their steps interleaved in one process, so that what slows the machine slows all of them."""
+"""Compare networks: their steps are interleaved in one process, so a slow machine slows all of them alike."""
 
 import statistics
 import time
@@ -16,10 +16,10 @@ from affnorm_zoo.factory import bound_layers, norm_layer
 
 NUM_CLASSES = 1000
 STANDARD = {"resnet": "batchnorm", "vit": "layernorm"}  # the norm of timm's own architecture
-OPAQUE = ", opaque"  # behind a normaliser's name: the compiler does not see into its layers
+OPAQUE = ", opaque"  # appended to a normaliser's name: its layers are opaque to the compiler
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs", "max-autotune", "reduce-overhead")
 CUDA_GRAPH_MODES = ("max-autotune", "reduce-overhead")
-# timm's names: dtype of the weights and images, and of the arithmetic if autocast chooses another
+# timm's names -> dtype of weights and images, and dtype of the arithmetic if autocast sets another
 PRECISIONS = {
     "float32": (torch.float32, None),
     "bfloat16": (torch.bfloat16, None),
@@ -30,7 +30,7 @@ PRECISIONS = {
 
 
 def build(architecture: str, normalizer: str) -> nn.Module:
-    """Build an architecture with any normaliser; its standard norm gives timm's own model, where timm has it."""
+    """Build an architecture with any normaliser. With its standard norm this is timm's own model, if timm has it."""
     family = architecture.partition("_")[0].rstrip("0123456789d")
     if timm.is_model(f"{architecture}_{normalizer}"):
         return timm.create_model(f"{architecture}_{normalizer}", num_classes=NUM_CLASSES)
@@ -41,16 +41,17 @@ def build(architecture: str, normalizer: str) -> nn.Module:
 
 
 class Bench:
-    """One batch and the steps that are timed on it.
+    """One batch, and the steps timed on it.
 
     Args:
-        architecture: a timm ResNet or ViT that the zoo has too.
-        batch_size, img_size: of the random batch; pixels.
-        device: where it runs.
-        precision: one of ``PRECISIONS``; ``"amp_bfloat16"`` is what training in mixed precision does.
-        rounds: how often each contender runs; the first one warms up and is not counted.
-        steps: steps per turn, between two waits for the device.
-        compile_mode, backend: of ``torch.compile``.
+        architecture: a timm ResNet or ViT that the zoo also has.
+        batch_size: images of the random batch.
+        img_size: their size in pixels.
+        device: device of the measurement.
+        precision: one of ``PRECISIONS``; ``"amp_bfloat16"`` is mixed-precision training.
+        rounds: turns of each contender; the first one is a warm-up and is not counted.
+        steps: steps per turn, between two device synchronisations.
+        compile_mode, backend: options of ``torch.compile``.
     """
 
     def __init__(
@@ -77,12 +78,12 @@ class Bench:
         self.labels = torch.randint(NUM_CLASSES, (batch_size,), generator=generator).to(device)
 
     def model(self, normalizer: str) -> nn.Module:
-        """Build a contender, in the batch's layout and precision."""
+        """Build a contender in the batch's layout and precision."""
         model = build(self.architecture, normalizer.removesuffix(OPAQUE)).to(self.device, self.dtype)
         return model.to(memory_format=torch.channels_last)
 
     def compile(self, model: nn.Module, normalizer: str) -> Any:
-        """Compile a contender, in one graph; an opaque one around its normalised layers, which run as in eager mode."""
+        """Compile a contender into one graph. In an opaque one, the normalised layers run as in eager mode."""
         is_opaque = normalizer.endswith(OPAQUE)
         if is_opaque:
             for layer in bound_layers(model):
@@ -92,7 +93,7 @@ class Bench:
         return torch.compile(model, fullgraph=not is_opaque, mode=mode, backend=self.backend)
 
     def autocast(self) -> torch.autocast:
-        """The arithmetic's precision, where it is not that of the weights."""
+        """Autocast to the precision of the arithmetic, if it differs from that of the weights."""
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def train_step(self, model: nn.Module) -> Callable[[], None]:
@@ -118,15 +119,15 @@ class Bench:
         return step
 
     def train(self, normalizers: list[str], compiled: bool) -> list[dict[str, Any]]:
-        """Time a training step of each contender; the first is the one that the others are divided by."""
+        """Time a training step of each contender; ratios are to the first one."""
         steps: dict[str, Callable[[], None]] = {}
         facts: dict[str, dict[str, float]] = {}
         for name in normalizers:
-            others = self.allocated_bytes()  # the contenders before it stay on the device for the timing
+            others = self.allocated_bytes()  # earlier contenders stay on the device for the timing
             model = self.model(name).train()
             facts[name] = {"param_count": sum(p.numel() for p in model.parameters()) / 1e6}
             network = self.compile(model, name) if compiled else model
-            if not compiled or self.compile_mode not in CUDA_GRAPH_MODES:  # hooks keep a graph from being recorded
+            if not compiled or self.compile_mode not in CUDA_GRAPH_MODES:  # hooks prevent recording a graph
                 with self.autocast():
                     facts[name]["saved_mib"] = saved_bytes(network, self.images) / 2**20
             steps[name] = self.train_step(network)
@@ -144,7 +145,7 @@ class Bench:
         return rows
 
     def infer(self, normalizers: list[str], compiled: bool) -> list[dict[str, Any]]:
-        """Time inference; batch norm comes first and folded into its convolutions, and once more unfolded."""
+        """Time inference. Batch norm comes first folded into its convolutions, and again unfolded."""
         models: dict[str, Any] = {}
         for name in normalizers:
             model = self.model(name).eval()
@@ -157,7 +158,7 @@ class Bench:
         return self.rows("infer", times, compiled)
 
     def interleave(self, steps: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
-        """Seconds per step of every turn; the contenders take turns."""
+        """Seconds per step of every turn, with the contenders taking turns."""
         times: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(self.rounds + 1):
             for name, step in steps.items():
@@ -170,7 +171,7 @@ class Bench:
         return {name: seconds[1:] for name, seconds in times.items()}
 
     def rows(self, mode: str, times: dict[str, list[float]], compiled: bool) -> list[dict[str, Any]]:
-        """One row a contender, in timm's words where timm has one; ratios are to the first contender's median."""
+        """One row per contender, with timm's column names where they exist; ratios are to the first one's median."""
         reference = next(iter(times.values()))
         rows = []
         for name, seconds in times.items():
@@ -199,7 +200,7 @@ class Bench:
         return rows
 
     def peak_bytes(self, step: Callable[[], None]) -> int:
-        """Most bytes on the GPU during one step, after two that choose algorithms and record graphs."""
+        """Peak bytes on the GPU during one step, after two steps that choose algorithms and record graphs."""
         for _ in range(2):
             step()
         self.synchronize()
@@ -209,7 +210,7 @@ class Bench:
         return torch.cuda.max_memory_allocated()
 
     def allocated_bytes(self) -> int:
-        """Bytes on the GPU now, the batch aside."""
+        """Bytes on the GPU now, without the batch."""
         if self.device.type != "cuda":
             return 0
         batch = sum(t.numel() * t.element_size() for t in (self.images, self.labels))

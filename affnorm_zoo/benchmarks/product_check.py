@@ -1,4 +1,4 @@
-"""The matrix product with the normaliser in it: right against float64, and timed beside the library's and passes."""
+"""Check the fused matrix product and normaliser against float64, and time it against the library's product."""
 
 from functools import partial
 from typing import Any
@@ -18,9 +18,9 @@ def check_product(
     """Run an affine_like layer's forward both ways on fresh random rows, into poisoned memory.
 
     Returns:
-        The worst tile's largest error and its limit (twice the error of the passes plus an ulp of the largest value),
-        whether it keeps it, seconds by the library's product and passes, by the library's product alone, and by the
-        kernel with its fastest tile.
+        The worst tile's largest error, its limit (twice the error of the passes plus an ulp of the largest value) and
+        whether it is within the limit. Seconds of the library's product with passes, of the library's product alone,
+        and of the kernel with its fastest tile.
     """
     from affnorm_zoo.kernels.product import normalized_product  # needs Triton
 

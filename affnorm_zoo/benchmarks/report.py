@@ -10,13 +10,17 @@ _BEGIN, _END = "<!-- gpu: scripts/benchmark.py report -->\n", "<!-- end of gpu -
 
 _PAGE = """# Performance
 
-Every number on this page was written by `scripts/benchmark.py report` from the JSON files in `docs/benchmarks/`,
-which `scripts/benchmark.py measure` wrote. Contenders take their steps in turns in one process. A ratio is the
-contender's median step over that of the first row of its table, which is timm's own model with its standard norm; the
-two numbers behind it are the quartiles of the ratios of single turns, and the last the ratio of the fastest steps.
-Where median and minimum disagree, or the quartiles hold 1, the machine was too noisy to tell the contenders apart.
-Saved bytes are those of all distinct tensors that autograd keeps for the backward, counted through its hooks,
-parameters and buffers aside. An opaque contender's layers are not traced by the compiler but called as in eager mode.
+`scripts/benchmark.py report` writes every number on this page from the JSON files in `docs/benchmarks/`.
+`scripts/benchmark.py measure` writes these files.
+
+- All models of a table run in one process and take turns.
+- **ratio** is the model's median step time over that of the table's first row. The first row is timm's own model with
+  its standard norm.
+- **quartiles** are those of the ratios of single turns. **of minima** is the ratio of the fastest steps.
+- If median and minimum disagree, or 1 lies between the quartiles, timing noise hides any difference.
+- **saved** counts the bytes of all distinct tensors that autograd keeps for the backward pass, without parameters and
+  buffers. Autograd's hooks count them.
+- The compiler does not trace the layers of an **opaque** model; it calls them as in eager mode.
 
 To repeat it:
 
@@ -29,8 +33,8 @@ python scripts/gpu_evidence.py  # on a GPU, into docs/benchmarks/gpu
 python scripts/benchmark.py report
 ```
 
-On a GPU, where `torch.backends.cudnn.benchmark` is set, eager layers in half precision choose shape by shape, by
-timing both, between the library's product with passes around it and one kernel with all of it.
+On a GPU with `torch.backends.cudnn.benchmark` set, eager layers in half precision autotune per shape. They time two
+ways and take the faster one: the library's matrix product with our passes around it, or a single fused kernel.
 {opaque}
 ## Targets
 
@@ -40,7 +44,7 @@ timing both, between the library's product with passes around it and one kernel 
 {gpu}
 {sections}"""
 
-# measure, file, filter on a row, column, bar, aim
+# measure, file, filter on a row, column, required value, target
 _BARS: tuple[tuple[str, str, dict[str, Any], str, float, float], ...] = (
     ("saved bytes, resnet50_patchnorm / resnet50", "cpu",
      dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=False), "saved_ratio", 0.50, 0.45),
@@ -66,7 +70,7 @@ _BARS: tuple[tuple[str, str, dict[str, Any], str, float, float], ...] = (
 
 
 def write_report(folder: Path, page: Path, readme: Path | None = None) -> None:
-    """Write the page of tables, beside each JSON file a figure of its ratios, and the README's lines on the GPU."""
+    """Write the page, one figure of ratios next to each JSON file, and the README's lines on the GPU."""
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
     files = read_steps(folder / "gpu")
     sections = []
@@ -89,29 +93,29 @@ def write_report(folder: Path, page: Path, readme: Path | None = None) -> None:
 
 
 def _opaque(results: dict[str, Any]) -> str:
-    """What was found where the same layers were traced and opaque, a paragraph a measurement."""
+    """One paragraph per measurement that has the same layers both traced and opaque."""
     text = ""
     for result in results.values():
         rows = {row["normalizer"]: row for row in result["rows"]}
         for name in [name for name in rows if name + OPAQUE in rows]:
             traced, opaque = rows[name], rows[name + OPAQUE]
             text += (
-                f"\nTraced or opaque, on {result['environment']['device']}: a compiled step of\n"
-                f"{traced['model']}_{name} takes {traced['ratio']:.2f} or {opaque['ratio']:.2f} of the time with "
-                f"{result['rows'][0]['normalizer']}, and keeps {traced['saved_ratio']:.2f} or "
-                f"{opaque['saved_ratio']:.2f} of the bytes.\n"
+                f"\nOn {result['environment']['device']}, a compiled step of {traced['model']}_{name} takes "
+                f"{traced['ratio']:.2f}x\nas long as with {result['rows'][0]['normalizer']} and keeps "
+                f"{traced['saved_ratio']:.2f}x the bytes. With opaque layers it takes {opaque['ratio']:.2f}x as long "
+                f"and\nkeeps {opaque['saved_ratio']:.2f}x the bytes.\n"
             )
     return text
 
 
 def _bars(results: dict[str, Any], gpu: list[list[str]]) -> str:
     lines = []
-    for label, file, wanted, column, bar, aim in _BARS:
+    for label, file, wanted, column, bar, target in _BARS:
         rows = results.get(file, {}).get("rows", [])
         values = [row[column] for row in rows if wanted.items() <= row.items() and column in row]
         measured = f"{values[0]:.3f}" if values else NOT_MEASURED
-        lines.append([label, file, measured, f"≤ {bar:.2f}", f"{aim:.2f}"])
-    return table(["measure", "where", "measured", "bar", "aim"], [*lines, *gpu])
+        lines.append([label, file, measured, f"≤ {bar:.2f}", f"{target:.2f}"])
+    return table(["measure", "file", "measured", "required", "target"], [*lines, *gpu])
 
 
 def _section(name: str, result: dict[str, Any]) -> str:
@@ -132,7 +136,11 @@ def _kind(row: dict[str, Any]) -> tuple[str, str, bool, str]:
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> bool:
-    """Bars of the ratios: step time of training on the left, saved bytes on the right. Whether there are any."""
+    """Draw bars of the ratios: training step on the left, saved bytes on the right.
+
+    Returns:
+        Whether there was anything to draw.
+    """
     chosen = [row for row in rows if row["mode"] == "train" and not row["compiled"]]
     if not chosen:
         return False

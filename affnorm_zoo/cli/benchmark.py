@@ -26,7 +26,7 @@ _path = click.Path(path_type=Path)
 
 @click.group()
 def benchmark() -> None:
-    """Time networks side by side, and write the page of results."""
+    """Time networks against each other, and write the page of results."""
 
 
 @benchmark.command()
@@ -37,9 +37,9 @@ def benchmark() -> None:
 @click.option(
     "--precision", "--dtype", "precision", default="float32", type=click.Choice(list(PRECISIONS)), show_default=True
 )
-@click.option("--rounds", default=15, show_default=True, help="Steps of each; the first is not counted.")
-@click.option("--no-compile", is_flag=True, help="Leave out what takes minutes to compile.")
-@click.option("--opaque", is_flag=True, help="Only compare what the compiler traces with what it calls as it is.")
+@click.option("--rounds", default=15, show_default=True, help="Steps of each network; the first is not counted.")
+@click.option("--no-compile", is_flag=True, help="Skip everything that takes minutes to compile.")
+@click.option("--opaque", is_flag=True, help="Only compare layers that the compiler traces with opaque ones.")
 @click.option("--compile-mode", default="default", type=click.Choice(COMPILE_MODES), show_default=True)
 @click.option("--output", type=_path, required=True, help="JSON file.")
 def measure(
@@ -54,9 +54,9 @@ def measure(
     compile_mode: str,
     output: Path,
 ) -> None:
-    """Measure time and memory; gpu-evidence does so for everything that concerns a GPU.
+    """Measure time and memory. For all measurements on a GPU use gpu-evidence.
 
-    The modes that autotune let the compiler choose, product by product, between the library's and one of its own.
+    In autotuning modes the compiler chooses, per matrix product, between the library's and its own.
     """
     place = torch.device(device)
     results: dict[str, Any] = {
@@ -104,11 +104,11 @@ def _opaque_tables(bench: Bench) -> Iterator[Table]:
 
 @benchmark.command()
 @click.argument("config", nargs=-1)
-@click.option("--rounds", default=10, show_default=True, help="Turns of each; one more is not counted.")
-@click.option("--updates", default=10, show_default=True, help="Of each a turn.")
+@click.option("--rounds", default=10, show_default=True, help="Turns of each; one extra turn is not counted.")
+@click.option("--updates", default=10, show_default=True, help="Updates per turn.")
 @click.option("--output", type=_path, required=True, help="JSON file.")
 def loop(config: tuple[str, ...], rounds: int, updates: int, output: Path) -> None:
-    """Time the training loop of CONFIG against the bare step of its network, and the loaders against each other."""
+    """Time the training loop of CONFIG against a bare step of its network, and the loaders against each other."""
     with reported_errors():
         results = measure_loop(load_config(*split_config(config)), rounds, updates)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -121,5 +121,5 @@ def loop(config: tuple[str, ...], rounds: int, updates: int, output: Path) -> No
 @click.option("--page", type=_path, default=Path("docs/performance.md"), show_default=True)
 @click.option("--readme", type=_path, default=Path("README.md"), show_default=True)
 def report(folder: Path, page: Path, readme: Path) -> None:
-    """Turn the JSON files into tables and figures, and the README's lines on the GPU."""
+    """Write tables, figures and the README's lines on the GPU from the JSON files."""
     write_report(folder, page, readme)

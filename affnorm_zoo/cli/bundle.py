@@ -11,10 +11,10 @@ from affnorm_zoo.hub.bundle import bundle
 @click.option("--tag", required=True, help="Data and recipe, such as c10_e100.")
 @click.option("--half", is_flag=True, help="Store the weights in float16.")
 def bundle_weights(runs: tuple[Path, ...], tag: str, half: bool) -> None:
-    """Put the median one of RUNS, one recipe's seeds, among the weights that travel with the package.
+    """Add the median of RUNS, one recipe's seeds, to the weights that come with the package.
 
-    The stored weights are measured again on the runs' validation split. Afterwards `affnorm-zoo list --table` writes
-    docs/models.md anew.
+    The stored weights are evaluated again on the runs' validation split. Afterwards update docs/models.md with
+    `affnorm-zoo list --table`.
     """
     with reported_errors():
         click.echo(bundle(runs, tag, half=half))

@@ -32,7 +32,7 @@ def list_models(pattern: str, pretrained: bool, namespace: str | None, table: bo
 @click.command()
 @click.argument("name")
 def info(name: str) -> None:
-    """Say what a model is: its normaliser, size, cost and weights."""
+    """Describe a model: its normaliser, size, cost and weights."""
     with reported_errors():
         check_model_name(name)
     with torch.device("meta"):
@@ -40,7 +40,7 @@ def info(name: str) -> None:
     cfg = model.pretrained_cfg
     rows = {
         "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M",
-        "forward": f"{count_flops(model, cfg['input_size']) / 2e9:.2f} GMACs an image of {cfg['input_size'][-1]} px",
+        "forward": f"{count_flops(model, cfg['input_size']) / 2e9:.2f} GMACs per image of {cfg['input_size'][-1]} px",
         "weights": ", ".join(list_pretrained(f"{name.split('.')[0]}.*")) or "none published",
     }
     for normalizer in sorted(list_normalizers(), key=len, reverse=True):

@@ -38,16 +38,16 @@ OPTIMIZERS = {
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option("--vs", multiple=True, metavar="MODEL", help="A further model to compare with; may be repeated.")
-@click.option("--data", help="The same as data.path=PATH.")
+@click.option("--vs", multiple=True, metavar="MODEL", help="Another model to compare with; may be repeated.")
+@click.option("--data", help="Short for data.path=PATH.")
 @click.option("--checkpoint", type=USER_PATH, help="Weights (safetensors) for the first of MODELS.")
-@click.option("--images", "num_images", default=16, show_default=True, help="Of the validation split.")
+@click.option("--images", "num_images", default=16, show_default=True, help="Number of validation images.")
 @click.option("--batch-size", default=8, show_default=True, help="Images in memory at a time.")
 @click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), default="sgd", show_default=True)
-@click.option("--lr", default=1e-3, show_default=True, help="Of the real steps.")
-@click.option("--steps", default=3, show_default=True, help="Real steps, of which the last is measured; 0 for none.")
-@click.option("--seed", default=0, show_default=True, help="Of untrained weights and of the positions.")
-@click.option("--output", type=USER_PATH, help="JSON file; a figure of the same name is drawn beside it.")
+@click.option("--lr", default=1e-3, show_default=True, help="Learning rate of the real steps.")
+@click.option("--steps", default=3, show_default=True, help="Real steps; only the last one is measured. 0: none.")
+@click.option("--seed", default=0, show_default=True, help="Seed of untrained weights and drawn positions.")
+@click.option("--output", type=USER_PATH, help="JSON file; a figure of the same name is written next to it.")
 def divergence(
     models: tuple[str, ...],
     vs: tuple[str, ...],
@@ -58,11 +58,14 @@ def divergence(
 ) -> None:
     """Measure how unevenly a gradient step moves the activations of each layer.
 
-    MODELS are export folders, hf-hub:ORG/NAME, or timm names, these untrained and fitted to the data; and overrides
-    such as data.path=PATH. Without a path the images are the embedded digits. For an affine layer the factor of a
-    sample is its squared length plus one; a divergence-free layer has the same factor for all, and a cv of 0. Norms
-    that begin at zero begin at one here, or the layers before them would get no gradient, and batch norms of untrained
-    models take their statistics from the images.
+    MODELS are export folders, hf-hub:ORG/NAME or timm names, mixed with overrides such as data.path=PATH. Models from
+    timm names are untrained and sized for the data. Without a path the images are the embedded digits.
+
+    For an affine layer the factor of a sample is its squared length plus one. A divergence-free layer has the same
+    factor for all samples, and a cv of 0.
+
+    In untrained models, norms with zero weights start at one: otherwise the layers before them would get no gradient.
+    Batch norms of untrained models take their statistics from the images.
     """
     names, overrides = split_config(models)
     names += vs
@@ -126,8 +129,8 @@ def _batches(
     seed: int,
     outputs: list[int] | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images of the validation split, normalised: a draw, or the first of a stream; and the model's labels for them."""
-    chosen = None  # a folder holds one class after another
+    """Normalised validation images, drawn at random or the first ones of a stream, with the model's labels."""
+    chosen = None  # a folder lists its images class by class
     if not source.is_stream:
         chosen = torch.randperm(source.num_val, generator=torch.Generator().manual_seed(seed))[:num_images].tolist()
     loader = eval_loader(source.val, preprocessing, batch_size=batch_size, workers=workers, indices=chosen)
@@ -140,7 +143,7 @@ def _batches(
 def _step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]]
 ) -> list[dict[str, Any]]:
-    """Take a real step on each batch, and measure the last one; batch statistics stay as they are."""
+    """Take a real step on each batch and measure the last one; batch statistics do not change."""
     model.eval()
     for images, labels in batches[:-1]:
         optimizer.zero_grad()
@@ -165,7 +168,7 @@ def _build(name: str, source: Source, seed: int) -> nn.Module:
 
 
 def _is_stored(name: str) -> bool:
-    """Whether a name stands for weights, in a folder or on a Hub, and not for an architecture."""
+    """Whether a name means stored weights, in a folder or on the Hub, and not an architecture."""
     return Path(name).is_dir() or ":" in name
 
 

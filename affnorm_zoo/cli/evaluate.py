@@ -14,15 +14,15 @@ from affnorm_zoo.training.processes import build_accelerator
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option("--batch-size", default=128, show_default=True, help="Images a process.")
-@click.option("--labels-by-position", is_flag=True, help="Match classes by their order although their names differ.")
+@click.option("--batch-size", default=128, show_default=True, help="Images per process.")
+@click.option("--labels-by-position", is_flag=True, help="Match classes by position even if their names differ.")
 @click.option("--results", type=USER_PATH, help="CSV file with timm's columns.")
 def evaluate(models: tuple[str, ...], batch_size: int, labels_by_position: bool, results: Path | None) -> None:
-    """Measure models on the validation split; one line of JSON each.
+    """Evaluate models on the validation split and print one line of JSON per model.
 
-    MODELS are export folders, local-dir:PATH, hf-hub:ORG/NAME or timm names with weights, any of them with wildcards
-    ('runs/*/export', 'resnet20_cifar_*'), and overrides such as data.path=PATH data.val_split=test. Without data.path
-    the images are the embedded digits. A model that does not fit is named and passed over.
+    MODELS are export folders, local-dir:PATH, hf-hub:ORG/NAME or timm names with weights, all with wildcards
+    ('runs/*/export', 'resnet20_cifar_*'), mixed with overrides such as data.path=PATH data.val_split=test. Without
+    data.path the images are the embedded digits. A model that does not match the data is reported and skipped.
     """
     names, overrides = split_config(models)
     with reported_errors():
@@ -45,7 +45,7 @@ def evaluate(models: tuple[str, ...], batch_size: int, labels_by_position: bool,
             click.echo(json.dumps(row))
     if results is not None and accelerator.is_main_process:
         write_results(rows, results)
-    accelerator.wait_for_everyone()  # one that leaves early can take the others' connections with it
+    accelerator.wait_for_everyone()  # a process that exits early can break the others' connections
     accelerator.end_training()
     if failed:
         sys.exit(USAGE)

@@ -23,13 +23,13 @@ _RESULTS = Path("docs/benchmarks/gpu")
 
 
 @click.group(invoke_without_command=True)
-@click.option("--output", type=_path, help=f"Folder of results. Default: {_RESULTS}; of a rehearsal, none is kept.")
-@click.option("--carried", type=_path, help="Folder that `pack` has made; the trainings need it.")
-@click.option("--budget", type=float, metavar="SECONDS", help="Leave out what no longer fits. Default: no limit.")
-@click.option("--volumes", type=_path, help="After each step, write everything into few files of limited size here.")
+@click.option("--output", type=_path, help=f"Folder of results. Default: {_RESULTS}; a rehearsal keeps none.")
+@click.option("--carried", type=_path, help="Folder made by `pack`; training steps need it.")
+@click.option("--budget", type=float, metavar="SECONDS", help="Skip steps that no longer fit. Default: no limit.")
+@click.option("--volumes", type=_path, help="After each step, pack all results into a few files of limited size here.")
 @click.option("--rehearse", is_flag=True, help="Run every step in miniature on the CPU.")
-@click.option("--retry", is_flag=True, help="Run again what failed or took too long.")
-@click.option("--only", multiple=True, type=click.Choice([step.name for step in STEPS]), help="Run these steps alone.")
+@click.option("--retry", is_flag=True, help="Repeat steps that failed or took too long.")
+@click.option("--only", multiple=True, type=click.Choice([step.name for step in STEPS]), help="Run only these steps.")
 @click.pass_context
 def gpu_evidence(
     context: click.Context,
@@ -41,10 +41,10 @@ def gpu_evidence(
     retry: bool,
     only: tuple[str, ...],
 ) -> None:
-    """Prove the kernels, measure speed and memory, and train, on the GPU of this machine.
+    """Check the kernels, measure speed and memory, and train, on this machine's GPU.
 
-    Each step is a process of its own with a time limit and a result file. A step that fails is recorded, and the next
-    begins. Called again, it goes through the steps that have not ended. Steps are in the order of their worth.
+    Each step is a separate process with a time limit and a result file. After a failure the next step starts. Called
+    again, the command runs the unfinished steps. The most valuable steps come first.
     """
     if context.invoked_subcommand:
         return
@@ -71,13 +71,13 @@ def gpu_evidence(
 
 
 def _tell(outcome: Outcome) -> str:
-    """Print a line per step as it ends, and give its status."""
+    """Print one line when a step ends, and return its status."""
     click.echo(f"{outcome.name:<28} {outcome.status:<10} {outcome.seconds:6.1f} s  {outcome.remark}".rstrip())
     return outcome.status
 
 
 def _draw_datasets(folder: Path) -> dict[str, Path]:
-    """Small pictures of noise in the place of both data sets."""
+    """Draw small images of noise to replace both data sets."""
     generator = np.random.default_rng(0)
     for split in ("train", "test", "val"):
         for label in ("a", "b"):
@@ -102,17 +102,17 @@ def step(name: str, output: Path, carried: Path | None, rehearse: bool) -> None:
 
 @gpu_evidence.command("list")
 def list_steps() -> None:
-    """Print the steps in their order, with the seconds that each is expected to take."""
+    """Print the steps in order, with their expected seconds."""
     for step in STEPS:
         click.echo(f"{step.name:<28} {step.seconds:4.0f} s  {step.about}")
 
 
 @gpu_evidence.command("pack")
-@click.option("--output", type=_path, required=True, help="The folder to make.")
+@click.option("--output", type=_path, required=True, help="The folder to create.")
 @click.option("--data", "datasets", multiple=True, metavar="NAME=PATH", help="cifar10=FOLDER or imagenette=FOLDER.")
-@click.option("--wheel", "wheels", multiple=True, default=WHEELS, show_default=True, help="Package to carry.")
+@click.option("--wheel", "wheels", multiple=True, default=WHEELS, show_default=True, help="Package to include.")
 def pack_command(output: Path, datasets: tuple[str, ...], wheels: tuple[str, ...]) -> None:
-    """Collect what a bare GPU machine lacks: wheels, data, and run.sh, the command to run there."""
+    """Pack what a bare GPU machine lacks: wheels, data, and run.sh, the command to run there."""
     named = {name: Path(path) for name, _, path in (item.partition("=") for item in datasets)}
     with reported_errors():
         mib = pack(output, named, wheels)
@@ -132,7 +132,7 @@ def _tree_mib() -> float:
 @click.argument("source", type=_path)
 @click.option("--output", type=_path, default=_RESULTS, show_default=True)
 def adopt(source: Path, output: Path) -> None:
-    """Unpack the volumes in SOURCE that came back from a GPU machine."""
+    """Unpack the volumes in SOURCE, copied from a GPU machine."""
     with reported_errors():
         join_volumes(source, output)
     click.echo(f"now run: {shlex.join(['python', 'scripts/benchmark.py', 'report'])}")

@@ -13,14 +13,14 @@ _timeout = click.option(
     default=OVERALL_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="What the exchange with the Hub may take.",
+    help="Time limit for the exchange with the Hub.",
 )
 
 
 @click.command()
 @click.argument("run", type=USER_PATH)
 @click.option("--repo-id", required=True, metavar="ORG/NAME")
-@click.option("--private", is_flag=True, help="Whether a new repository is.")
+@click.option("--private", is_flag=True, help="Create the repository as private (if it does not exist).")
 @click.option("--revision", default="main", show_default=True, help="Branch.")
 @click.option("--tag", help="A name for this version.")
 @click.option(
@@ -29,9 +29,9 @@ _timeout = click.option(
     multiple=True,
     type=USER_PATH,
     metavar="RUN",
-    help="The same with another seed, for the card's mean and deviation; may be repeated.",
+    help="A run of the same config with another seed, for mean and standard deviation on the card; may be repeated.",
 )
-@click.option("--dry-run", is_flag=True, help="Build and check the files, send nothing.")
+@click.option("--dry-run", is_flag=True, help="Build and check the files, but send nothing.")
 @_timeout
 def push(
     run: Path,
@@ -43,9 +43,9 @@ def push(
     dry_run: bool,
     timeout: float,
 ) -> None:
-    """Publish a finished RUN on the Hugging Face Hub, in one commit that is read back.
+    """Publish a finished RUN on the Hugging Face Hub, in one commit that is then read back.
 
-    The token is that of HF_TOKEN or of `hf auth login`. Repeat the command after any failure.
+    The token comes from HF_TOKEN or `hf auth login`. After a failure repeat the command.
     """
     with reported_errors():
         published = publish(
@@ -54,7 +54,7 @@ def push(
     for name, size in published.files.items():
         click.echo(f"{size:>12,}  {name}")
     if published.commit is None:
-        click.echo(f"{run / 'release'} is what would go to {repo_id}")
+        click.echo(f"{run / 'release'} would be sent to {repo_id}")
     else:
         click.echo(f'affnorm_zoo.load("{repo_id}", revision="{tag or published.commit}")')
 
@@ -62,10 +62,10 @@ def push(
 @click.command()
 @click.argument("repo_id", metavar="ORG/NAME")
 @click.option("--revision", help="Commit, tag or branch.")
-@click.option("--verify", is_flag=True, help="Compare the model's outputs with the published ones too.")
+@click.option("--verify", is_flag=True, help="Also compare the model's outputs with the published ones.")
 @_timeout
 def pull(repo_id: str, revision: str | None, verify: bool, timeout: float) -> None:
-    """Download a published model, check it, and print where it lies."""
+    """Download a published model, check it, and print its folder."""
     with reported_errors():
         folder = pull_files(repo_id, revision=revision, timeout=timeout)
         if verify:

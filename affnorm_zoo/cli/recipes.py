@@ -9,8 +9,8 @@ _path = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--configs", type=_path, default=Path("configs/sweeps"), show_default=True, help="A YAML a sweep.")
-@click.option("--results", type=_path, default=Path("docs/recipes"), show_default=True, help="A folder a sweep.")
+@click.option("--configs", type=_path, default=Path("configs/sweeps"), show_default=True, help="One YAML per sweep.")
+@click.option("--results", type=_path, default=Path("docs/recipes"), show_default=True, help="One folder per sweep.")
 @click.option("--page", type=_path, default=Path("docs/recipes.md"), show_default=True)
 @click.option("--readme", type=_path, default=Path("README.md"), show_default=True)
 def recipes(configs: Path, results: Path, page: Path, readme: Path) -> None:

@@ -1,4 +1,4 @@
-"""How commands speak of what went wrong: one line, and a code that scripts can tell apart."""
+"""How commands report errors: one line, and an exit code per kind of error."""
 
 import os
 import sys
@@ -19,11 +19,11 @@ _RAISED = f"{UsageError.__module__}.{UsageError.__qualname__}: "
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
-    """Print what the caller can put right as one line and exit: 2 for usage, 128 + n for signal n."""
+    """Print an error that the caller can fix as one line and exit: code 2 for usage, 128 + n for signal n."""
     try:
         yield
     except UsageError as error:
-        # one that a loader worker has raised comes with its traceback before the message
+        # an error from a loader worker has its traceback before the message
         fail(f"error: {str(error).strip().splitlines()[-1].removeprefix(_RAISED)}", USAGE)
     except NonFiniteError as error:
         fail(f"training diverged: {error}; try a lower optim.lr or a longer optim.warmup_epochs", DIVERGED)
@@ -32,20 +32,20 @@ def reported_errors() -> Iterator[None]:
 
 
 def fail(message: str, code: int) -> None:
-    """Say why, and exit."""
+    """Print the message and exit."""
     if os.environ.get("RANK", "0") == "0":
         click.echo(message, err=True)
     sys.exit(code)
 
 
 def split_config(items: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Divide a command line into config files and ``section.key=value`` overrides."""
+    """Split a command line into config files and ``section.key=value`` overrides."""
     overrides = [item for item in items if is_override(item)]
     return [expand_home(item) for item in items if item not in overrides], overrides
 
 
 class _UserPath(click.Path):
-    """A path in which ``~`` is the home folder, also behind ``--option=``, where no shell sees to it."""
+    """A path with ``~`` for the home folder, also after ``--option=``, where shells do not expand it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         return Path(super().convert(expand_home(str(value)), param, ctx))

@@ -12,17 +12,19 @@ _path = click.Path(path_type=Path)
 @click.command()
 @click.argument("experiment", type=click.Choice([*EXPERIMENTS, "all", "report"]))
 @click.argument("overrides", nargs=-1)
-@click.option("--configs", type=_path, default=Path("configs/paper"), show_default=True, help="A YAML an experiment.")
-@click.option("--output", type=_path, default=Path("runs/paper"), show_default=True, help="A folder an experiment.")
+@click.option(
+    "--configs", type=_path, default=Path("configs/paper"), show_default=True, help="One YAML per experiment."
+)
+@click.option("--output", type=_path, default=Path("runs/paper"), show_default=True, help="One folder per experiment.")
 @click.option("--quick", is_flag=True, help="A few short runs.")
-@click.option("--workers", default=2, show_default=True, help="Processes, of one thread each.")
+@click.option("--workers", default=2, show_default=True, help="Processes, with one thread each.")
 def reproduce(
     experiment: str, overrides: tuple[str, ...], configs: Path, output: Path, quick: bool, workers: int
 ) -> None:
-    """Repeat the paper's experiments on the data that OVERRIDES name, as data.path=PATH data.val_split=test.
+    """Repeat the paper's experiments on the data that OVERRIDES name, such as data.path=PATH data.val_split=test.
 
-    Without data.path they run on the embedded digits. What has been run in the output folder is kept, so that an
-    experiment can be cut off and gone on with. `report` writes OUTPUT.md with tables, figures and verdicts.
+    Without data.path they run on the embedded digits. Finished runs in the output folder are kept, so an interrupted
+    experiment can be resumed. `report` writes OUTPUT.md with tables, figures and verdicts.
     """
     with reported_errors():
         data = load_config(overrides=overrides).data

@@ -11,12 +11,12 @@ from affnorm_zoo.training.sweep_report import sweep_table
 @click.argument("sweep", type=USER_PATH)
 @click.argument("overrides", nargs=-1)
 @click.option("--output", type=USER_PATH, help="Folder. Default: runs/sweeps/NAME.")
-@click.option("--table", is_flag=True, help="Only print what has been found so far.")
+@click.option("--table", is_flag=True, help="Only print the results so far.")
 def sweep(sweep: Path, overrides: tuple[str, ...], output: Path | None, table: bool) -> None:
-    """Give every arm of SWEEP, a YAML file, the same tuning and the same seeds, and compare them.
+    """Compare the arms of SWEEP, a YAML file, each with the same tuning and the same seeds.
 
-    What has run is not run again, and what was cut off goes on: repeat the command, or start it several times at once
-    to share the runs. OVERRIDES, as data.path=PATH, hold for all runs.
+    Finished runs are not repeated, and interrupted runs are resumed: repeat the command. Start it several times at once
+    to share the runs. OVERRIDES, such as data.path=PATH, apply to all runs.
     """
     folder = output or Path("runs/sweeps") / sweep.stem
     with reported_errors():

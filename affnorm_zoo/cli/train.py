@@ -18,10 +18,10 @@ from affnorm_zoo.training import train as train_model
     "--resume",
     default="none",
     metavar="auto|none|PATH",
-    help="Go on from the newest checkpoint of --output if there is one (auto), or from a checkpoint.",
+    help="auto: resume from the newest checkpoint in --output, if any. PATH: resume from this checkpoint.",
 )
-@click.option("--overwrite", is_flag=True, help="Empty a run folder that is in use.")
-@click.option("--allow-changes", is_flag=True, help="Resume although settings differ that decide the result.")
+@click.option("--overwrite", is_flag=True, help="Empty the output folder if it is already in use.")
+@click.option("--allow-changes", is_flag=True, help="Resume even if settings that decide the result differ.")
 @click.option("--dry-run", is_flag=True, help="Check everything, take one step, print the plan, write nothing.")
 @click.option("--print-config", is_flag=True, help="Print the merged config and stop.")
 def train(
@@ -35,9 +35,9 @@ def train(
 ) -> None:
     """Train one model, then export it.
 
-    CONFIG are YAML files, later ones win, and overrides such as optim.lr=0.2. Without any, a small PatchNorm network
-    learns handwritten digits that come with the installation. Several processes: put `accelerate launch` before the
-    script.
+    CONFIG are YAML files, of which later ones win, and overrides such as optim.lr=0.2. Without any, a small PatchNorm
+    network learns handwritten digits that come with the installation. For several processes put `accelerate launch`
+    before the script.
     """
     output = output or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     with reported_errors():
@@ -57,5 +57,5 @@ def train(
             name = "top-1 of the averaged weights" if weights == "ema" else "top-1"
             click.echo(f"{name} {100 * report[weights]['top1']:.2f} % of {report['val']['num_images']} held-out images")
             click.echo(f'timm.create_model("local-dir:{export}", pretrained=True)')
-        PartialState().wait_for_everyone()  # one that leaves early can take the others' connections with it
+        PartialState().wait_for_everyone()  # a process that exits early can break the others' connections
         PartialState().destroy_process_group()

@@ -7,9 +7,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give the batch norms of an untrained model, which know none yet, the mean statistics of the batches.
+    """Set the running statistics of an untrained model's batch norms to the mean statistics of the batches.
 
-    Without batch norms nothing is run. The model is left in evaluation mode.
+    Without batch norms the model is not run. It ends in evaluation mode.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]

@@ -5,15 +5,15 @@ import torch
 from torch import Tensor
 
 _BINS_A_DECADE = 500
-_DECADES = 20  # either side of 1
+_DECADES = 20  # on either side of 1
 _QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
 
 class Distribution:
-    """A stream's mean, deviation, extremes and quantiles in constant memory.
+    """Mean, standard deviation, extremes and quantiles of a stream, in constant memory.
 
-    Quantiles come from a histogram of signed logarithms: they are off by less than 0.3 % of their value between 1e-20
-    and 1e20 in size. Smaller values count as 0.
+    Quantiles come from a histogram of signed logarithms. Their error is less than 0.3 % of their value for sizes
+    between 1e-20 and 1e20. Smaller values count as 0.
     """
 
     def __init__(self) -> None:
@@ -22,14 +22,14 @@ class Distribution:
         self._square_sum = 0.0  # of deviations from the mean
         self.low, self.high = math.inf, -math.inf
         self._num_bins = 2 * _DECADES * _BINS_A_DECADE
-        # below zero from large to small, zero, above zero from small to large
+        # bins: negative values from large to small size, zero, positive values from small to large
         self._histogram = torch.zeros(2 * self._num_bins + 1, dtype=torch.int64)
 
     def add(self, values: Tensor) -> None:
-        """Take in values of any shape; those that are not finite are an error.
+        """Add values of any shape.
 
         Raises:
-            ValueError: a value is not finite.
+            ValueError: a value is non-finite.
 
         Source:
             Chan, Golub & LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115, for joining the moments.
@@ -46,17 +46,17 @@ class Distribution:
         self.count = total
         self.low, self.high = min(self.low, values.min().item()), max(self.high, values.max().item())
         size = (values.abs().clamp_min(1e-300).log10() + _DECADES) * _BINS_A_DECADE
-        size = size.floor().clamp(-1, self._num_bins - 1).long() + 1  # 0 for what counts as zero
+        size = size.floor().clamp(-1, self._num_bins - 1).long() + 1  # 0 for values that count as zero
         index = self._num_bins + torch.where(values < 0, -size, size)
         self._histogram += torch.bincount(index, minlength=len(self._histogram))
 
     @property
     def std(self) -> float:
-        """Standard deviation over the values, as of a whole population."""
+        """Standard deviation of the values, as of a full population."""
         return math.sqrt(self._square_sum / self.count) if self.count else math.nan
 
     def quantile(self, fraction: float) -> float:
-        """The value that ``fraction`` of all values do not pass."""
+        """The value that ``fraction`` of all values do not exceed."""
         if not self.count:
             return math.nan
         rank = max(math.ceil(fraction * self.count), 1)

@@ -1,4 +1,4 @@
-"""How far a gradient step on a layer's parameters moves its activations from where they should go."""
+"""The divergence: how a gradient step on a layer's parameters moves its activations, against their ideal step."""
 
 from dataclasses import dataclass, fields
 
@@ -13,19 +13,19 @@ from affnorm_zoo.diagnostics.recording import Call, Loss, bare, in_full_precisio
 class LayerDivergence:
     """One layer's effective learning-rate factors, float64, over the N samples that have a gradient.
 
-    A step of rate η on the parameters, from one sample's gradient g alone, moves its pre-activation z by Δz; the ideal
+    A parameter step with learning rate η from one sample's gradient g alone moves its pre-activation z by Δz. The ideal
     is -ηg.
 
     Args:
-        name: of the module.
-        kind: its class.
-        self_factor: (N,), ⟨Δz, -ηg⟩ / ‖ηg‖² with g kept at one position, the token or pixel of a draw, and Δz read
-            there. A position is drawn in proportion to its ‖g‖², so that the mean is what all positions do to
+        name: name of the module.
+        kind: class of the module.
+        self_factor: (N,), ⟨Δz, -ηg⟩ / ‖ηg‖² with g kept at one randomly drawn position (token or pixel), and Δz read
+            there. A position's probability is proportional to its ‖g‖², so the mean is the effect of all positions on
             themselves.
-        factor: (N,), the same with all positions at once, which share the weights and so move each other.
-        cosine: (N,), between Δz and -g, with all positions at once.
-        interference: (pairs,) in [-1, 1], how much sample i's step moves sample j's z along i's gradient, at the
-            drawn positions, over the geometric mean of what both do to themselves. For a plain layer this is
+        factor: (N,), the same with all positions together. They share the weights and therefore move each other.
+        cosine: (N,), between Δz and -g, with all positions together.
+        interference: (pairs,) in [-1, 1]: how much sample i's step moves sample j's z along i's gradient, at the
+            drawn positions, over the geometric mean of both samples' effects on themselves. For a plain layer this is
             (⟨x_i, x_j⟩ + 1) / √((‖x_i‖² + 1)(‖x_j‖² + 1)).
     """
 
@@ -38,7 +38,7 @@ class LayerDivergence:
 
     @property
     def cross_factor(self) -> Tensor:
-        """What the other positions add to a sample's factor, (N,); 0 where there is one position."""
+        """What the other positions add to a sample's factor, (N,); 0 if there is only one position."""
         return self.factor - self.self_factor
 
 
@@ -48,23 +48,23 @@ QUANTITIES = ("self_factor", "cross_factor", *(f.name for f in fields(LayerDiver
 def measure_divergence(
     model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, seed: int = 0, sources: int = 4
 ) -> list[LayerDivergence]:
-    """Measure every linear and convolution layer that a model calls once, with the other layers held.
+    """Measure every linear and convolution layer that a model calls once, with the other layers fixed.
 
-    Nothing is assumed of a layer: Δz is the derivative of its output along its own parameters' gradient, so that ours,
-    with their divisors, are measured as they are. An activation that a layer applies itself is taken off first. The
-    model is measured in evaluation mode, and put back into its own.
+    The measurement assumes nothing about a layer. Δz is the derivative of its output along its own parameters'
+    gradient, so our layers are measured with their divisors. An activation that a layer applies itself is removed
+    first. The model is measured in evaluation mode; its own mode is restored.
 
     Args:
-        model: any torch model; inside :func:`torch.compile`'s wrapper, too. Where autocast is on, inputs and gradients
-            are those of the rounded model, and the derivatives are in the parameters' precision.
+        model: any torch model, also one wrapped by :func:`torch.compile`. Under autocast, inputs and gradients are
+            those of the rounded model, and the derivatives are in the parameters' precision.
         images: (N, C, H, W), as the model takes them.
         labels: (N,).
-        loss: of logits and labels, each image's by itself, summed.
-        seed: of the positions.
-        sources: samples whose steps the interference is measured of.
+        loss: (logits, labels) -> the sum of the images' losses; each may depend on its own image only.
+        seed: of the drawn positions.
+        sources: number of samples whose steps are used to measure interference.
 
     Returns:
-        One entry a layer, in the order of the calls; layers whose output gets no gradient are left out.
+        One entry per layer, in the order of the calls. Layers whose output gets no gradient are left out.
 
     Raises:
         ValueError: the model is compiled in place.
@@ -96,9 +96,9 @@ def _measure_layer(call: Call, generator: torch.Generator, sources: int) -> Laye
         pull = vjp(lambda p, x=x: call.pre_activation(p, x), parameters)[1]
         here = g * masks[i]
         is_source = number < sources
-        # the step of a source is seen by all samples, that of another by itself
+        # all samples see the step of a source; only the sample itself sees the step of another
         seen = call.x if is_source else x
-        # the first tangent is that of all positions, the second that of one
+        # the first tangent has all positions, the second only one
         move = _push(call, parameters, pull(g)[0], x)
         own_move = _push(call, parameters, pull(here)[0], seen)
         own_factors[i] = _dot(own_move[i if is_source else 0], here[0]) / _dot(here, here)
@@ -122,7 +122,7 @@ def _push(call: Call, parameters: dict[str, Tensor], tangent: dict[str, Tensor],
 
 
 def _one_position(call: Call, sample: int, generator: torch.Generator) -> Tensor:
-    """1 at a pixel or token of the sample, drawn in proportion to ‖g‖², and 0 elsewhere; (1, ...) with one channel."""
+    """1 at a pixel or token of the sample drawn with probability ∝ ‖g‖², 0 elsewhere; (1, ...) with one channel."""
     weight = call.g[sample : sample + 1].double().square().sum(call.channel_axis, keepdim=True)
     flat = weight.flatten().cpu()
     mask = torch.zeros_like(flat)
@@ -131,9 +131,9 @@ def _one_position(call: Call, sample: int, generator: torch.Generator) -> Tensor
 
 
 def _response(call: Call, here: Tensor, move: Tensor, mask: Tensor) -> float:
-    """How far sample j has moved at its position along the gradient of sample i at its own, over the latter's ‖g‖²."""
+    """How far sample j moves at its position along the gradient g of sample i at i's position, over ‖g‖²."""
     positions = [axis for axis in range(here.ndim) if axis != call.channel_axis]
-    g = here.sum(positions)  # zero at all positions but one
+    g = here.sum(positions)  # zero at all positions except one
     moved = (move[None] * mask).sum(positions)
     return _dot(moved, g) / _dot(g, g)
 

@@ -1,4 +1,4 @@
-"""Pictures of the divergence: along the depth of several models, and over a training."""
+"""Figures of the divergence: along the depth of several models, and over a run."""
 
 import json
 import statistics
@@ -9,12 +9,12 @@ COLOURS = ("#2a6f97", "#d1495b", "#3c8d53", "#8e5aa8", "#c77c11", "#555555")
 
 
 def plot_depth(models: dict[str, list[dict[str, Any]]], target: Path, caption: str) -> None:
-    """Draw what :meth:`DivergenceMeter.summary` gives, several models in one picture.
+    """Draw the results of :meth:`DivergenceMeter.summary` for several models in one figure.
 
     Args:
         models: model name -> rows.
         target: PNG file.
-        caption: under the picture.
+        caption: text under the figure.
 
     Raises:
         ImportError: matplotlib is missing; it comes with the extra ``plots``.
@@ -58,10 +58,10 @@ def plot_depth(models: dict[str, list[dict[str, Any]]], target: Path, caption: s
 
 
 def plot_training(metrics: Path, target: Path) -> bool:
-    """Draw how the alignment went over a training, from the run's ``metrics.jsonl``.
+    """Draw the alignment over a run, from its ``metrics.jsonl``.
 
     Returns:
-        Whether the run has measured any, and matplotlib is there to draw it.
+        Whether the figure was drawn: the run must have measurements, and matplotlib must be installed.
     """
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     records = [record for record in records if record["kind"] == "divergence"]
@@ -73,7 +73,7 @@ def plot_training(metrics: Path, target: Path) -> bool:
         return False
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     panels = {
-        "cv": ("deviation / mean of the self factor", "Unevenness over samples and positions"),
+        "cv": ("standard deviation / mean of the self factor", "Unevenness over samples and positions"),
         "step_cosine": ("cosine(Δz, -ηg)", "The optimiser's step, other layers held"),
         "step_moving_cosine": ("cosine(Δz, -ηg)", "The optimiser's step, all layers moving"),
     }

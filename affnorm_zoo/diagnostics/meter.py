@@ -1,4 +1,4 @@
-"""The divergence of a model over as many batches as there are, in constant memory."""
+"""The divergence of a model over any number of batches, in constant memory."""
 
 from time import perf_counter
 from typing import Any
@@ -19,14 +19,15 @@ class LayerMeter:
         self.distributions = {quantity: Distribution() for quantity in QUANTITIES}
 
     def add(self, layer: LayerDivergence) -> None:
-        """Take in one batch."""
+        """Add one batch."""
         for quantity, distribution in self.distributions.items():
             distribution.add(getattr(layer, quantity))
 
     def summary(self) -> dict[str, Any]:
-        """Each quantity's distribution, and the two numbers that say how uneven the self factor is.
+        """Each quantity's distribution, and two measures of how uneven the self factor is.
 
-        ``cv`` is its deviation over its mean, ``p99_over_p1`` the ratio of these percentiles; None if that is infinite.
+        ``cv`` is its standard deviation over its mean. ``p99_over_p1`` is the ratio of these percentiles, or None if
+        infinite.
         """
         own = self.distributions["self_factor"]
         low, high = own.quantile(0.01), own.quantile(0.99)
@@ -40,11 +41,11 @@ class LayerMeter:
 
 
 class DivergenceMeter:
-    """Measure a model batch by batch; the memory does not grow with their number.
+    """Measure a model batch by batch; memory does not grow with the number of batches.
 
     Args:
         model, loss, sources: as in :func:`measure_divergence`.
-        seed: of the positions; each batch draws its own.
+        seed: of the positions; each batch draws different ones.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, seed: int = 0, sources: int = 4) -> None:
@@ -57,9 +58,9 @@ class DivergenceMeter:
         self._layers: dict[str, LayerMeter] = {}
 
     def update(self, images: Tensor, labels: Tensor) -> None:
-        """Take in one batch, (N, C, H, W) and (N,)."""
+        """Measure one batch, (N, C, H, W) and (N,)."""
         start = perf_counter()
-        # the number of images so far makes the draws of each batch its own
+        # adding the number of images so far gives each batch different draws
         seed = self.seed + self.num_images
         for layer in measure_divergence(self.model, images, labels, self.loss, seed, self.sources):
             self._layers.setdefault(layer.name, LayerMeter(layer.name, layer.kind)).add(layer)
@@ -67,5 +68,5 @@ class DivergenceMeter:
         self.seconds += perf_counter() - start
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row a layer, in the order of the calls; see :meth:`LayerMeter.summary`."""
+        """One row per layer, in the order of the calls; see :meth:`LayerMeter.summary`."""
         return [layer.summary() for layer in self._layers.values()]

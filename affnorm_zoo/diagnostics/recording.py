@@ -1,4 +1,4 @@
-"""What every affine layer of a model saw in one pass: its input, and the gradient at its pre-activation."""
+"""Record one pass of a model: every affine layer's input, and the gradient at its pre-activation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +17,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss whose gradient at a sample is that sample's own, whatever the batch."""
+    """Summed cross-entropy: a sample's gradient then does not depend on the rest of the batch."""
     return F.cross_entropy(logits, labels, reduction="sum")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One layer's input x, and the gradient g of the loss at its pre-activation z, in the shape of z."""
+    """One layer's input x, and the gradient g of the loss at its pre-activation z, with the shape of z."""
 
     name: str
     module: nn.Module
@@ -36,7 +36,7 @@ class Call:
         return channel_axis(self.module) % self.g.ndim
 
     def pre_activation(self, parameters: dict[str, Tensor] | None = None, x: Tensor | None = None) -> Tensor:
-        """z for other parameters or another input, in the parameters' precision; without the layer's own activation."""
+        """z for other parameters or another input, in the parameters' precision, before the layer's own activation."""
         layer: Any = self.module
         x = self.x if x is None else x.to(self.x)
         activation = getattr(layer, "activation", "none")
@@ -52,16 +52,15 @@ class Call:
 def record_calls(
     model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, parameters: Sequence[Tensor] = ()
 ) -> list[Call]:
-    """Run forward and backward once, in the mode that the model is in.
+    """Run forward and backward once, in the model's current mode.
 
-    Of the parameters only the gradients of ``parameters`` are computed, and set: none of the model's own is touched
-    unless it is asked for.
+    Only the gradients of ``parameters`` are computed and set. The gradients of all other parameters stay unchanged.
 
     Returns:
         The linear and convolution layers that are called once and get a gradient, in the order of the calls.
 
     Raises:
-        ValueError: the model is compiled in place, so that its hooks are not its own.
+        ValueError: the model is compiled in place, so hooks do not run.
     """
     model = bare(model)
     names = {module: name for name, module in affine_layers(model)}
@@ -70,7 +69,7 @@ def record_calls(
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output.requires_grad_() if not output.requires_grad else output
         seen.setdefault(module, []).append((inputs[0].detach(), output))
-        return output.clone()  # what follows may write into it
+        return output.clone()  # later operations may overwrite it in place
 
     with _hooked(names, hook), torch.enable_grad():
         value = loss(model(images), labels)
@@ -87,7 +86,7 @@ def record_calls(
 
 
 def record_inputs(model: nn.Module, images: Tensor, calls: list[Call]) -> dict[str, Tensor]:
-    """The inputs that the layers of ``calls`` get in ``model``, which may be a copy, by name."""
+    """The inputs of the layers of ``calls`` in ``model``, which may be a copy, by name."""
     seen: dict[str, Tensor] = {}
     names = {module: name for name, module in model.named_modules() if name in {call.name for call in calls}}
 
@@ -100,7 +99,7 @@ def record_inputs(model: nn.Module, images: Tensor, calls: list[Call]) -> dict[s
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside :func:`torch.compile`'s wrapper, which shares its parameters.
+    """The model inside :func:`torch.compile`'s wrapper; both share their parameters.
 
     Raises:
         ValueError: the model or a part of it is compiled in place.
@@ -109,14 +108,14 @@ def bare(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise ValueError(
-                f"{name or 'the model'} is compiled in place, and a compiled layer cannot be looked into; measure the "
-                "model before it is compiled, or compile it with model = torch.compile(model)"
+                f"{name or 'the model'} is compiled in place, and a compiled layer cannot be inspected; measure the "
+                "model before compiling it, or compile it with model = torch.compile(model)"
             )
     return model
 
 
 def in_full_precision(x: Tensor) -> torch.autocast:
-    """Leave autocast, which would round a small Δz away."""
+    """Disable autocast, which would round a small Δz to zero."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -131,7 +130,7 @@ def _hooked(modules: dict[nn.Module, str], hook: Callable) -> Iterator[None]:
 
 
 def _at_pre_activation(name: str, module: nn.Module, x: Tensor, gradient: Tensor) -> Call:
-    """Take the gradient through the activation that the layer applies itself."""
+    """Backpropagate the gradient through the activation that the layer applies itself."""
     activation = getattr(module, "activation", "none")
     weight: Any = module.weight
     call = Call(name, module, x.to(weight), gradient.to(weight))

@@ -1,4 +1,4 @@
-"""What one real optimiser step does to the activations of a batch, against what gradient descent on them would do."""
+"""The effect of one real optimiser step on a batch's activations, against gradient descent on the activations."""
 
 import copy
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from affnorm_zoo.diagnostics.recording import Call, Loss, bare, in_full_precisio
 
 @dataclass(frozen=True)
 class StepAlignment:
-    """How a layer's pre-activations z move under one step of rate η, (N,) float64 each, over the samples of a batch.
+    """How a layer's pre-activations z move under one step with learning rate η; (N,) float64 each, over a batch.
 
     Args:
-        name: of the module.
-        kind: its class.
-        cosine: between Δz and the ideal -ηg, all positions of a sample together, with the other layers held.
-        length: ‖Δz‖ / ‖ηg‖, the same.
-        moving_cosine, moving_length: with all layers moving, so that the layer's input changes as well.
+        name: name of the module.
+        kind: class of the module.
+        cosine: between Δz and the ideal -ηg, all positions of a sample together, with the other layers fixed.
+        length: ‖Δz‖ / ‖ηg‖, likewise.
+        moving_cosine, moving_length: the same with all layers moving, so the layer's input changes too.
     """
 
     name: str
@@ -32,7 +32,7 @@ class StepAlignment:
     moving_length: Tensor
 
     def summary(self) -> dict[str, Any]:
-        """Means, and the coefficient of variation of the lengths."""
+        """Means, and the lengths' coefficient of variation."""
         columns = {
             f"{prefix}{column}": getattr(self, f"{prefix}{column}").mean().item()
             for prefix in ("", "moving_")
@@ -45,20 +45,20 @@ class StepAlignment:
 def measure_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, loss: Loss
 ) -> list[StepAlignment]:
-    """Take one step on a copy of model and optimiser, and see where each layer's activations went.
+    """Take one step on a copy of model and optimiser, and measure how each layer's activations move.
 
-    Momentum and second moments are those that the optimiser holds; schedules and clipping are the caller's. Batch
-    statistics are those of the mode that the model is in; randomness, as of dropout, is the same before and after.
+    The step uses the optimiser's momentum and second moments. Schedules and clipping are up to the caller. Batch
+    statistics follow the model's mode. Random operations such as dropout draw the same before and after the step.
 
     Args:
         model: any torch model; neither it nor the optimiser changes.
-        optimizer: over parameters of ``model``, which may be in groups of different rates.
-        images: (N, C, H, W), the batch that the step is taken on.
+        optimizer: over parameters of ``model``; its groups may have different learning rates.
+        images: (N, C, H, W), the batch of the step.
         labels: (N,).
-        loss: of logits and labels, summed or averaged over the batch.
+        loss: (logits, labels) -> the sum or mean of the losses over the batch.
 
     Returns:
-        One entry a layer that the step changes and whose output gets a gradient, in the order of the calls.
+        One entry per layer that the step changes and whose output gets a gradient, in the order of the calls.
 
     Raises:
         ValueError: the model is compiled in place.
@@ -94,7 +94,7 @@ def _align(call: Call, rate: float, before: Tensor, x_after: Tensor) -> StepAlig
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """The same random numbers each time, and none taken from those outside."""
+    """Use the same random numbers each time, and restore the outer RNG state."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield

@@ -1,4 +1,4 @@
-"""What a measurement or a run was made on."""
+"""The hardware and versions of a measurement or a run."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "timm", "accelerate", "huggingface-hub", "safetensors", "af
 
 
 def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
-    """Hardware and versions; the hardware is a GPU if ``device`` is one, or if there is one and no device is given."""
+    """Hardware and versions. The hardware is the GPU if ``device`` is one, or if none is given and a GPU exists."""
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
@@ -24,7 +24,7 @@ def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def package_version(name: str) -> str:
-    """The version of an installed package; that of the code for this one, which may run from a checkout."""
+    """The version of an installed package; for this package that of the code, which may run from a checkout."""
     return __version__ if name == "affnorm-zoo" else version(name)
 
 

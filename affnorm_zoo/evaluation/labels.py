@@ -7,20 +7,20 @@ from affnorm_zoo.data import Source
 from affnorm_zoo.errors import UsageError
 
 _logger = logging.getLogger(__name__)
-_MOST_NAMES = 5  # that a message shows of each side
+_MOST_NAMES = 5  # per side, in a message
 
 
 def match_labels(name: str, model: nn.Module, source: Source, by_position: bool) -> list[int] | None:
-    """Find the output of trained weights that stands for each class of the data, by the classes' names.
+    """Match the outputs of trained weights to the data's classes by class name.
 
     Args:
-        name: of the weights.
-        model: its ``pretrained_cfg`` has the names, if they are known.
-        source: the data; those of a stream have no names.
-        by_position: go by the order of the classes instead.
+        name: name of the weights.
+        model: its ``pretrained_cfg`` has the class names, if they are known.
+        source: the data; a stream has no class names.
+        by_position: match by the order of the classes instead.
 
     Returns:
-        The output of each class; None where it has the class's own number, or no names are known.
+        The output of each class; None if outputs and classes have the same order, or no names are known.
 
     Raises:
         UsageError: the names differ.
@@ -32,16 +32,16 @@ def match_labels(name: str, model: nn.Module, source: Source, by_position: bool)
         raise UsageError(
             f"the classes of {name} and of the data {source.name} differ: the weights know "
             f"{_shown(outputs, source.class_names)}, the data have {_shown(source.class_names, outputs)}; "
-            "data.labels_by_position=true takes them in their order all the same"
+            "data.labels_by_position=true matches them by position instead"
         )
     _logger.warning("the classes of %s are in another order than those of %s: matched by name", name, source.name)
     return [outputs.index(label) for label in source.class_names]
 
 
 def _label_names(model: nn.Module) -> tuple[str, ...] | None:
-    """What the outputs stand for, if that is known."""
+    """The class names of the outputs, if known."""
     names = model.pretrained_cfg.get("label_names")
-    if isinstance(names, dict):  # by number, where a config has gaps
+    if isinstance(names, dict):  # keyed by number, for configs with gaps
         names = [names[key] for key in sorted(names, key=int)]
     if not names or len(names) != model.num_classes:
         return None
@@ -49,6 +49,6 @@ def _label_names(model: nn.Module) -> tuple[str, ...] | None:
 
 
 def _shown(names: tuple[str, ...], others: tuple[str, ...]) -> str:
-    """Some of the names that the others lack."""
+    """Some of the names that ``others`` lacks."""
     odd = [name for name in names if name not in set(others)] or list(names)
     return ", ".join(map(repr, odd[:_MOST_NAMES])) + (f" and {len(odd) - _MOST_NAMES} more" * (len(odd) > _MOST_NAMES))

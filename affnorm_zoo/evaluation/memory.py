@@ -3,10 +3,10 @@ from torch import Tensor, nn
 
 
 def saved_bytes(model: nn.Module, *inputs: Tensor) -> int:
-    """Bytes of the distinct storages that autograd keeps for the backward, parameters and buffers aside."""
+    """Bytes of the distinct storages that autograd keeps for the backward, without parameters and buffers."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     storages: dict[int, int] = {}
-    alive = []  # a freed storage could give its address to another
+    alive = []  # a freed storage could pass its address to another
 
     def pack(t: Tensor) -> Tensor:
         alive.append(t)

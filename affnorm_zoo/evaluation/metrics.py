@@ -21,15 +21,15 @@ def evaluate(
     accelerator: Accelerator,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Top-1, top-5, loss and calibration over all processes, exact for shares of any size.
+    """Top-1, top-5, loss and calibration over all processes, exact for any number of images per process.
 
-    Counts are integers and real sums are taken in float64; they are added over the processes once, at the end. The
-    model is unwrapped, so that uneven shares cannot make a collective wait; sharded weights are collected for every
-    batch, and who has none left passes an old one through. The running statistics of batch norm are those of the first
-    process on all of them.
+    Counts are integers, other sums are float64. They are added over the processes once, at the end. The model is
+    unwrapped, so uneven shares cannot block a collective. Sharded weights are gathered per batch; a rank that runs out
+    of batches repeats its last one so that collectives match. All processes use the first one's running statistics of
+    batch norm.
 
     Args:
-        interrupted: asked before every batch; once it is true on one process, nobody gets a result.
+        interrupted: called before every batch; once it is true on one process, the result is None on all.
 
     Returns:
         ``top1`` and ``top5`` as fractions in [0, 1], the mean cross-entropy ``loss``, the expected calibration error
@@ -82,16 +82,16 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def _in_step(loader: Iterable[tuple[Tensor, Tensor]], accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor]]:
-    """As many batches on every process: once its own are used up, the last one again without labels.
+    """The same number of batches on every process: a process that runs out repeats its last one, without labels.
 
     Raises:
-        UsageError: a process has no batch at all.
+        UsageError: a process has no batch.
     """
     batches = iter(loader)
     first = next(batches, None)
     if accelerator.gather(torch.tensor([first is None], device=accelerator.device)).any():
         raise UsageError(
-            f"sharded weights need a validation image for each of the {accelerator.num_processes} processes"
+            f"sharded weights need at least one validation image per process, for {accelerator.num_processes} processes"
         )
     assert first is not None
     images, labels = first

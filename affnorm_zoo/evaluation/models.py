@@ -19,19 +19,19 @@ def check_model_name(name: str) -> None:
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         if "/" in name:
-            hint = f": there is no such folder; a repository of the Hub is called hf-hub:{name}"
+            hint = f": there is no such folder; for a repository of the Hub write hf-hub:{name}"
         raise UsageError(f"model {name!r} is not known to timm{hint}")
 
 
 def load_model(name: str, **kwargs: Any) -> nn.Module:
-    """Build a model with its weights.
+    """Build a model and load its weights.
 
     Args:
         name: a timm name with weights, ``hf-hub:org/name``, ``local-dir:PATH``, or the path of an export folder.
         kwargs: further arguments of :func:`timm.create_model`.
 
     Raises:
-        UsageError: the name is unknown, the folder is no export, or there are no weights for it.
+        UsageError: the name is unknown, the folder is not an export, or it has no weights.
     """
     name = expand_home(name)
     if Path(name).is_dir():
@@ -47,15 +47,15 @@ def load_model(name: str, **kwargs: Any) -> nn.Module:
         check_model_name(name)
     try:
         return timm.create_model(name, pretrained=True, **kwargs)
-    except Exception as error:  # of timm, of the Hub's client, or of a file that is not what its name says
+    except Exception as error:  # from timm, the Hub's client, or a file with the wrong content
         raise UsageError(f"the weights of {name} could not be loaded: {' '.join(str(error).split())[:500]}") from error
 
 
 def expand_names(patterns: list[str]) -> list[str]:
-    """Replace wildcards: of paths by the folders there are, of timm names by those with weights.
+    """Expand wildcards: paths to existing folders, timm names to models with weights.
 
     Raises:
-        UsageError: nothing matches a pattern.
+        UsageError: a pattern has no match.
     """
     names = []
     for pattern in patterns:
@@ -75,16 +75,16 @@ def expand_names(patterns: list[str]) -> list[str]:
 
 @torch.no_grad()
 def check_classifier(name: str, model: nn.Module, input_size: tuple[int, ...], num_classes: int) -> None:
-    """Let a model classify one black image.
+    """Check that a model classifies one black image.
 
     Raises:
-        UsageError: it does not take images of this size, or does not give one number per class.
+        UsageError: the model does not take images of this size, or does not return one number per class.
     """
     was_training = model.training
     size = " x ".join(map(str, input_size))
     try:
         logits = model.eval()(torch.zeros(1, *input_size, device=next(model.parameters()).device))
-    except Exception as error:  # whatever an architecture trips over
+    except Exception as error:  # architectures raise errors of any type
         raise UsageError(
             f"{name} does not take images of {size}: {' '.join(str(error).split())[:300]}"
             + (f"; set model.kwargs.img_size={input_size[-1]}" * bool(model.pretrained_cfg.get("fixed_input_size")))
@@ -93,12 +93,12 @@ def check_classifier(name: str, model: nn.Module, input_size: tuple[int, ...], n
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (1, num_classes):
         raise UsageError(
-            f"{name} is no classifier of {num_classes} classes: for one image it gives {shape}; see model.kwargs"
+            f"{name} is not a classifier of {num_classes} classes: for one image it returns {shape}; see model.kwargs"
         )
 
 
 def check_fit(model: nn.Module, source: Source) -> None:
-    """Raise UsageError unless the model's classes and channels are the data's."""
+    """Raise UsageError unless the model's numbers of classes and channels are those of the data."""
     if model.num_classes != len(source.class_names):
         raise UsageError(f"the model has {model.num_classes} classes, but {source.name} has {len(source.class_names)}")
     in_chans = model.pretrained_cfg["input_size"][0]

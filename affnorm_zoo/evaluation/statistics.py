@@ -1,27 +1,27 @@
-"""The few statistics that the claims need."""
+"""The statistics that the claims need."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # which loads scipy.stats, a second's work, where it is first used
+import scipy  # loads scipy.stats, which takes a second, only on first use
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Accuracies of the seeds of one cell, in [0, 1]."""
+    """The accuracies of one cell's seeds, in [0, 1]."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """The mean over the seeds."""
         return float(np.mean(self.values))
 
     @property
     def std(self) -> float:
-        """Of one run, estimated from the seeds; nan for one."""
+        """The standard deviation of one run, estimated from the seeds; nan for a single seed."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Slope:
-    """A least-squares line's slope, its 95 % interval and the p value of no slope."""
+    """The slope of a least-squares line, its 95 % interval and the p value of a zero slope."""
 
     value: float
     low: float
@@ -40,7 +40,7 @@ class Slope:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the slope is told from 0 at the 5 % level, else 0."""
+        """1 or -1 if the slope is significant at the 5 % level, otherwise 0."""
         return 0 if self.p >= 0.05 else (1 if self.value > 0 else -1)
 
 
@@ -52,7 +52,7 @@ def fit_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
 
 
 def welch(a: Sample, b: Sample) -> float:
-    """The p value of equal means, by Welch's t test; 1 where neither sample varies and the means are equal."""
+    """The p value of equal means, by Welch's t test; 1 if neither sample varies and the means are equal."""
     if a.std == 0 and b.std == 0:
         return 1.0 if a.mean == b.mean else 0.0
     moments = (a.mean, a.std, len(a.values), b.mean, b.std, len(b.values))
@@ -60,7 +60,7 @@ def welch(a: Sample, b: Sample) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p values for their number.
+    """Adjust p values for multiple tests.
 
     Source:
         Holm 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 65-70.

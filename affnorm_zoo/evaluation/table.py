@@ -23,14 +23,14 @@ def evaluate_model(
     """Load a model and measure it on the validation split.
 
     Args:
-        name: as :func:`load_model` takes it.
-        batch_size: images a process.
+        name: any name that :func:`load_model` accepts.
+        batch_size: images per process.
 
     Returns:
-        The metrics of :func:`evaluate`, and what the model was: name, data, parameters, size in pixels, crop.
+        The metrics of :func:`evaluate`, and facts about the model: name, data, parameters, size in pixels, crop.
 
     Raises:
-        UsageError: the model cannot be loaded, or does not fit the data.
+        UsageError: the model cannot be loaded, or does not match the data.
     """
     model = load_model(name)
     check_fit(model, source)
@@ -67,13 +67,13 @@ def evaluate_model(
 
 
 def _relabel(loader: Iterable[tuple[Tensor, Tensor]], outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches with the model's number of each class in place of the data's."""
+    """Batches whose labels are the model's class numbers instead of the data's."""
     for images, labels in loader:
         yield images, outputs[labels]
 
 
 def _compare_statistics(name: str, preprocessing: Preprocessing, own: dict[str, Any]) -> None:
-    """Say where the config asks for other pixels than the weights were trained on."""
+    """Warn where the config's preprocessing differs from that of the weights' training."""
     for key in ("mean", "std"):
         asked, trained = getattr(preprocessing, key), tuple(own[key])
         if asked != trained:
@@ -81,7 +81,7 @@ def _compare_statistics(name: str, preprocessing: Preprocessing, own: dict[str, 
 
 
 def write_results(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write a CSV file with the columns of timm's results: per cent, millions of parameters, best first."""
+    """Write a CSV file with timm's result columns: per cent, millions of parameters, best model first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS)

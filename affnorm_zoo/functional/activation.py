@@ -1,4 +1,4 @@
-"""The activations that a normaliser can fuse: their output tells the sign of their input."""
+"""The activations that a normaliser can fuse: their output determines the sign of their input."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,7 +8,7 @@ LEAKY_SLOPE = 0.01  # the default of torch.nn.functional.leaky_relu
 
 
 def apply_activation(z: Tensor, activation: str) -> Tensor:
-    """Apply ``"relu"``, ``"leaky_relu"`` (slope 0.01) or, for ``"none"``, nothing to any shape."""
+    """Apply ``"relu"`` or ``"leaky_relu"`` (slope 0.01) to any shape; ``"none"`` returns ``z``."""
     if activation == "relu":
         return F.relu(z)
     if activation == "leaky_relu":
@@ -17,11 +17,11 @@ def apply_activation(z: Tensor, activation: str) -> Tensor:
 
 
 def apply_input_activation(x: Tensor, activation: str) -> Tensor:
-    """Apply ``"gelu"`` (the exact one) or, for ``"none"``, nothing to any shape."""
+    """Apply ``"gelu"`` (the exact form) to any shape; ``"none"`` returns ``x``."""
     return F.gelu(x) if activation == "gelu" else x
 
 
 def check_activation(activation: str) -> None:
-    """Raise ValueError unless ``activation`` is a known one."""
+    """Raise ValueError unless ``activation`` is known."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")

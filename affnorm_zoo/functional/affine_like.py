@@ -11,7 +11,7 @@ def affine_like_linear(
 
         z = c (x·Wᵀ + κ b) / √(‖x‖² + κ²)
 
-    One step of gradient descent of rate η on (W, b) moves z by exactly -η c² g, for every sample alike.
+    One gradient-descent step with learning rate η on (W, b) moves z by exactly -η c² g, for every sample.
 
     Args:
         x: (..., in_features), any floating dtype; ‖x‖² is summed in float32 or wider.
@@ -24,15 +24,15 @@ def affine_like_linear(
         (..., out_features) in the dtype of the matrix product. At x = 0 it is c b, without any eps.
 
     Raises:
-        ValueError: the shapes do not fit, or ``scale`` is none of the above.
+        ValueError: the shapes do not match, or ``scale`` is none of the above.
 
     Source:
         Bird 2025, https://arxiv.org/abs/2512.22247, the second solution ("affine-like"): W̃ applied to the normalised
         [x; 1]. ``"unit"`` is the paper's form.
 
     Note:
-        c and κ are ours. κ → 0 leaves norm_like without bias; c = κ → ∞ leaves the plain affine map Wx + κ b, whose
-        bias is counted in units of 1/κ.
+        c and κ are our additions. κ → 0 gives norm_like without bias. c = κ → ∞ gives the plain affine map Wx + κ b,
+        whose bias is in units of 1/κ.
     """
     check_linear_shapes(x, weight, bias)
     c, kappa = resolve_scale(scale, weight.shape[1])
@@ -40,14 +40,14 @@ def affine_like_linear(
 
 
 def affine_like_map(x: Tensor, weight: Tensor, bias: Tensor | None, c: float, kappa: float) -> Tensor:
-    """The formula of :func:`affine_like_linear` with its numbers resolved; TorchScript compiles this one."""
+    """The formula of :func:`affine_like_linear` with ``scale`` resolved; TorchScript compiles this function."""
     y = F.linear(x, weight, None if bias is None else kappa * bias)
     square_sum = widen(x).square().sum(dim=-1, keepdim=True)  # (..., 1)
     return (y * (c * inverse_norm(square_sum, kappa))).to(y.dtype)
 
 
 def check_linear_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Raise ValueError unless x (..., in), weight (out, in) and bias (out,) fit together."""
+    """Raise ValueError unless the shapes x (..., in), weight (out, in) and bias (out,) match."""
     if weight.dim() != 2:
         raise ValueError(f"weight must have shape (out_features, in_features), got {tuple(weight.shape)}")
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:

@@ -4,14 +4,14 @@ from affnorm_zoo.functional.scale import inverse_norm, resolve_scale, widen
 
 
 def l2_norm(x: Tensor, *, dim: int = -1, scale: str | tuple[float, float] = "unit") -> Tensor:
-    """Divide by the Euclidean length over one axis; no parameters.
+    """Divide by the Euclidean length over one axis, without parameters.
 
         y = c x / ‖x‖
 
     Args:
         x: any shape, any floating dtype; ‖x‖² is summed over ``dim`` in float32 or wider.
         dim: the axis of the channels.
-        scale: ``"unit"`` (c = 1), ``"rms"`` (c = √channels) or a pair (c, κ) whose κ is not used.
+        scale: ``"unit"`` (c = 1), ``"rms"`` (c = √channels) or a pair (c, κ); κ is ignored.
 
     Returns:
         The shape and dtype of ``x``. A zero vector stays zero and has a zero gradient.
@@ -27,7 +27,7 @@ def l2_norm(x: Tensor, *, dim: int = -1, scale: str | tuple[float, float] = "uni
 
 
 def l2_norm_map(x: Tensor, dim: int, c: float) -> Tensor:
-    """The formula of :func:`l2_norm` with its number resolved; TorchScript compiles this one."""
+    """The formula of :func:`l2_norm` with ``scale`` resolved; TorchScript compiles this function."""
     x_wide = widen(x)
     square_sum = x_wide.square().sum(dim=dim, keepdim=True)
     return (x_wide * (c * inverse_norm(square_sum, 0.0))).to(x.dtype)

@@ -12,20 +12,20 @@ def norm_like_linear(
 
         z = c x·Wᵀ / ‖x‖ + b
 
-    One step of gradient descent of rate η on (W, b) moves z by exactly -η (c² + 1) g (c² without a bias), for every
-    sample alike.
+    One gradient-descent step with learning rate η on (W, b) moves z by exactly -η (c² + 1) g, for every sample.
+    Without a bias the factor is c².
 
     Args:
         x: (..., in_features), any floating dtype; ‖x‖² is summed in float32 or wider.
         weight: (out_features, in_features).
         bias: (out_features,) or None.
-        scale: ``"unit"`` (c = 1), ``"rms"`` (c = √in_features) or a pair (c, κ) whose κ is not used.
+        scale: ``"unit"`` (c = 1), ``"rms"`` (c = √in_features) or a pair (c, κ); κ is ignored.
 
     Returns:
-        (..., out_features) in the dtype of the matrix product. At x = 0 it is b, and the gradient for x and W is 0.
+        (..., out_features) in the dtype of the matrix product. At x = 0 it is b, and the gradient of x and W is 0.
 
     Raises:
-        ValueError: the shapes do not fit, or ``scale`` is none of the above.
+        ValueError: the shapes do not match, or ``scale`` is none of the above.
 
     Source:
         Bird 2025, https://arxiv.org/abs/2512.22247, the first solution ("norm-like"). ``"unit"`` is the paper's form.
@@ -36,7 +36,7 @@ def norm_like_linear(
 
 
 def norm_like_map(x: Tensor, weight: Tensor, bias: Tensor | None, c: float) -> Tensor:
-    """The formula of :func:`norm_like_linear` with its numbers resolved; TorchScript compiles this one."""
+    """The formula of :func:`norm_like_linear` with ``scale`` resolved; TorchScript compiles this function."""
     y = F.linear(x, weight)
     square_sum = widen(x).square().sum(dim=-1, keepdim=True)  # (..., 1)
     z = y * (c * inverse_norm(square_sum, 0.0))

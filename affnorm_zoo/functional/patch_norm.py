@@ -21,14 +21,14 @@ def patch_norm_conv2d(
     scale: str | tuple[float, float] = "unit",
     activation: str = "none",
 ) -> Tensor:
-    """Convolve, and divide each output position by the length of the patch that it read.
+    """Convolve, and divide each output position by the length of the patch that it reads.
 
         affine_like:  z_p = c (W∗x + κ b)_p / √(‖x_p‖² + κ²)
         norm_like:    z_p = c (W∗x)_p / ‖x_p‖ + b
 
-    with x_p the patch of one group under the output position p, zeros where the input is padded. The factor by which
+    x_p is the patch of one group under the output position p, with zeros where the input is padded. The factor by which
     a gradient step moves z_p through its own patch is c² (norm_like: c² + 1) at every position and in every sample.
-    The result cannot be had by normalising x first: one pixel lies in many patches, each with a divisor of its own.
+    Normalising x first cannot give this result: one pixel lies in many patches, and each patch has its own divisor.
 
     Args:
         x: (N, C_in, H, W) or (C_in, H, W), any floating dtype; squares are summed in float32 or wider.
@@ -43,10 +43,10 @@ def patch_norm_conv2d(
 
     Returns:
         (N, C_out, H_out, W_out), or without N, in the dtype of the convolution. For a patch of zeros affine_like
-        gives c b, norm_like b with a zero gradient for x and W.
+        gives c b. norm_like gives b, with a zero gradient of x and W.
 
     Raises:
-        ValueError: the shapes do not fit, or ``variant``, ``scale``, ``padding`` or ``activation`` is unknown.
+        ValueError: the shapes do not match, or ``variant``, ``scale``, ``padding`` or ``activation`` is unknown.
 
     Source:
         Bird 2025, https://arxiv.org/abs/2512.22247, "PatchNorm". ``"unit"`` is the paper's form.
@@ -81,7 +81,7 @@ def patch_norm_map(
     norm_like: bool,
     activation: str,
 ) -> Tensor:
-    """The formula of :func:`patch_norm_conv2d` with its arguments resolved; TorchScript compiles this one."""
+    """The formula of :func:`patch_norm_conv2d` with its arguments resolved; TorchScript compiles this function."""
     square_sum = patch_square_sum(x, (weight.shape[2], weight.shape[3]), stride, padding, dilation, groups)
     if norm_like:
         y = F.conv2d(x, weight, None, stride, padding, dilation, groups)
@@ -105,8 +105,8 @@ def patch_square_sum(
 ) -> Tensor:
     """‖x_p‖² for every output position: (N, C, H, W) to (N, groups, H_out, W_out), float32 or wider.
 
-    The box sum of Σ_c x² over the kernel's window. A convolution with ones would need a buffer, and autocast would
-    round it.
+    This is the box sum of Σ_c x² over the kernel's window. A convolution with ones would need a buffer, and autocast
+    would round it.
     """
     squares = widen(x).square().reshape(x.shape[0], groups, x.shape[1] // groups, x.shape[2], x.shape[3]).sum(dim=2)
     return box_sum(squares, kernel_size, stride, padding, dilation)
@@ -119,18 +119,18 @@ def box_sum(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """Sum over the window of a convolution, channel by channel: (N, C, H, W) to (N, C, H_out, W_out)."""
+    """Sum over the window of a convolution, per channel: (N, C, H, W) to (N, C, H_out, W_out)."""
     x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     if dilation == (1, 1):
         # not divisor_override=1, which ONNX's AveragePool lacks
         return F.avg_pool2d(x, kernel_size, stride) * (kernel_size[0] * kernel_size[1])
-    # pooling takes no dilation
+    # pooling has no dilation
     rows = dilated_sum(x, 2, kernel_size[0], dilation[0])
     return dilated_sum(rows, 3, kernel_size[1], dilation[1])[:, :, :: stride[0], :: stride[1]]
 
 
 def dilated_sum(x: Tensor, dim: int, taps: int, dilation: int) -> Tensor:
-    """Sum of ``taps`` entries that lie ``dilation`` apart, at every place where they fit, along ``dim``."""
+    """Sum of ``taps`` entries spaced ``dilation`` apart along ``dim``, at every position where they fit."""
     length = x.shape[dim] - dilation * (taps - 1)
     total = x.narrow(dim, 0, length)
     for tap in range(1, taps):
@@ -139,7 +139,7 @@ def dilated_sum(x: Tensor, dim: int, taps: int, dilation: int) -> Tensor:
 
 
 def scale_groups(y: Tensor, factor: Tensor) -> Tensor:
-    """y (N, C, H, W) times a factor (N, groups, H, W) that the channels of a group share."""
+    """y (N, C, H, W) times a factor (N, groups, H, W) that all channels of a group share."""
     groups = factor.shape[1]
     if groups == 1:
         return y * factor
@@ -153,7 +153,7 @@ def split_padding(
     stride: tuple[int, int],
     dilation: tuple[int, int],
 ) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
-    """Resolve a padding into explicit zeros (left, right, top, bottom) and the symmetric remainder."""
+    """Split a padding into explicit zeros (left, right, top, bottom) and a symmetric remainder."""
     none = (0, 0, 0, 0)
     if not isinstance(padding, str):
         return none, _pair(padding)
@@ -166,12 +166,12 @@ def split_padding(
     total_h, total_w = (d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True))
     if total_h % 2 == 0 and total_w % 2 == 0:
         return none, (total_h // 2, total_w // 2)
-    # the odd zero goes to the far side, as in torch
+    # an odd zero goes to the right or bottom, as in torch
     return (total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2), (0, 0)
 
 
 def check_conv_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
-    """Raise ValueError unless x, weight, bias and groups fit together."""
+    """Raise ValueError unless the shapes of x, weight and bias match each other and ``groups``."""
     if weight.dim() != 4:
         raise ValueError(f"weight must have shape (C_out, C_in/groups, kernel_h, kernel_w), got {tuple(weight.shape)}")
     if x.dim() not in (3, 4):

@@ -10,10 +10,10 @@ def standardize_weight(weight: Tensor, gain: Tensor | None = None, *, c: float, 
         Ŵ = gain (W - mean(W)) / (c √(var(W) + eps))
 
     Args:
-        weight: (C_out, ...); mean and biased variance run over all axes but the first, in float32 or wider.
+        weight: (C_out, ...); mean and biased variance are over all axes except the first, in float32 or wider.
         gain: (C_out,) or None for no gain.
         c: output scale of the layer that uses Ŵ; positive. With c = √fan_in this is scaled weight standardisation.
-        eps: floor under the variance, in squared units of ``weight``; positive.
+        eps: added to the variance, in squared units of ``weight``; positive.
 
     Returns:
         The shape and dtype of ``weight``.
@@ -30,7 +30,7 @@ def standardize_weight(weight: Tensor, gain: Tensor | None = None, *, c: float, 
 
 
 def standardize_weight_map(weight: Tensor, gain: Tensor | None, c: float, eps: float) -> Tensor:
-    """The formula of :func:`standardize_weight` without its checks; TorchScript compiles this one."""
+    """The formula of :func:`standardize_weight` without its checks; TorchScript compiles this function."""
     wide = widen(weight).flatten(1)
     centered = wide - wide.mean(dim=1, keepdim=True)
     var = centered.square().mean(dim=1, keepdim=True)  # (C_out, 1)

@@ -1,27 +1,27 @@
-"""How the kernels are launched: tiles, warps, device. The numbers follow from the memory system, as described."""
+"""How the kernels are launched: tiles, warps, device. Comments derive the numbers from the memory system."""
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# Elements that a program holds of each operand. In 4 warps that is 32 registers per lane; two operands and their
-# addresses then fit into the 128 registers that leave a lane a quarter of its multiprocessor's occupancy.
+# Elements of each operand that a program holds. In 4 warps that is 32 registers per lane. Two operands and their
+# addresses then fit into 128 registers per lane, with which a multiprocessor keeps a quarter of its occupancy.
 TILE = 4096
 NUM_WARPS = 4
-# The same where no run of a tile is known to start at a multiple of 16 elements: every element then has an address.
+# The same if no run of a tile is known to start at a multiple of 16 elements: every element then needs an address.
 SCALAR_TILE = TILE // 4
 # Longest contiguous runs of a tile. 512 channels of 16 bits are 16 bytes per lane of two warps; 256 pixels leave 16
 # channels to a tile, each of them four lines of 128 bytes.
 MOST_CHANNELS = 512
 MOST_PIXELS = 256
-# Where a program also leaves a sum over its pixels for every channel: such a sum has 4 bytes, so 64 pixels of 2 bytes
-# keep the sums at a thirty-second of the tensor, and the 64 channels that remain are still a line of 128 bytes.
+# The same if a program also writes a sum over its pixels for every channel. Such a sum has 4 bytes, so with 64 pixels
+# of 2 bytes the sums are a thirty-second of the tensor. The remaining 64 channels are still a line of 128 bytes.
 SUMMED_CHANNELS = TILE // 64
 
 
 class ProductTile(NamedTuple):
-    """What one program of the matrix product holds: a tile of its output, read ``inputs`` channels at a time."""
+    """The work of one program of the matrix product: a tile of the output, with ``inputs`` channels read at a time."""
 
     positions: int
     outputs: int
@@ -31,12 +31,12 @@ class ProductTile(NamedTuple):
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of the tiles in flight, in 16-bit values."""
+        """Bytes of shared memory for the tiles in flight, with 16-bit values."""
         return 2 * self.num_stages * self.inputs * (self.positions + self.outputs)
 
 
-# Candidates, of which the fastest is chosen by measuring. The accumulator takes 64 or 128 registers a lane; 64 input
-# channels are a 128-byte line; the stages fill, but for the last tile, about 96 KiB, which every GPU since 2020 grants.
+# Candidates; measuring chooses the fastest. The accumulator takes 64 or 128 registers per lane. 64 input channels are a
+# 128-byte line. Except for the last tile, the stages fill about 96 KiB, which every GPU since 2020 offers.
 PRODUCT_TILES = (
     ProductTile(128, 128, 64, num_warps=8, num_stages=3),
     ProductTile(128, 64, 64, num_warps=4, num_stages=4),
@@ -45,10 +45,9 @@ PRODUCT_TILES = (
 
 
 class Layout(NamedTuple):
-    """An image tensor as the kernels see it: dense, its channels either next to each other or planes apart.
+    """An image tensor as the kernels see it: dense, with its channels adjacent (NHWC) or one plane apart (NCHW).
 
-    With ``channels_last`` all pixels of all images are rows of one image, whose length is their distance: nothing then
-    needs to be divided to find an address.
+    With ``channels_last`` the pixels of all images are rows of one image. No address then needs a division.
     """
 
     channels_last: bool
@@ -57,26 +56,26 @@ class Layout(NamedTuple):
     channels: int
 
     def dense(self, x: Tensor) -> Tensor:
-        """A tensor of these images, or a map over them, itself where its memory has this order, else a copy."""
+        """A tensor of these images, or a map over them: itself if its memory has this order, otherwise a copy."""
         return x.contiguous(memory_format=self.memory_format)
 
     def new_map(self, x: Tensor, groups: int) -> Tensor:
-        """Room for one number per pixel of x and group, (N, groups, H, W) in float32."""
+        """An empty map with one number per pixel of x and group, (N, groups, H, W) in float32."""
         size = (x.shape[0], groups, *x.shape[2:])
         return torch.empty(size, device=x.device, dtype=torch.float32, memory_format=self.memory_format)
 
     def blocks(self, tile: "Tile") -> int:
-        """Programs that it takes to see every pixel."""
+        """Number of programs that cover every pixel."""
         return self.images * -(-self.pixels // tile.pixels)
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """The order of the axes in memory, as torch calls it."""
+        """The order of the axes in memory, as torch's ``memory_format``."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 class Tile(NamedTuple):
-    """(pixels, groups, channels of a group) of one program."""
+    """(pixels, groups, channels per group) of one program."""
 
     pixels: int
     groups: int
@@ -84,7 +83,7 @@ class Tile(NamedTuple):
 
 
 def layout_of(x: Tensor) -> Layout:
-    """The layout that is x's own, or the nearer one where x is strided; x is (N, C, H, W)."""
+    """The layout of x (N, C, H, W), or the closer layout if x is strided."""
     n, channels, height, width = x.shape
     as_rows = x.is_contiguous(memory_format=torch.channels_last) or (not x.is_contiguous() and x.stride(1) == 1)
     images, pixels = (1, n * height * width) if as_rows else (n, height * width)
@@ -92,12 +91,12 @@ def layout_of(x: Tensor) -> Layout:
 
 
 def tile_of(layout: Layout, groups: int, most_channels: int = MOST_CHANNELS) -> Tile:
-    """The tile of a program: the contiguous axis gets the longer side, as far as there is that much of it.
+    """The tile of a program. The contiguous axis gets the longer side, up to its length.
 
     Args:
         layout: of the images.
-        groups: of channels that share a map. Neighbouring small groups go into one tile, so that it has whole lines.
-        most_channels: how long a run of channels may be where they are next to each other.
+        groups: groups of channels that share a map. Adjacent small groups go into one tile, so that it has full lines.
+        most_channels: the longest run of channels if channels are adjacent.
     """
     in_group = layout.channels // groups
     block_c, block_g = next_power_of_2(in_group), next_power_of_2(groups)
@@ -116,13 +115,13 @@ def tile_of(layout: Layout, groups: int, most_channels: int = MOST_CHANNELS) -> 
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Run a kernel on the device of its first tensor. Triton itself takes the current one, which may be another."""
+    """Run a kernel on the device of its first tensor. Triton itself uses the current device, which may differ."""
     with torch.cuda.device_of(args[0]):
         kernel[grid](*args, **constants)
 
 
 def can_launch(*tensors: Tensor | None) -> bool:
-    """Whether the kernels take these tensors: on one CUDA device, in float32 or narrower, and not empty."""
+    """Whether the kernels support these tensors: on one CUDA device, in float32 or narrower, and not empty."""
     return all(
         t is None or (t.is_cuda and t.dtype in (torch.float32, torch.bfloat16, torch.float16) and t.numel() > 0)
         for t in tensors
@@ -130,5 +129,5 @@ def can_launch(*tensors: Tensor | None) -> bool:
 
 
 def next_power_of_2(n: int) -> int:
-    """Smallest power of two that is at least ``n``."""
+    """The smallest power of two that is at least ``n``."""
     return 1 << max(n - 1, 0).bit_length()

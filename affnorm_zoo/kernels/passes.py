@@ -1,8 +1,8 @@
-"""Triton twins of :mod:`affnorm_zoo.ops.passes`, each one read of its inputs and one write of its outputs.
+"""Triton twins of :mod:`affnorm_zoo.ops.passes`. Each reads its inputs once and writes its outputs once.
 
-Images are (N, C, H, W), dense in NCHW or NHWC order; the launchers copy what is strided, or ordered otherwise than the
-tensor that decides. A map that a group's channels share is (N, groups, H, W), in float32 and in the order of its
-images. A program has a tile of (pixels, groups, channels of a group) and runs over the channels of its groups.
+Images are (N, C, H, W), dense in NCHW or NHWC order. One tensor decides the order; the launchers copy others that
+differ. A map that all channels of a group share is (N, groups, H, W), in float32 and in the order of its images. A
+program has a tile of (pixels, groups, channels per group) and loops over the channels of its groups.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ from affnorm_zoo.kernels._launch import (
 from affnorm_zoo.kernels._tiles import channels_of_tile, groups_of_program, offsets, pixels_of_program
 
 ACTIVATION_CODES = {"none": 0, "relu": 1, "leaky_relu": 2}
-# BIAS: where the bias is added; OTHER: what stands beside the cotangent; SUM: which of its sums is the bias's gradient
+# BIAS: where the bias is added; OTHER: the operand next to the cotangent; SUM: the sum that is the bias's gradient
 NO_BIAS, INNER_BIAS, OUTER_BIAS = 0, 1, 2
 _NOTHING, _OUTPUT, _INNER = 0, 1, 2
 _NO_SUM, _SUM_H, _SUM_G = 0, 1, 2
@@ -161,7 +161,7 @@ def _correct_kernel(
             b_dx = tl.load(dx + offset, mask=mask, other=0.0).to(tl.float32)
             b_s += tl.sum(b_x * b_dx, axis=2)
         b_factor *= b_s
-    # in POINTWISE the second read comes from the cache: a program owns its pixels, and few of them in NHWC
+    # in POINTWISE the second read comes from the cache: a program owns its pixels, and in NHWC they are few
     for start in range(0, GROUP_C, BLOCK_C):
         o_c, m_c = channels_of_tile(o_g, m_g, start, GROUP_C, BLOCK_C)
         offset = offsets(i_n, o_p[:, None, None], o_c[None, :, :], P, GROUPS * GROUP_C, CHANNELS_LAST)
@@ -239,7 +239,7 @@ def _launch_correct(dx: Tensor, x: Tensor, factor: Tensor, extra: Tensor | None,
     layout, groups = layout_of(dx), factor.shape[1]
     dense = layout.dense(dx)
     maps = (layout.dense(factor), None if extra is None else layout.dense(extra))
-    # the channels of a pixel in one tile: the tile is then read from memory once
+    # all channels of a pixel are in one tile, so the tile is read from memory once
     tile = tile_of(layout, groups, TILE if pointwise else MOST_CHANNELS)
     _launch(
         _correct_kernel, (dense, layout.dense(x), *maps), (), layout, groups, tile,
@@ -250,7 +250,7 @@ def _launch_correct(dx: Tensor, x: Tensor, factor: Tensor, extra: Tensor | None,
 
 
 def bias_kind(bias: Tensor | None, kappa: float | None) -> int:
-    """BIAS of the kernels: κ b before the factor, or b after it where there is no κ."""
+    """BIAS of the kernels: κ b before the factor, or b after it if there is no κ."""
     return NO_BIAS if bias is None else OUTER_BIAS if kappa is None else INNER_BIAS
 
 

@@ -1,4 +1,4 @@
-"""A matrix product with the normaliser in its epilogue: one kernel where the library's product needs two passes more.
+"""A matrix product with the normaliser in its epilogue: one kernel, where the library's product needs two more passes.
 
     z[p, n] = act(c r_p (Σ_k x[p, k] w[n, k] + κ b[n])),   r_p = 1/√(Σ_k x[p, k]² + κ²)      (norm_like: + b[n] last)
 
@@ -22,7 +22,7 @@ def _product_kernel(
     BIAS: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """One tile of (pixels, output channels); the programs of one tile of pixels follow each other."""
+    """One tile of (pixels, output channels). Programs that share a tile of pixels are adjacent."""
     tiles_out = tl.cdiv(C_OUT, BLOCK_OUT)
     i_out = tl.program_id(0) % tiles_out
     i_n, o_p, m_p = pixels_of_program(tl.program_id(0) // tiles_out, P, CHANNELS_LAST, BLOCK_P)
@@ -77,10 +77,10 @@ def normalized_product(
     Args:
         x: rows (N, C_in) or images (N, C_in, H, W), in float16 or bfloat16.
         weight: (C_out, C_in).
-        others: as there.
+        others: as in these ops.
 
     Returns:
-        z, (N, C_out) or (N, C_out, H, W) in x's layout, and the factor c r of every pixel, (N, 1, H, W).
+        z, (N, C_out) or (N, C_out, H, W) in x's layout, and the factor c r per pixel, (N, 1, H, W).
     """
     images = x[:, :, None, None] if x.dim() == 2 else x
     layout, c_out = layout_of(images), weight.shape[0]

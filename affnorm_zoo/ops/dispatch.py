@@ -1,4 +1,4 @@
-"""Which path an op takes. It is decided by how it is called, never by the environment, and never changes the values."""
+"""Which path an op takes. Only the way it is called decides, never the environment. All paths give the same values."""
 
 import torch
 from torch import Tensor
@@ -6,9 +6,9 @@ from torch.autograd import forward_ad
 
 
 def use_plain_path() -> bool:
-    """Whether the caller needs plain operations: a recorder for another runtime, or derivatives of another kind.
+    """Whether the caller needs plain operations: a tracer for another runtime, or an unusual derivative.
 
-    These are the transforms of torch.func, and forward mode, for which an autograd function has no rule.
+    The latter are the transforms of torch.func and forward mode, for which an autograd function has no rule.
     """
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return True
@@ -18,7 +18,7 @@ def use_plain_path() -> bool:
 
 
 def autocast_inputs(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cast as autocast would for a convolution, so that what is saved for the backward is the smaller copy."""
+    """Cast as autocast would for a convolution, so that the backward pass saves the smaller copy."""
     device = x.device.type
     if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x, weight, bias

@@ -1,4 +1,4 @@
-"""What the hand-derived gradients of all ops share."""
+"""Shared parts of the ops' hand-derived gradients."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ from affnorm_zoo.functional.scale import SHORTEST
 
 
 def inverse_square(factor: Tensor, c: float, norm_like: bool) -> Tensor:
-    """r² of what the forward has multiplied by, c r; 0 where norm_like's divisor is its floor, and so a constant."""
+    """r² from the forward's factor c r; 0 where norm_like's divisor is its floor and therefore a constant."""
     square = (factor / c).square()
     return torch.where(square < 0.9999 / SHORTEST**2, square, 0.0) if norm_like else square
 
@@ -17,7 +17,7 @@ def inverse_square(factor: Tensor, c: float, norm_like: bool) -> Tensor:
 def differentiable_gradients(
     plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], dz: Tensor
 ) -> list[Tensor | None]:
-    """The gradients of ``plain(*inputs)`` with a graph of their own, for a second derivative; None where not needed."""
+    """The gradients of ``plain(*inputs)`` with a graph, for a second derivative; None where not needed."""
     wanted = [t for t, is_needed in zip(inputs, needed, strict=True) if is_needed]
     gradients = iter(torch.autograd.grad(plain(*inputs), wanted, dz, create_graph=True))
     return [next(gradients) if is_needed else None for is_needed in needed]

@@ -2,8 +2,8 @@
 
     z = c r (Wx + κ b),  h = c r g:     dx = Wᵀh - x r² s,    s = ⟨x, Wᵀh⟩ + κ ⟨b, h⟩       (norm_like: ⟨x, Wᵀh⟩)
 
-A GELU before the layer is part of the op: its output is computed again in the backward, so that of the widest tensor of
-a transformer block one copy is saved and not two.
+A GELU before the layer is part of the op. The backward recomputes its output, so only one copy of a transformer block's
+widest tensor is saved, not two.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ from affnorm_zoo.ops.recompute import gelu_again
 
 
 class LinearMap(NamedTuple):
-    """Which map of the tensors the op is."""
+    """Which map the op computes."""
 
     c: float
     kappa: float
@@ -34,7 +34,7 @@ class LinearMap(NamedTuple):
 
     @property
     def inner_kappa(self) -> float | None:
-        """What multiplies a bias inside the quotient, or None where it is added behind it."""
+        """The factor of a bias inside the quotient, or None if the bias is added after the division."""
         return None if self.norm_like else self.kappa
 
 
@@ -44,7 +44,7 @@ def affine_like(
     """The lean form of :func:`affnorm_zoo.functional.affine_like.affine_like_map`, with the same values."""
     if torch.jit.is_scripting():
         return affine_like_map(apply_input_activation(x, input_activation), weight, bias, c, kappa)
-    else:  # noqa: RET505 TorchScript skips only an else
+    else:  # noqa: RET505 TorchScript skips code only in an else branch
         return _lean(x, weight, bias, LinearMap(c, kappa, False, input_activation))
 
 
@@ -52,7 +52,7 @@ def norm_like(x: Tensor, weight: Tensor, bias: Tensor | None, c: float, input_ac
     """The lean form of :func:`affnorm_zoo.functional.norm_like.norm_like_map`, with the same values."""
     if torch.jit.is_scripting():
         return norm_like_map(apply_input_activation(x, input_activation), weight, bias, c)
-    else:  # noqa: RET505 TorchScript skips only an else
+    else:  # noqa: RET505 TorchScript skips code only in an else branch
         return _lean(x, weight, bias, LinearMap(c, 0.0, True, input_activation))
 
 
@@ -60,7 +60,7 @@ def _lean(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> Te
     if use_plain_path():
         return _plain(x, weight, bias, what)
     x, weight, bias = autocast_inputs(x, weight, bias)
-    # the op works on rows: the product of more axes may be a view, which an autograd function must not hand out
+    # the op works on rows: the product of more axes may be a view, which an autograd function must not return
     rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         z = NormalizedLinearFunction.apply(rows, weight, bias, what)
@@ -77,7 +77,7 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> T
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> tuple[Tensor, Tensor]:
-    """The output for rows x (M, in_features), and the factor c r of every row, (M, 1, 1, 1)."""
+    """The output for rows x (M, in_features), and the factor c r per row, (M, 1, 1, 1)."""
     a = apply_input_activation(x, what.input_activation)
     if may_fuse(a):
         by_passes = partial(forward_by_passes, a, weight, bias, what)
@@ -87,7 +87,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) ->
 
 
 def forward_by_passes(a: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> tuple[Tensor, Tensor]:
-    """The same for the activated input, around the library's product."""
+    """The same for the activated input: passes around the library's matrix product."""
     factor = what.c * inverse_norm(passes.square_sum(_as_images(a), 1), what.kappa)
     in_library = passes.bias_in_library(a, what.inner_kappa)
     z = F.linear(a, weight, what.kappa * bias if in_library and bias is not None else None)
@@ -96,7 +96,7 @@ def forward_by_passes(a: Tensor, weight: Tensor, bias: Tensor | None, what: Line
 
 
 def _as_images(x: Tensor) -> Tensor:
-    """(M, C) seen as images of one pixel, (M, C, 1, 1)."""
+    """View (M, C) as images of one pixel, (M, C, 1, 1)."""
     return x[:, :, None, None]
 
 

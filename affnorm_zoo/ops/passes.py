@@ -1,6 +1,6 @@
-"""The passes over memory around a convolution, in as few and as few new tensors as separate operations allow.
+"""Element-wise passes around a convolution, written with the fewest memory passes and temporaries that eager ops allow.
 
-All images are (N, C, H, W); a map that the channels of a group share is (N, groups, H, W), in float32 or wider.
+All images are (N, C, H, W). A map that all channels of a group share is (N, groups, H, W), in float32 or wider.
 """
 
 from typing import Any
@@ -18,17 +18,17 @@ aten = torch.ops.aten
 
 
 def bias_in_library(x: Tensor, kappa: float | None) -> bool:
-    """Whether the library's product of x adds κ b and sums its gradient, and not the passes behind it.
+    """Whether the library's product of x adds κ b and sums its gradient; otherwise the passes after it do.
 
-    On a CPU the library has the values in its registers, so both are free there. On other devices each would be a pass
-    of its own, while the passes have the values in hand; as plain sums the compiler can join them to others. A bias
-    that is added behind the factor, with a κ of None, is always theirs.
+    On a CPU the library has the values in registers, so both are free there. On other devices each would be a separate
+    pass, but our passes read the values anyway. As plain sums the compiler can fuse them with others. Our passes always
+    add a bias that comes after the factor (κ is None).
     """
     return kappa is not None and x.device.type == "cpu"
 
 
 def square_sum(x: Tensor, groups: int) -> Tensor:
-    """Σ_c x² of every pixel, group by group."""
+    """Σ_c x² per pixel and group."""
     if use_kernels(x):
         return _kernels().square_sum(x, groups)
     if groups == 1 and x.device.type == "cpu" and x.stride(1) == 1 and not torch.compiler.is_compiling():
@@ -40,7 +40,7 @@ def square_sum(x: Tensor, groups: int) -> Tensor:
 def scale_output(
     y: Tensor, factor: Tensor, bias: Tensor | None, kappa: float | None, activation: str, keep: bool = False
 ) -> Tensor:
-    """act((y + κ bias) · factor), or act(y · factor + bias) for a κ of None; over y, or with ``keep`` beside it."""
+    """act((y + κ bias) · factor); if κ is None, act(y · factor + bias). Overwrites y unless ``keep``."""
     if use_kernels(y):
         return _kernels().scale_output(y, factor, bias, kappa, activation, keep)
     if bias is not None and kappa is not None:
@@ -72,24 +72,24 @@ def scale_cotangent(
     kappa: float | None = None,
     sum_bias: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What the convolution's own backward starts from, and the sums that can be taken on the way.
+    """The cotangent for the convolution's own backward, and the sums that the same pass can take.
 
         g = act'(z) dz,    h = g · factor
 
     Args:
-        dz: cotangent behind the activation.
-        factor: c r of every position.
-        activation: ``"none"`` or the one that gave ``output``.
+        dz: cotangent after the activation.
+        factor: c r per position.
+        activation: ``"none"``, or the activation that produced ``output``.
         output: z = act(...); then s = Σ dz z - Σ g bias, since act'(v) v = act(v) for both activations.
         inner: the convolution's own output y; then s = Σ h (y + κ bias).
-        bias: (C,), left out of these sums where it is None; alone it gives s = Σ h κ bias. With ``output`` it counts
-            only where it is added after the factor: leave it out for an inner one.
-        kappa: multiplies a bias inside the quotient; None for one that is added after the factor.
+        bias: (C,), omitted from these sums if None. Without ``output`` and ``inner``, s = Σ h κ bias. With ``output``,
+            pass only a bias that is added after the factor, not one inside the quotient.
+        kappa: multiplies a bias inside the quotient; None if the bias is added after the factor.
         sum_bias: whether to return the gradient of the bias.
 
     Returns:
-        h, then s if there is anything to sum, then κ Σ h or, for a κ of None, Σ g over images and positions, in
-        float32 or wider.
+        h; s, if there is anything to sum; and the gradient of the bias: κ Σ h, or Σ g if κ is None, over images and
+        positions. Sums are in float32 or wider.
     """
     if use_kernels(dz):
         return _kernels().scale_cotangent(
@@ -97,7 +97,7 @@ def scale_cotangent(
         )
     groups = factor.shape[1]
     s = dbias = None
-    # a buffer of the size of dz costs a CPU more than the arithmetic: one serves for the products, for g and for h
+    # on a CPU a buffer of the size of dz costs more than the arithmetic: one serves the products, g and h
     one_buffer = not torch.compiler.is_compiling() and dz.dtype == factor.dtype
     buffer = torch.empty_like(dz) if one_buffer else None
     g = dz
@@ -120,7 +120,7 @@ def scale_cotangent(
 
 
 def correct_pointwise(dx: Tensor, x: Tensor, inv_square: Tensor, extra: Tensor | None) -> None:
-    """dx -= x · r² s with s = Σ_c x dx + extra, in place; for a 1x1 kernel, pixels being positions."""
+    """dx -= x · r² s with s = Σ_c x dx + extra, in place; for a 1x1 kernel, where each pixel is a position."""
     if use_kernels(dx):
         _kernels().correct_pointwise(dx, x, inv_square, extra)
         return
@@ -143,18 +143,18 @@ def correct(dx: Tensor, x: Tensor, factor: Tensor) -> None:
 
 
 def use_kernels(x: Tensor) -> bool:
-    """Whether the Triton twin of a pass takes this tensor; the compiler fuses the plain operations itself."""
+    """Whether the Triton twin of a pass handles this tensor; not under the compiler, which fuses plain operations."""
     return not torch.compiler.is_compiling() and can_launch(x) and has_triton()
 
 
 def _kernels() -> Any:
-    from affnorm_zoo.kernels import passes  # Triton is there on Linux only
+    from affnorm_zoo.kernels import passes  # Triton exists on Linux only
 
     return passes
 
 
 def activation_backward(dz: Tensor, z: Tensor, activation: str, out: Tensor | None) -> Tensor:
-    """Cotangent before the activation, from the one behind it and the activation's output."""
+    """Cotangent before the activation, from the cotangent after it and the activation's output."""
     if activation == "relu":
         if out is None:
             return aten.threshold_backward(dz, z, 0)
@@ -165,7 +165,7 @@ def activation_backward(dz: Tensor, z: Tensor, activation: str, out: Tensor | No
 
 
 def scale_groups(g: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
-    """g · factor, in the dtype of g; over ``out`` if it is given."""
+    """g · factor, in the dtype of g; written into ``out`` if given."""
     if torch.compiler.is_compiling():
         factor, g = by_group(factor, g)
         return (g * factor).to(g.dtype)
@@ -176,12 +176,12 @@ def scale_groups(g: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor
 
 
 def channel_dot(a: Tensor, b: Tensor, groups: int, buffer: Tensor | None = None) -> Tensor:
-    """Σ_c a b of every position, group by group, in float32 or wider; ``buffer`` may hold the products."""
+    """Σ_c a b per position and group, in float32 or wider; ``buffer`` may hold the products."""
     return group_sum(widen(a) * b if buffer is None else torch.mul(a, b, out=buffer), groups)
 
 
 def channel_sum(a: Tensor, vector: Tensor, groups: int) -> Tensor:
-    """Σ_c a · vector of every position, group by group, for one number per channel, in float32 or wider."""
+    """Σ_c a · vector per position and group, with one number per channel, in float32 or wider."""
     exact = a.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(a.device.type)
     if groups == 1 and exact and not torch.compiler.is_compiling():
         if a.stride(1) == 1:
@@ -200,10 +200,11 @@ def group_sum(x: Tensor, groups: int) -> Tensor:
 
 
 def by_group(factor: Tensor, *images: Tensor) -> tuple[Tensor, ...]:
-    """A map (N, groups, H, W) and images (N, C, H, W) as views whose shapes multiply.
+    """A map (N, groups, H, W) and images (N, C, H, W) as views whose shapes broadcast.
 
-    Compiled code writes tensors of five axes in the order of the axes, whatever their order in memory was: there, and
-    for one group, images keep their four. Elsewhere the map would have to be written out for every channel.
+    Compiled code writes tensors of five axes in the order of the axes, whatever their order in memory was. There the
+    map is expanded and images keep their four axes. In eager mode expanding would write the map out for every channel,
+    so images are split into groups instead.
     """
     groups = factor.shape[1]
     if groups == 1:
@@ -215,5 +216,5 @@ def by_group(factor: Tensor, *images: Tensor) -> tuple[Tensor, ...]:
 
 
 def split_groups(x: Tensor, groups: int) -> Tensor:
-    """View of the channels as (groups, channels of a group)."""
+    """View the channels as (groups, channels per group)."""
     return x.unflatten(1, (groups, x.shape[1] // groups))

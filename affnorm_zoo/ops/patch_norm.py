@@ -1,12 +1,12 @@
-"""PatchNorm with a gradient derived by hand, which saves the input and one number a position, not the output.
+"""PatchNorm with a gradient derived by hand. It saves the input and one number per position, not the output.
 
 With r = 1/√(‖x_p‖² + κ²), z = c r (W∗x + κ b) and h = c r g for a cotangent g before the activation:
 
     dW, dx₀ = the convolution's own gradients for h        db = κ Σ h   (norm_like: Σ g)
     dx = dx₀ - x ⊙ box_sumᵀ(r² s),                          s_p = Σ_channels h_p (W∗x + κ b)_p
 
-s comes without the output where it can: from x and dx₀ for a 1x1 kernel, and from the activation's output, which the
-next layer keeps anyway, because Σ g z = Σ dz act(z) for ReLU and leaky ReLU. Elsewhere W∗x is kept, or recomputed.
+Two cases give s without W∗x. For a 1x1 kernel it follows from x and dx₀. With ReLU or leaky ReLU it follows from the
+activation's output, which the next layer keeps anyway: Σ g z = Σ dz act(z). Otherwise W∗x is kept, or recomputed.
 """
 
 from functools import partial
@@ -29,7 +29,7 @@ IntPair = tuple[int, int]
 
 
 class PatchMap(NamedTuple):
-    """Which map of the tensors the op is: the other arguments of ``patch_norm_map``, in their order."""
+    """Which map the op computes: the other arguments of ``patch_norm_map``, in their order."""
 
     stride: IntPair
     padding: IntPair
@@ -47,11 +47,11 @@ class PatchMap(NamedTuple):
 
     @property
     def inner_kappa(self) -> float | None:
-        """What multiplies a bias inside the quotient, or None where it is added behind it."""
+        """The factor of a bias inside the quotient, or None if the bias is added after the division."""
         return None if self.norm_like else self.kappa
 
     def is_pointwise(self, weight: Tensor) -> bool:
-        """Whether every position sees one pixel alone, and every pixel that is seen belongs to one position."""
+        """Whether every position reads a single pixel, and no pixel is read by two positions."""
         return weight.shape[2] == 1 and weight.shape[3] == 1 and self.padding == (0, 0)
 
     def is_product(self, weight: Tensor) -> bool:
@@ -76,12 +76,12 @@ def patch_norm(
     """The lean form of :func:`affnorm_zoo.functional.patch_norm.patch_norm_map`, with the same values.
 
     Args:
-        recompute: for kernels larger than 1x1 without an activation, compute W∗x once more in the backward instead
-            of keeping it; all else keeps no output anyway.
+        recompute: for kernels larger than 1x1 without an activation, recompute W∗x in the backward instead of keeping
+            it. All other cases keep no output anyway.
         others: as in the reference, resolved; x may also be one image, (C_in, H, W).
 
     Note:
-        The gradient can itself be differentiated, through the reference; that keeps what the reference keeps.
+        The gradient can itself be differentiated. This goes through the reference, and saves what the reference saves.
     """
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     if torch.jit.is_scripting():
@@ -105,7 +105,7 @@ def _lean(x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, recomp
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The output, the factor c r of every position, and the convolution's own output if it is to be kept."""
+    """The output, the factor c r per position, and the convolution's own output if it must be kept."""
     if may_fuse(x) and what.is_product(weight):
         by_passes = partial(_forward_by_passes, x, weight, bias, what, keep=False)
         product = weight.flatten(1), bias, what.c, what.kappa, what.norm_like, what.activation
@@ -117,7 +117,7 @@ def _forward(
 def _forward_by_passes(
     x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same around the library's convolution."""
+    """The same, as passes around the library's convolution."""
     kernel_size = (weight.shape[2], weight.shape[3])
     squares = passes.square_sum(x, what.groups)
     squares = windows.window_sum(squares, kernel_size, what.stride, what.padding, what.dilation)

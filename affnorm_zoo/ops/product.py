@@ -1,8 +1,8 @@
-"""The forward of a layer whose every output sees one pixel or row, in the faster of two ways on a GPU.
+"""The forward pass of a layer whose outputs read one pixel or row each, in the faster of two ways on a GPU.
 
-One way is the library's matrix product between two passes over memory, the other one kernel with all of it. Which is
-faster depends on the shape and on the GPU: both are timed, once a shape, where ``torch.backends.cudnn.benchmark`` asks
-for such measurements. Elsewhere, and in float32, the library's is taken.
+One way is the library's matrix product between two passes over memory; the other is a single fused kernel. Which one
+is faster depends on the shape and the GPU. If ``torch.backends.cudnn.benchmark`` is set, both are timed, once per
+shape. Otherwise, and in float32, the library's product is used.
 """
 
 import time
@@ -17,11 +17,11 @@ from affnorm_zoo.kernels._launch import PRODUCT_TILES, ProductTile, next_power_o
 from affnorm_zoo.ops import passes
 
 Product = Callable[[], tuple[Tensor, ...]]
-_fastest: dict[Hashable, ProductTile | None] = {}  # the kernel's tile, or None for the passes, of the shapes met so far
+_fastest: dict[Hashable, ProductTile | None] = {}  # per shape so far: the kernel's tile, or None for the passes
 
 
 def may_fuse(x: Tensor) -> bool:
-    """Whether there is a kernel for this input and time may be spent on finding out what it is worth."""
+    """Whether a fused kernel supports this input, and timing it is allowed."""
     return (
         passes.use_kernels(x)
         and x.dtype in (torch.bfloat16, torch.float16)
@@ -31,13 +31,13 @@ def may_fuse(x: Tensor) -> bool:
 
 
 def run_fastest(by_passes: Product, x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    """Return the output and the factor of every pixel, whichever way is faster.
+    """Return the output and the factor per pixel, in whichever way is faster.
 
     Args:
-        by_passes: gives both, and perhaps more, by the library's product.
-        x, weight, others: the arguments of :func:`affnorm_zoo.kernels.product.normalized_product` but the tile.
+        by_passes: computes both, and possibly more, with the library's product.
+        x, weight, others: the arguments of :func:`affnorm_zoo.kernels.product.normalized_product` except the tile.
     """
-    from affnorm_zoo.kernels.product import normalized_product  # Triton is there on Linux only
+    from affnorm_zoo.kernels.product import normalized_product  # Triton exists on Linux only
 
     fused: Callable[..., tuple[Tensor, ...]] = partial(normalized_product, x, weight, *others)
     # rounded up, so that an uneven last batch is not measured again
@@ -54,7 +54,7 @@ def run_fastest(by_passes: Product, x: Tensor, weight: Tensor, *others: Any) -> 
 
 
 def fitting_tiles(device: torch.device) -> list[ProductTile]:
-    """The tiles that the GPU has room for; none before compute capability 8."""
+    """The tiles that fit the shared memory of the GPU; none before compute capability 8."""
     gpu = torch.cuda.get_device_properties(device)
     if gpu.major < 8:  # no asynchronous copies into shared memory, and Triton no longer compiles for all of them
         return []
@@ -63,7 +63,7 @@ def fitting_tiles(device: torch.device) -> list[ProductTile]:
 
 
 def seconds(call: Callable[[], Any], calls: int = 5) -> float:
-    """Time of a call among several, what launching costs included; the first, which may compile, does not count."""
+    """Seconds per call, including the launch. The first call may compile and is not timed."""
     call()
     torch.cuda.synchronize()
     start = time.perf_counter()

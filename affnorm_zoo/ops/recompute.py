@@ -1,7 +1,7 @@
-"""Forward operations that a backward repeats, as operators of their own.
+"""Forward operations that a backward repeats, as custom operators.
 
-Written as plain operations, the compiler would find that forward and backward compute the same thing, compute it once
-and save it, which is what repeating them avoids.
+As plain operations they would be deduplicated: the compiler would notice that forward and backward compute the same
+value and save it, which defeats the recomputation.
 """
 
 from collections.abc import Sequence

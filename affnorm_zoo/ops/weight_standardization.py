@@ -1,6 +1,6 @@
-"""Weight standardisation that saves nothing but its parameters.
+"""Weight standardisation that saves only its parameters for the backward.
 
-With x̂ = (W - mean) / σ and Ŵ = gain x̂ / c, a cotangent G of Ŵ and means over each output channel's kernel:
+Here x̂ = (W - mean) / σ and Ŵ = gain x̂ / c. G is a cotangent of Ŵ; means are over each output channel's kernel:
 
     dgain = Σ G x̂ / c        dW = gain / (c σ) (G - mean(G) - x̂ mean(G x̂))
 """
@@ -19,7 +19,7 @@ def standardize(weight: Tensor, gain: Tensor | None, c: float, eps: float) -> Te
     """The lean form of :func:`affnorm_zoo.functional.weight_standardization.standardize_weight_map`."""
     if torch.jit.is_scripting():
         return standardize_weight_map(weight, gain, c, eps)
-    else:  # noqa: RET505 TorchScript skips only an else
+    else:  # noqa: RET505 TorchScript skips code only in an else branch
         return _lean(weight, gain, c, eps)
 
 

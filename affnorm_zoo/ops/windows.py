@@ -1,4 +1,4 @@
-"""Sums over the window of a convolution, and their transpose: by the pooling kernels where these can."""
+"""Sums over the window of a convolution, and their transpose. They use the pooling kernels where possible."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def window_sum(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """Sum over the window of a convolution; the pooling kernel where it can, the definition elsewhere."""
+    """Sum over the window of a convolution: with the pooling kernel where possible, otherwise by definition."""
     if kernel_size == (1, 1) and padding == (0, 0):
         return x[:, :, :: stride[0], :: stride[1]]
     if _is_poolable(kernel_size, padding, dilation):
@@ -32,7 +32,7 @@ def window_sum_transpose(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """Transpose of :func:`window_sum`: every position's value is added to all pixels of its window."""
+    """Transpose of :func:`window_sum`: add each position's value to all pixels of its window."""
     n, groups, height, width = v.shape
     if _is_poolable(kernel_size, padding, dilation):
         order = torch.channels_last if v.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
@@ -49,5 +49,5 @@ def window_sum_transpose(
 
 
 def _is_poolable(kernel_size: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> bool:
-    # pooling takes no dilation, and no padding past half of the kernel
+    # pooling has no dilation, and allows padding only up to half of the kernel
     return dilation == (1, 1) and all(2 * p <= k for p, k in zip(padding, kernel_size, strict=True))

@@ -1,4 +1,4 @@
-"""What the paper says, what the runs say, and how the two compare."""
+"""The paper's claims, what the runs measured, and a verdict for each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from affnorm_zoo.paper.table import Row
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the page; ``verdict`` is reproduced, not reproduced or mixed, or empty where nothing is claimed."""
+    """One row of the page. ``verdict`` is "reproduced", "not reproduced" or "mixed"; empty where nothing is claimed."""
 
     statement: str
     measured: str
@@ -40,8 +40,8 @@ def _fc(rows: list[Row]) -> list[Claim]:
     claims = [
         Claim(
             "affine_like is the best of all methods",
-            f"highest mean in {len(ahead)} of {len(nets)} nets, clearly so (Welch, Holm, 5 %) in {len(clearly)}; "
-            f"clearly behind another in {len(behind)}; lead over the best other {_points(list(lead.values()))}",
+            f"highest mean in {len(ahead)} of {len(nets)} nets, significantly (Welch, Holm, 5 %) in {len(clearly)}; "
+            f"significantly behind the best other in {len(behind)}; lead over it {_points(list(lead.values()))}",
             _verdict(len(clearly), len(behind), len(nets)),
         )
     ]
@@ -72,8 +72,8 @@ def _fc(rows: list[Row]) -> list[Claim]:
     claims.append(
         Claim(
             "norm_like at η/2, whose factor is then affine_like's, differs from norm_like at η",
-            f"clearly better in {sum(s > 0 for _, s in half)}, clearly worse in {sum(s < 0 for _, s in half)} of "
-            f"{len(nets)} nets, each tuned for itself",
+            f"significantly better in {sum(s > 0 for _, s in half)}, significantly worse in "
+            f"{sum(s < 0 for _, s in half)} of {len(nets)} nets, each tuned separately",
             "",
         )
     )
@@ -85,7 +85,7 @@ _WORDS = {-1: "negative", 0: "flat", 1: "positive"}
 
 
 def batch_slopes(rows: list[Row]) -> dict[tuple[str, str], Slope]:
-    """(method, convention) -> slope of the accuracy, in points, per doubling of the batch."""
+    """(method, convention) -> slope of the accuracy, in points per doubling of the batch size."""
     slopes = {}
     for method in dict.fromkeys(row.cell.method for row in rows):
         for convention in ("fixed", "scaled"):
@@ -99,7 +99,7 @@ def batch_slopes(rows: list[Row]) -> dict[tuple[str, str], Slope]:
 
 
 def convention_rows(rows: list[Row], method: str, convention: str) -> list[Row]:
-    """Rows at the tuned rate, or in proportion to the batch; both hold the batch size that was tuned at."""
+    """Rows at the tuned rate, or at a rate scaled with the batch size; both contain the size of the tuning."""
     own = [row for row in rows if row.cell.method == method]
     fixed = [row for row in own if row.cell.rate_factor == 1.0]
     if convention == "fixed":
@@ -136,11 +136,11 @@ def _conv(rows: list[Row]) -> list[Claim]:
         for rival in [method for method in methods if method in ("layernorm", "rmsnorm")]:
             gaps = [table[net, ours].accuracy.mean - table[net, rival].accuracy.mean for net in nets]
             p = holm([welch(table[net, ours].accuracy, table[net, rival].accuracy) for net in nets])
-            told = sum(value < 0.05 for value in p)
+            number = sum(value < 0.05 for value in p)
             claims.append(
                 Claim(
                     f"{ours} is on a par with {rival}, without a large lead",
-                    f"difference {_points([100 * gap for gap in gaps])}; told apart (Welch, Holm, 5 %) in {told} of "
+                    f"difference {_points([100 * gap for gap in gaps])}; significant (Welch, Holm, 5 %) in {number} of "
                     f"{len(nets)} nets",
                     _all_or_some([value >= 0.05 for value in p]),
                 )
@@ -157,7 +157,7 @@ def _scale_invariance(rows: list[Row]) -> list[Claim]:
         (text, sign), (best_text, best_sign) = _difference(paper, invariant), _difference(best, invariant)
         claims.append(
             Claim(
-                f"{net}: success does not need scale invariance, which κ = 0 has and affine_like (κ = 1) has not",
+                f"{net}: success does not need scale invariance (κ = 0 has it, affine_like, κ = 1, does not)",
                 f"against κ = 0: {text} at κ = 1; {best_text} at κ = {kappa:g}, the best other",
                 _all_or_some([sign >= 0, best_sign >= 0]),
             )
@@ -177,7 +177,7 @@ def _alignment(rows: list[Row]) -> list[Claim]:
         claims.append(
             Claim(
                 f"{what}: its effect on PatchNorm (rms)",
-                f"accuracy {text}; deviation / mean of the self factor {before:.2g} without, {after:.2g} with; {steps}",
+                f"accuracy {text}; cv of the self factor {before:.2g} without, {after:.2g} with; {steps}",
                 "",
             )
         )
@@ -210,12 +210,12 @@ _JUDGES: dict[str, Callable[[list[Row]], list[Claim]]] = {
 
 
 def _complete_nets(table: dict[tuple[str, str], Row], methods: list[str]) -> list[str]:
-    """The nets that every method has been run on."""
+    """The networks that have runs of every method."""
     return [net for net in dict.fromkeys(net for net, _ in table) if all((net, method) in table for method in methods)]
 
 
 def _difference(a: Row, b: Row) -> tuple[str, int]:
-    """Text of a - b in points with its p value, and its sign where the two are told apart at 5 %."""
+    """Text of a - b in points with its p value, and its sign if significant at 5 %, otherwise 0."""
     p = welch(a.accuracy, b.accuracy)
     gap = a.accuracy.mean - b.accuracy.mean
     sign = 0 if p >= 0.05 else (1 if gap > 0 else -1)
@@ -223,7 +223,7 @@ def _difference(a: Row, b: Row) -> tuple[str, int]:
 
 
 def _verdict(for_it: int, against: int, total: int) -> str:
-    """Reproduced where most nets show it clearly and none the opposite; the reverse; or mixed."""
+    """Reproduced: most networks show it, none the opposite. Not reproduced: none show it, or as many the opposite."""
     if for_it > total / 2 and not against:
         return "reproduced"
     return "not reproduced" if against >= for_it or not for_it else "mixed"

@@ -7,20 +7,20 @@ from affnorm_zoo.config.require import require
 
 @dataclass(frozen=True, kw_only=True)
 class PaperConfig:
-    """One experiment's grid. Every method is tuned over the same rates, by one run each, scored on images held out.
+    """One experiment's grid. Every method is tuned over the same rates: one run per rate, scored on validation images.
 
     Args:
-        nets: names that :func:`affnorm_zoo.paper.nets.build_net` reads.
-        methods: out of :data:`affnorm_zoo.paper.nets.METHODS`.
-        rates: of plain gradient descent, constant over a run.
-        seeds: runs at the tuned rate, scored on the test set; the tuning run has a seed of its own.
-        epochs: over the training images.
-        num_train: training images, drawn once; fewer where the data have fewer.
-        num_val: training images held out to tune on; at most a fifth of what the data have.
+        nets: names that :func:`affnorm_zoo.paper.nets.build_net` accepts.
+        methods: names from :data:`affnorm_zoo.paper.nets.METHODS`.
+        rates: learning rates of plain gradient descent, constant over a run.
+        seeds: runs at the tuned rate, scored on the test set; the tuning run has a different seed.
+        epochs: passes over the training images.
+        num_train: training images, drawn once; all that remain if the data have fewer.
+        num_val: training images held out for tuning; at most a fifth of the data's training images.
         batch_sizes: the rate is tuned at the first; more than one only in the batch-size experiment.
-        kappas: of the scale-invariance experiment.
-        probes: test images to measure the divergence of trained nets on; 0 for not at all.
-        fisher: training images to measure the natural cosine on, before and after training; 0 for not at all.
+        kappas: values of κ in the scale-invariance experiment.
+        probes: test images to measure the divergence of trained networks on; 0 measures none.
+        fisher: training images to measure the natural cosine on, before and after training; 0 measures none.
     """
 
     nets: tuple[str, ...]
@@ -43,7 +43,7 @@ class PaperConfig:
 
 
 def load_paper_config(path: Path, quick: bool = False) -> PaperConfig:
-    """Read one experiment's YAML; with ``quick``, its section of that name on top.
+    """Read one experiment's YAML; with ``quick``, its section ``quick`` overrides the rest.
 
     Raises:
         UsageError: the file is missing or not YAML, or a key or value does not fit.

@@ -1,4 +1,4 @@
-"""Many runs in several processes, one JSON file each, so that what is done is never done again."""
+"""Many runs in several processes. Each run writes one JSON file, so a finished run is never repeated."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,10 @@ _arrays: Arrays | None = None  # of this worker process
 
 
 class Results:
-    """The results of an experiment: a folder of JSON files, and a file that packs those of earlier days.
+    """The results of an experiment: a folder of JSON files, and one file with the packed results.
 
     Args:
-        folder: ``runs/NAME.json`` is one run's result, ``runs.jsonl`` holds one a line.
+        folder: ``runs/NAME.json`` is one run's result; ``runs.jsonl`` has one result per line.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,21 +38,21 @@ class Results:
         return len(self._by_name)
 
     def data_names(self) -> set[str]:
-        """The names of the datasets that the results are of."""
+        """The names of the results' datasets."""
         return {result["data"] for result in self._by_name.values()}
 
     def get(self, run: Run) -> dict[str, Any] | None:
-        """The result of ``run``, if it has been made."""
+        """The result of ``run``, or None if there is none yet."""
         return self._by_name.get(run.name)
 
     def keep(self, run: Run, result: dict[str, Any]) -> None:
-        """Write a result, whole or not at all."""
+        """Write a result atomically."""
         (self.folder / "runs").mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "runs" / f"{run.name}.json", {"name": run.name, **result})
         self._by_name[run.name] = {"name": run.name, **result}
 
     def pack(self) -> None:
-        """Write all results into one file, a line each, in the order of their names."""
+        """Write all results into one file, one per line, sorted by name."""
         lines = [json.dumps(self._by_name[name]) for name in sorted(self._by_name)]
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / PACKED).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -62,7 +62,7 @@ class Results:
 
 
 def complete(runs: Sequence[Run], arrays: Arrays, results: Results, workers: int, label: str) -> None:
-    """Make the runs that have not been made, in this process if ``workers`` is 1, and keep their results."""
+    """Make the runs that have no result yet and write their results; in this process if ``workers`` is 1."""
     missing = [run for run in dict.fromkeys(runs) if results.get(run) is None]
     environment = {"data": arrays.name, "environment": describe_environment(), "threads": 1}
     train = _train_here if workers == 1 else partial(_train_in_processes, workers=workers)
@@ -98,7 +98,7 @@ def _train_in_processes(runs: Sequence[Run], arrays: Arrays, workers: int) -> It
 def _start_worker(arrays: Arrays) -> None:
     global _arrays
     _arrays = arrays
-    torch.set_num_threads(1)  # small nets gain nothing from more, and the processes share the cores
+    torch.set_num_threads(1)  # small networks gain nothing from more threads, and the processes share the cores
 
 
 def _run_in_worker(run: Run) -> dict[str, Any]:

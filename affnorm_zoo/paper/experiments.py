@@ -1,4 +1,4 @@
-"""The experiments: which nets are tuned, and which runs follow at the tuned rates."""
+"""The experiments: which networks are tuned, and which final runs follow at the tuned learning rates."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ TUNING_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One point of a grid: seeds of it are run at a rate that was tuned for ``net`` and ``method``.
+    """One cell of a grid: several seeds run at the learning rate tuned for ``net`` and ``method``.
 
-    ``rate_factor`` is what the tuned rate is multiplied with.
+    The tuned rate is multiplied by ``rate_factor``.
     """
 
     net: str
@@ -28,21 +28,21 @@ class Cell:
 
 
 def grid(config: PaperConfig) -> Iterator[Cell]:
-    """Every net with every method, at the batch size of the tuning."""
+    """Every network with every method, at the batch size of the tuning."""
     for net in config.nets:
         for method in config.methods:
             yield Cell(net=net, method=method, batch_size=config.batch_sizes[0])
 
 
 def kappas(config: PaperConfig) -> Iterator[Cell]:
-    """Every net with every κ."""
+    """Every network with every κ."""
     for net in config.nets:
         for kappa in config.kappas:
             yield Cell(net=net, method=f"kappa={kappa:g}", batch_size=config.batch_sizes[0])
 
 
 def batch_sizes(config: PaperConfig) -> Iterator[Cell]:
-    """Every net with every method and batch size, at the tuned rate and at one in proportion to the batch."""
+    """Every network with every method and batch size, at the tuned rate and at one scaled with the batch size."""
     for cell in grid(config):
         for size in config.batch_sizes:
             yield replace(cell, batch_size=size)
@@ -61,12 +61,12 @@ EXPERIMENTS: dict[str, Callable[[PaperConfig], Iterator[Cell]]] = {
 
 
 def run_experiment(name: str, config: PaperConfig, data: DataConfig, folder: Path, workers: int) -> Results:
-    """Tune each net and method on the images held out, then run the seeds and score them on the test set.
+    """Tune each network and method on validation images, then run the seeds and score them on the test set.
 
-    Runs whose results stand in ``folder`` are not made again.
+    Runs that have a result in ``folder`` are not repeated.
 
     Raises:
-        UsageError: the data cannot be read, or the results in ``folder`` are of other data.
+        UsageError: the data cannot be read, or ``folder`` has results on other data.
     """
     results = Results(folder)
     arrays = load_arrays(data, config.num_train, config.num_val)
@@ -81,7 +81,7 @@ def run_experiment(name: str, config: PaperConfig, data: DataConfig, folder: Pat
 
 
 def tuning_runs(config: PaperConfig, cell: Cell) -> list[Run]:
-    """One run a rate, scored on the images held out."""
+    """One run per learning rate, scored on validation images."""
     return [
         Run(
             net=cell.net,
@@ -98,13 +98,13 @@ def tuning_runs(config: PaperConfig, cell: Cell) -> list[Run]:
 
 
 def tuned_rate(config: PaperConfig, cell: Cell, results: Results) -> float:
-    """The rate of the best tuning run; the lower one of two that are even."""
+    """The learning rate of the best tuning run; the lowest if several tie."""
     scores = {run.rate: _accuracy(results.get(run)) for run in tuning_runs(config, cell)}
     return max(sorted(scores), key=lambda rate: scores[rate])
 
 
 def final_runs(config: PaperConfig, cell: Cell, results: Results) -> list[Run]:
-    """The seeds of a cell at its rate, scored on the test set."""
+    """One run per seed at the cell's learning rate, scored on the test set."""
     rate = tuned_rate(config, cell, results) * cell.rate_factor
     return [
         Run(

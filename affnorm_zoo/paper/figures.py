@@ -1,4 +1,4 @@
-"""One picture an experiment, as PNG; they need the extra ``plots``."""
+"""One PNG figure per experiment; needs the extra ``plots``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ COLOURS = {
 
 
 def draw(experiment: str, rows: list[Row], target: Path) -> None:
-    """Draw an experiment's rows.
+    """Draw an experiment's rows into a PNG file.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -52,7 +52,8 @@ def _batch_size(figure: Any, rows: list[Row]) -> None:
         for method in dict.fromkeys(row.cell.method for row in rows):
             line = convention_rows(rows, method, convention)
             _line(axes, [row.cell.batch_size for row in line], line, method)
-        axes.set_title(f"rate {'kept' if convention == 'fixed' else 'in proportion to the batch'}", fontsize=10)
+        kind = "kept" if convention == "fixed" else "scaled with the batch size"
+        axes.set_title(f"learning rate {kind}", fontsize=10)
         axes.set_xscale("log", base=2)
         _label(axes, "batch size")
     figure.axes[0].legend(fontsize=8)
@@ -97,7 +98,7 @@ def _alignment(figure: Any, rows: list[Row]) -> None:
             row.cell.method, (max(x, 1e-8), 100 * y.mean), xytext=(7, 5), textcoords="offset points", fontsize=8
         )
     axes.set_xscale("log")
-    _label(axes, "deviation / mean of the self factor, mean over the convolutions of the trained net")
+    _label(axes, "standard deviation / mean of the self factor, mean over the convolutions of the trained network")
 
 
 def _natural(figure: Any, rows: list[Row]) -> None:
@@ -123,7 +124,7 @@ _PAINTERS: dict[str, Callable[[Any, list[Row]], None]] = {
 
 
 def _line(axes: Any, x: list[float], rows: list[Row], label: str, **style: Any) -> None:
-    """Means with one standard deviation of a run either way."""
+    """Means with error bars of one standard deviation of a run."""
     style = {"color": COLOURS.get(label), **style}
     means, deviations = ([100 * getattr(row.accuracy, name) for row in rows] for name in ("mean", "std"))
     axes.errorbar(x, means, deviations, marker="o", ms=4, lw=1.2, capsize=2, label=label, **style)

@@ -1,4 +1,4 @@
-"""How close a gradient step comes to the natural-gradient step, exactly, for nets with a small enough Jacobian."""
+"""How close a gradient step comes to the natural-gradient step, computed exactly from the full Jacobian."""
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,17 @@ def natural_cosine(net: nn.Module, x: Tensor, labels: Tensor, damping: float = 1
         F = 1/N Σ_i J_iᵀ (diag p_i - p_i p_iᵀ) J_i + λ I
         cos = gᵀg / √(gᵀF g · gᵀF⁻¹g)
 
-    Its square is what one step along g lowers the loss, over what the best step of the same length in F does: 1 where
-    the two point the same way, and the same for every scaling of the steps. F is that of the N samples, with J_i the
-    Jacobian of logits by all parameters and p_i the predicted probabilities; the net is in evaluation mode.
+    cos² is the loss decrease of one step along g, over that of the best step of the same length in F. It is 1 if both
+    steps have the same direction, and does not depend on their lengths. F is the Fisher matrix of the N samples. J_i
+    is the Jacobian of the logits with respect to all parameters, p_i the predicted probabilities. The network is in
+    evaluation mode.
 
     Args:
-        net: of one input batch, to logits (N, K).
+        net: maps an input batch to logits (N, K); its Jacobian, N·K times all parameters, must fit in memory.
         x: (N, ...).
         labels: (N,).
-        damping: λ over the mean eigenvalue of F on the span of its N·K rows; without any, directions that the samples
-            hardly tell apart would decide.
+        damping: λ over the mean eigenvalue of F on the span of its N·K rows. Without damping, directions that the
+            samples hardly distinguish would dominate.
 
     Source:
         Amari 1998, https://doi.org/10.1162/089976698300017746; for the Fisher matrix of a softmax, Martens 2020,
@@ -34,7 +35,7 @@ def natural_cosine(net: nn.Module, x: Tensor, labels: Tensor, damping: float = 1
     def logits_of(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
         return functional_call(net, (parameters, buffers), (sample[None],))[0]
 
-    # sample by sample: the intermediate results of all at once would not fit
+    # sample by sample: the intermediate results of all samples together would not fit in memory
     parts = [jacrev(logits_of)(parameters, sample) for sample in x]
     jacobian = torch.stack([torch.cat([j.flatten(1) for j in part.values()], 1) for part in parts])  # (N, K, P)
     p = vmap(lambda sample: logits_of(parameters, sample))(x).softmax(1).to(jacobian)

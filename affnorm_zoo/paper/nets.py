@@ -1,4 +1,4 @@
-"""The paper's small networks, each with any of the compared maps in its hidden layers, all parameter-free."""
+"""The paper's small networks. Their hidden layers take any of the compared maps; no map has parameters of its own."""
 
 import math
 import re
@@ -53,26 +53,27 @@ _PATCH_NORMS: dict[str, dict[str, object]] = {
 }
 METHODS = tuple(dict.fromkeys([*_LINEAR, *_CONV_NORMS, *_PATCH_NORMS]))
 
-# what the rate of the grid is multiplied with: the factor of norm_like is c² + 1 = 2 where affine_like's is c² = 1
+# multiplies the learning rate of the grid: the factor of norm_like is c² + 1 = 2, that of affine_like c² = 1
 RATE_FACTORS = {"norm_like_half": 0.5}
 
 
 def build_net(name: str, method: str, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
-    """Build a net by name; the same seed gives the same weights under every method.
+    """Build a network by name; the same seed gives the same weights with every method.
 
-    Weights are normal with variance g²/n, n the fan-in and g the gain of the activation before the layer; biases are
-    0. The method applies to all layers but the classifier, which is a plain linear layer.
+    Weights are normal with variance g²/n. n is the fan-in, g the gain of the activation before the layer. Biases are
+    0. The method applies to all layers except the classifier, which is a plain linear layer.
 
     Args:
-        name: ``ACTIVATION-DEPTHxWIDTH``, DEPTH layers before the classifier, or
-            ``ACTIVATION-CHANNELS-...-kKERNEL-(stride|pool)``, one convolution a number and the mean over positions.
-        method: one of :data:`METHODS`, or ``kappa=NUMBER`` for affine_like with c = max(1, κ) in dense nets.
+        name: ``ACTIVATION-DEPTHxWIDTH`` has DEPTH layers before the classifier.
+            ``ACTIVATION-CHANNELS-...-kKERNEL-(stride|pool)`` has one convolution per number, then the mean over
+            positions.
+        method: one of :data:`METHODS`, or ``kappa=NUMBER`` for affine_like with c = max(1, κ) in dense networks.
         image_shape: (C, H, W).
-        num_classes: of the classifier.
+        num_classes: outputs of the classifier.
         seed: of the weights.
 
     Raises:
-        UsageError: the name or the method is unknown, or the method is not made for the kind of net.
+        UsageError: the name or the method is unknown, or this kind of network does not support the method.
     """
     if match := _DENSE.fullmatch(name):
         layers = _dense_layers(match, method, math.prod(image_shape), num_classes)
@@ -92,7 +93,7 @@ def _dense_layers(match: re.Match[str], method: str, num_inputs: int, num_classe
         scale = (max(1.0, kappa), kappa)
 
         def build(n: int, out: int) -> nn.Module:
-            # κ = 0 is the other solution without its bias
+            # κ = 0 is norm_like without its bias
             return AffineLikeLinear(n, out, scale=scale) if kappa else NormLikeLinear(n, out, bias=False)
     else:
         build = _look_up(method, _LINEAR, "method")
@@ -110,7 +111,7 @@ def _conv_layers(match: re.Match[str], method: str, in_chans: int, num_classes: 
     channels = [in_chans, *map(int, match["channels"].split("-"))]
     layers: list[nn.Module] = []
     for index, (n, out) in enumerate(pairwise(channels)):
-        # the first convolution sees the whole image, each later one half the rows of the one before
+        # the first convolution has stride 1; each later one sees half the rows of the one before
         args = (n, out, kernel, 2 if index and strided else 1, kernel // 2)
         if index and not strided:
             layers.append(nn.MaxPool2d(2))
@@ -127,7 +128,7 @@ def _initialise(net: nn.Module, activation: str, generator: torch.Generator) -> 
     slope = SLOPES[activation]
     gain = 1.0 if slope is None else math.sqrt(2 / (1 + slope**2))
     for index, (_, layer) in enumerate(affine_layers(net)):
-        # the image and, in a dense net, every activation after it; a rectified input has half the second moment
+        # the first layer reads the image; for ReLU-like activations the later inputs have half the second moment
         layer_gain = 1.0 if index == 0 else gain
         layer.weight.normal_(std=layer_gain / math.sqrt(layer.weight[0].numel()), generator=generator)
         if layer.bias is not None:

@@ -1,4 +1,4 @@
-"""From the run files to the page of results."""
+"""Write the page of the paper's experiments from the run files."""
 
 from pathlib import Path
 
@@ -12,15 +12,20 @@ from affnorm_zoo.paper.table import Row, rows_of
 _HEAD = """\
 # The paper's experiments, repeated
 
-Written by `scripts/reproduce.py report` from the files of single runs. Bird 2025, *The Affine Divergence*
-([arXiv:2512.22247](https://arxiv.org/abs/2512.22247)) came without code, so that nets and settings are ours: plain
-gradient descent at a constant rate, no momentum, no weight decay, no augmentation; every map without parameters of its
-own, in the hidden layers and at their input, the classifier plain; the paper's unit scale unless a name says `rms`.
-The same seed gives every method the same weights and order of images. The rate is tuned for each net and method over
-the same grid, by one run scored on images held out from the training set; the test set is seen by the final runs only,
-which have other seeds. Accuracies are means ± the standard deviation of one run, in per cent of the test set. A run
-that diverges counts as 0; none is dropped. These are small budgets on a part of the paper's grid: what they do not
-show may show at others.
+`scripts/reproduce.py report` writes this page from the files of single runs. The paper is Bird 2025, *The Affine
+Divergence* ([arXiv:2512.22247](https://arxiv.org/abs/2512.22247)). It came without code, so networks and settings are
+ours:
+
+- We use plain gradient descent at a constant learning rate, without momentum, weight decay or augmentation.
+- Every map has no parameters of its own. It stands in the hidden layers and at their input; the classifier is plain.
+- The scale is the paper's unit scale, unless a name says `rms`.
+- With the same seed, every method gets the same weights and the same order of images.
+- The learning rate is tuned for each network and method over the same grid: one run per rate, scored on validation
+  images that are held out from the training set.
+- Only the final runs see the test set. They have other seeds.
+- Accuracies are means ± the standard deviation of one run, in per cent of the test set.
+- A run that diverges counts as 0. No run is dropped.
+- These are small budgets on a part of the paper's grid. Other budgets or other parts may show what these do not.
 
 {data}
 
@@ -28,7 +33,7 @@ show may show at others.
 |---|---|---|---|
 {claims}
 
-To repeat it, in parts if need be (what is done is kept):
+To repeat it (after an interruption, run the command again: finished runs are kept):
 
 ```bash
 python scripts/reproduce.py all data.path=CIFAR10 data.val_split=test --output docs/results
@@ -37,24 +42,26 @@ python scripts/reproduce.py report --output docs/results
 """
 
 _ABOUT = {
-    "fc": "Fully connected nets. `norm_like_half` is norm_like with every rate of the grid halved, so that its factor "
-    "of c² + 1 = 2 becomes affine_like's c² = 1.",
-    "batch-size": "Accuracy against batch size at a fixed number of epochs; the rate is tuned at the first size, then "
-    "kept, or scaled in proportion.",
-    "conv": "Small convolutional nets. Layer norm and RMS norm take all of a sample's entries together.",
-    "scale-invariance": "c (Wx + κ b) / √(‖x‖² + κ²) with c = max(1, κ): from norm_like without its bias, which is "
-    "invariant to the length of x, over affine_like to the plain affine map. The columns are those of "
-    "[divergence.md](divergence.md), means over the layers before the classifier and over the seeds; the factor of a "
-    "sample alone is the same for all at every κ by construction, so that what differs is how samples move each other.",
-    "alignment": "What a gain per channel and weight standardisation do to the divergence of the trained net, measured "
-    "on test images; columns as above. The self factor of the plain forms is uniform by construction.",
+    "fc": "Fully connected networks. `norm_like_half` is norm_like with every learning rate of the grid halved. Its "
+    "factor of c² + 1 = 2 thereby becomes affine_like's c² = 1.",
+    "batch-size": "Accuracy against batch size at a fixed number of epochs. The learning rate is tuned at the first "
+    "size of the config. For the other sizes it is kept, or scaled in proportion.",
+    "conv": "Small convolutional networks. Layer norm and RMS norm normalise all of a sample's entries together.",
+    "scale-invariance": "The map is c (Wx + κ b) / √(‖x‖² + κ²) with c = max(1, κ). κ = 0 is norm_like without its "
+    "bias, which is invariant to the length of x; κ = 1 is affine_like; a large κ approaches the plain affine map. The "
+    "columns are those of [divergence.md](divergence.md), as means over the layers before the classifier and over the "
+    "seeds. By construction the factor of a single sample is the same for all samples at every κ. What differs is how "
+    "samples move each other.",
+    "alignment": "The effect of a gain per channel and of weight standardisation on the divergence of the trained "
+    "network, measured on test images. The columns are as above. The self factor of the plain forms is uniform by "
+    "construction.",
     "natural-gradient": "The cosine between the gradient and the natural gradient in the Fisher metric of some "
-    "training images, over all parameters, damped by 1e-3 of the mean eigenvalue.",
+    "training images, over all parameters. The metric is damped by 1e-3 of its mean eigenvalue.",
 }
 
 
 def write_report(folder: Path, configs: Path, page: Path, quick: bool = False) -> None:
-    """Write the page, and a figure and the packed runs of each experiment that has any."""
+    """Write the page, and for each experiment with runs its figure and its packed runs."""
     claims, sections, environments, datasets = [], [], {}, set()
     for name in EXPERIMENTS:
         results = Results(folder / name)
@@ -80,12 +87,13 @@ def write_report(folder: Path, configs: Path, page: Path, quick: bool = False) -
 def _describe(environments: dict[str, dict], datasets: set[str]) -> str:
     machines = "; ".join(", ".join(f"{key} {value}" for key, value in e.items()) for e in environments.values())
     text = (
-        f"Data: {', '.join(sorted(datasets)) or 'none'}. Machines and versions: {machines or 'none'}; one thread a run."
+        f"Data: {', '.join(sorted(datasets)) or 'none'}. Machines and versions: {machines or 'none'}; one thread per "
+        "run."
     )
     if "cifar10" in datasets:
         text += (
-            " The CIFAR-10 images are re-encoded as JPEG, which loses a little: the accuracies are not those of the "
-            "original files."
+            " The CIFAR-10 images are re-encoded as JPEG, which is lossy: the accuracies are not those of the original "
+            "files."
         )
     return text
 
@@ -98,21 +106,21 @@ def _section(name: str, config: PaperConfig, rows: list[Row], root: Path, figure
         f"## {name}\n",
         f"{_ABOUT[name]}\n",
         f"{len(rows)} of {expected} cells run, {' or '.join(map(str, sorted(counts)))} seeds each; {config.epochs} "
-        f"epochs of at most {config.num_train:,} training images; rates {rates}; "
-        f"`{(figure.parent / PACKED).relative_to(root)}` holds the runs.\n",
+        f"epochs of at most {config.num_train:,} training images; learning rates {rates}. The runs are in "
+        f"`{(figure.parent / PACKED).relative_to(root)}`.\n",
         f"![{name}]({figure.relative_to(root)})\n",
         *_TABLES.get(name, _plain_table)(rows),
     ]
     diverged = sum(result["diverged"] for row in rows for result in row.results)
     edge = sum(row.at_edge for row in rows)
     lines.append(
-        f"\n{diverged} final runs diverged. In {edge} cells the tuned rate lies at the edge of the grid (*).\n"
+        f"\nFinal runs that diverged: {diverged}. Cells whose tuned rate lies at the edge of the grid (*): {edge}.\n"
     )
     return "\n".join(lines)
 
 
 def _plain_table(rows: list[Row]) -> list[str]:
-    """Nets down, methods across."""
+    """One line per network, one column per method."""
     methods = list(dict.fromkeys(row.cell.method for row in rows))
     table = {(row.cell.net, row.cell.method): row for row in rows}
     lines = [f"| net | {' | '.join(methods)} |", "|---" * (len(methods) + 1) + "|"]

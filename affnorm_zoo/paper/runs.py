@@ -1,4 +1,4 @@
-"""One training of a small net by plain gradient descent, from its description to its result."""
+"""One run of a small network by plain gradient descent, from its description to its result."""
 
 import copy
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that the result of a training depends on, the code aside. ``score`` is ``"val"`` to tune, or ``"test"``."""
+    """Everything, apart from the code, that determines a run's result. ``score``: ``"val"`` (tuning) or ``"test"``."""
 
     net: str
     method: str
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """A file name of the run's own."""
+        """A file name unique to the run."""
         return (
             f"{self.net}_{self.method}_b{self.batch_size}_e{self.epochs}_n{self.num_train}_lr{self.rate:g}"
             f"_s{self.seed}_{self.score}"
@@ -45,7 +45,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays:
-    """Images (N, C, H, W) uint8 and labels (N,) of each split, and the training images' statistics in [0, 255]."""
+    """Images (N, C, H, W) uint8 and labels (N,) per split, and mean and standard deviation of the training images."""
 
     name: str
     num_classes: int
@@ -55,20 +55,20 @@ class Arrays:
     std: Tensor
 
     def normalised(self, split: str, index: Tensor | slice) -> Tensor:
-        """Images at ``index``, each channel at mean 0 and variance 1 over the training images."""
+        """Images at ``index``, standardised per channel with the training images' statistics."""
         return (self.images[split][index].float() - self.mean) / self.std
 
     def share(self) -> "Arrays":
-        """Move all tensors to shared memory, for other processes to read."""
+        """Move all tensors to shared memory, where other processes can read them."""
         for tensor in (*self.images.values(), *self.labels.values()):
             tensor.share_memory_()
         return self
 
 
 def load_arrays(config: DataConfig, num_train: int, num_val: int) -> Arrays:
-    """Decode a dataset into memory and divide its training set: images to train on, and images to tune on.
+    """Decode a dataset into memory and split its training set into training and validation images.
 
-    The division is drawn once and for all. The validation set of ``config`` becomes ``test``.
+    The split is the same for all runs. The validation set of ``config`` becomes ``test``.
     """
     source = open_source(config)
     size = config.image_size or source.image_size or 32
@@ -91,13 +91,13 @@ def load_arrays(config: DataConfig, num_train: int, num_val: int) -> Arrays:
 def train_net(run: Run, arrays: Arrays) -> dict[str, Any]:
     """Train, and score once at the end.
 
-    The images come in a new order each epoch; what does not fill a batch is left out. A run whose loss is not finite
-    stops there and scores 0.
+    The images are shuffled every epoch; an incomplete last batch is dropped. A run stops at a non-finite loss and
+    scores 0.
 
     Returns:
-        The run's fields, accuracy and loss on the split that scores, the mean loss of the last epoch; with ``probes``,
-        each layer's divergence on that many test images, and with ``fisher``, the natural cosine on that many training
-        images before and after the training.
+        The run's fields, accuracy and loss on the split ``run.score``, and the mean loss of the last epoch. With
+        ``probes``, also each layer's divergence on that many test images. With ``fisher``, also the natural cosine on
+        that many training images before and after training.
     """
     start = perf_counter()
     net = build_net(run.net, run.method, tuple(arrays.images["train"].shape[1:]), arrays.num_classes, run.seed)
@@ -121,7 +121,7 @@ def train_net(run: Run, arrays: Arrays) -> dict[str, Any]:
 
 
 def descend(net: nn.Module, run: Run, arrays: Arrays) -> float | None:
-    """Train with plain gradient descent; the mean loss of the last epoch, or None where it stopped being finite."""
+    """Train with plain gradient descent. Returns the mean loss of the last epoch, or None after a non-finite loss."""
     optimizer = torch.optim.SGD(net.parameters(), lr=run.rate * RATE_FACTORS.get(run.method, 1.0))
     generator = torch.Generator().manual_seed(run.seed)
     net.train()
@@ -144,7 +144,7 @@ def descend(net: nn.Module, run: Run, arrays: Arrays) -> float | None:
 
 @torch.no_grad()
 def evaluate(net: nn.Module, arrays: Arrays, split: str) -> tuple[float, float]:
-    """Accuracy in [0, 1] and mean cross-entropy over a whole split."""
+    """Accuracy in [0, 1] and mean cross-entropy over a full split."""
     net.eval()
     labels = arrays.labels[split]
     parts = [net(arrays.normalised(split, slice(at, at + 1000))) for at in range(0, len(labels), 1000)]
@@ -153,7 +153,7 @@ def evaluate(net: nn.Module, arrays: Arrays, split: str) -> tuple[float, float]:
 
 
 def _calibrated(net: nn.Module, arrays: Arrays) -> nn.Module:
-    """A copy whose batch norms know the statistics of some training images, as an untrained net's do not."""
+    """A copy whose batch norms have the statistics of some training images; an untrained network has none."""
     net = copy.deepcopy(net)
     calibrate(net, [arrays.normalised("train", slice(0, 1000))])
     return net
@@ -165,7 +165,7 @@ def _natural(net: nn.Module, arrays: Arrays, count: int) -> float | None:
 
 
 def _probe(net: nn.Module, run: Run, arrays: Arrays) -> list[dict[str, Any]]:
-    """Each layer's divergence, and how its activations follow one more step of the run, taken on the same images."""
+    """Each layer's divergence, and how its activations move under one more step of the run on the same images."""
     x, labels = arrays.normalised("test", slice(0, run.probes)), arrays.labels["test"][: run.probes]
     meter = DivergenceMeter(net, summed_cross_entropy)
     meter.update(x, labels)

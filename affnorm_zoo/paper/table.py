@@ -1,4 +1,4 @@
-"""What an experiment's runs say, cell by cell."""
+"""An experiment's results, one row per cell."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from affnorm_zoo.paper.experiments import EXPERIMENTS, Cell, final_runs, tuned_r
 
 @dataclass(frozen=True)
 class Row:
-    """A cell, the rate that it was run at, whether that is the grid's lowest or highest, and its seeds' results."""
+    """A cell, its learning rate, whether the tuned rate is the grid's lowest or highest, and its seeds' results."""
 
     cell: Cell
     rate: float
@@ -20,7 +20,7 @@ class Row:
 
     @property
     def accuracy(self) -> Sample:
-        """On the test set."""
+        """The seeds' accuracies on the test set."""
         return Sample(tuple(result["accuracy"] for result in self.results))
 
     def mean_of(self, *path: str | int) -> float:
@@ -28,13 +28,13 @@ class Row:
         return sum(_dig(result, path) for result in self.results) / len(self.results)
 
     def layer_mean(self, *path: str) -> float:
-        """Mean over seeds and normalised layers, the classifier left out, of a number of the divergence."""
+        """Mean over seeds and normalised layers, without the classifier, of a number of the divergence."""
         rows = [_dig(layer, path) for result in self.results for layer in result["divergence"][:-1]]
         return sum(rows) / len(rows)
 
 
 def rows_of(name: str, config: PaperConfig, results: Results) -> list[Row]:
-    """The cells of an experiment that have been tuned and run, in the order of its grid."""
+    """The cells of an experiment that are tuned and have final runs, in the order of its grid."""
     rows = []
     for cell in EXPERIMENTS[name](config):
         if any(results.get(run) is None for run in tuning_runs(config, cell)):

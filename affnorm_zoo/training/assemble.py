@@ -1,4 +1,4 @@
-"""A config and processes to the parts of a run, checked, with nothing written yet."""
+"""Build and check all parts of a run from its config. Nothing is written yet."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,15 +35,15 @@ from affnorm_zoo.training.state import Progress, RunState
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """All that a run works with."""
+    """All parts of a run."""
 
     source: Source
     preprocessing: Preprocessing
     trainer: Trainer
     val_loader: Iterable
-    loading: str  # where the training images come from
+    loading: str  # one line: where the training images come from
     micro_batch_size: int
-    forward_flops: int  # an image
+    forward_flops: int  # per image
     parameters: int
 
 
@@ -51,7 +51,7 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
     """Open the data, then build everything else for them.
 
     Raises:
-        UsageError: something that the caller can put right.
+        UsageError: an error that the caller can fix.
     """
     data, device = config.data, accelerator.device
     source = open_source(data)
@@ -117,10 +117,10 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
 
 
 def _build_model(config: RunConfig, source: Source) -> nn.Module:
-    """The model, with weights to start from if the config asks for them, its classes in the order of the data's."""
+    """The model, pretrained if the config asks for it, with its classes in the order of the data's."""
     num_classes, pretrained = len(source.class_names), config.model.pretrained
     model = setup.build_model(config.model, num_classes, source.in_chans, pretrained=pretrained)
-    if pretrained and model.pretrained_cfg.get("num_classes") == num_classes:  # otherwise its classifier is a new one
+    if pretrained and model.pretrained_cfg.get("num_classes") == num_classes:  # otherwise its classifier is untrained
         outputs = match_labels(config.model.name, model, source, config.data.labels_by_position)
         if outputs is not None:
             setup.reorder_classifier(model, outputs)
@@ -128,7 +128,7 @@ def _build_model(config: RunConfig, source: Source) -> nn.Module:
 
 
 def _sized_cfg(config: RunConfig, model: nn.Module) -> dict[str, Any]:
-    """What the model says of its images, with the size that ``model.kwargs`` may have given it."""
+    """The model's pretrained_cfg, with the image size of ``model.kwargs`` if given."""
     cfg: Any = model.pretrained_cfg
     size = config.model.kwargs.get("img_size")
     if size is None:
@@ -139,7 +139,7 @@ def _sized_cfg(config: RunConfig, model: nn.Module) -> dict[str, Any]:
 def _build_batches(
     config: RunConfig, source: Source, micro: int, accelerator: Accelerator
 ) -> ShardedBatches | StreamedBatches:
-    """Which images an update takes, and how many updates make an epoch."""
+    """Which images each update takes, and how many updates an epoch has."""
     size, seed, world = config.train.global_batch_size, config.train.seed, accelerator.num_processes
     if not source.is_stream:
         return ShardedBatches(
@@ -153,7 +153,7 @@ def _build_batches(
             config.data.drop_last,
         )
     if config.data.repeats > 1 or not config.data.drop_last:
-        raise UsageError("data.repeats and data.drop_last=false need images with numbers, which a stream has not")
+        raise UsageError("data.repeats and data.drop_last=false need an indexable dataset; a WebDataset stream is not")
     if not config.data.workers:
         raise UsageError("WebDataset shards are shuffled in the workers: set data.workers to at least 1")
     return StreamedBatches(source.train, size, micro, world, config.data.workers, seed)

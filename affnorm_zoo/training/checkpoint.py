@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: built beside their place, listed in a manifest, flushed, then renamed."""
+"""Atomic checkpoints: written to a temporary folder, listed in a manifest, flushed, then renamed."""
 
 import json
 import logging
@@ -17,14 +17,14 @@ _TEMPORARY = ".tmp"
 
 
 def checkpoint_name(update: int) -> str:
-    """The folder's name of the checkpoint after this many updates; names sort as numbers do."""
+    """The folder name of the checkpoint after this many updates; names sort like their numbers."""
     return f"update_{update:08d}"
 
 
 def commit(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary folder, and make it ``folder`` when all of it is on the disk.
+    """Let ``write`` fill a temporary folder, and rename it to ``folder`` when all of it is on disk.
 
-    A crash at any moment leaves the old state of things and at most a folder that ends in ``.tmp``.
+    A crash at any moment leaves the earlier checkpoints intact, and at most a folder that ends in ``.tmp``.
     """
     temporary = folder.with_name(folder.name + _TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -36,7 +36,7 @@ def commit(folder: Path, write: Callable[[Path], None]) -> None:
         for path in temporary.iterdir():
             _flush(path)
         _flush(temporary)
-        if folder.exists():  # left by an attempt that was not resumed from
+        if folder.exists():  # from an attempt that the run was not resumed from
             _remove(folder)
         temporary.rename(folder)
     except BaseException:
@@ -46,10 +46,10 @@ def commit(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def verify(folder: Path) -> None:
-    """See that a checkpoint is what was written.
+    """Check that a checkpoint is complete and unchanged.
 
     Raises:
-        UsageError: it is not a checkpoint, or a file is missing or differs from the manifest.
+        UsageError: it is not a checkpoint, or a file is missing or does not match the manifest.
     """
     if not (folder / MANIFEST).is_file():
         raise UsageError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}")
@@ -66,21 +66,21 @@ def verify(folder: Path) -> None:
 
 
 def find_latest(root: Path) -> Path | None:
-    """The newest sound checkpoint below ``root``; damaged ones are named in a warning and passed over."""
+    """The newest intact checkpoint in ``root``; damaged ones are skipped with a warning."""
     for folder in sorted(root.glob("update_????????"), reverse=True):
         try:
             verify(folder)
         except UsageError as error:
-            _logger.warning("%s; an earlier one is taken", error)
+            _logger.warning("%s; trying an earlier one", error)
         else:
             return folder
     return None
 
 
 def point_to_best(folder: Path) -> None:
-    """Let the link ``best`` beside a checkpoint lead to it."""
+    """Point the link ``best`` next to a checkpoint to it."""
     best, temporary = folder.with_name(BEST), folder.with_name(BEST + _TEMPORARY)
-    if best.is_dir() and not best.is_symlink():  # the run was copied by something that follows links
+    if best.is_dir() and not best.is_symlink():  # a copy of the run that followed links
         _remove(best)
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(folder.name)
@@ -88,7 +88,7 @@ def point_to_best(folder: Path) -> None:
 
 
 def prune(root: Path, keep_last: int, pinned: Collection[str]) -> None:
-    """Remove what no run will miss: temporary folders, and all but the last and the pinned checkpoints."""
+    """Remove temporary folders, and all checkpoints except the last ``keep_last`` and the pinned ones."""
     for folder in root.glob(f"*{_TEMPORARY}"):
         shutil.rmtree(folder, ignore_errors=True)
     for folder in sorted(root.glob("update_????????"))[:-keep_last]:
@@ -97,7 +97,7 @@ def prune(root: Path, keep_last: int, pinned: Collection[str]) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Take a folder away under a name that nobody takes for a checkpoint, then delete it."""
+    """Rename a folder so that it no longer looks like a checkpoint, then delete it."""
     condemned = folder.with_name(f"{folder.name}.old{_TEMPORARY}")
     shutil.rmtree(condemned, ignore_errors=True)
     folder.rename(condemned)

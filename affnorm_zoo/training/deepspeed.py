@@ -1,4 +1,4 @@
-"""DeepSpeed, an experiment: ZeRO 1 and 2 train, average, evaluate and export; they neither save nor resume."""
+"""DeepSpeed support, experimental: ZeRO 1 and 2 train, average, evaluate and export, but neither save nor resume."""
 
 import logging
 from typing import Any
@@ -14,15 +14,15 @@ _REMEDY = "or use FSDP 2, which shards the weights too: configs/accelerate/fsdp2
 
 
 def is_deepspeed(accelerator: Accelerator) -> bool:
-    """Whether DeepSpeed takes the steps."""
+    """Whether DeepSpeed runs the optimiser steps."""
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
 def configure_deepspeed(accelerator: Accelerator, config: RunConfig, micro_batch_size: int, resume: str) -> None:
-    """Hand DeepSpeed the config's batch and clipping, before it takes over the model.
+    """Pass the config's batch size and clipping to DeepSpeed, before it wraps the model.
 
     Raises:
-        UsageError: the config or the launch config asks for what DeepSpeed does not do here.
+        UsageError: the config or the launch config asks for something that is not supported under DeepSpeed.
     """
     plugin: Any = accelerator.state.deepspeed_plugin
     settings = plugin.deepspeed_config
@@ -42,8 +42,8 @@ def configure_deepspeed(accelerator: Accelerator, config: RunConfig, micro_batch
     _logger.warning("DeepSpeed is experimental: a run under it saves no checkpoints and cannot be resumed")
     settings.update(
         train_micro_batch_size_per_gpu=micro_batch_size,
-        gradient_accumulation_steps=1,  # the loop says where a window ends, and has weighted the loss by then
+        gradient_accumulation_steps=1,  # the loop marks the end of a window, and weights the losses itself
         gradient_clipping=config.optim.clip_grad or 0.0,
-        zero_allow_untested_optimizer=True,  # timm's are none that DeepSpeed knows
+        zero_allow_untested_optimizer=True,  # DeepSpeed does not recognise timm's optimisers
         zero_force_ds_cpu_optimizer=False,
     )

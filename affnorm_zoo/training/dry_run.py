@@ -9,11 +9,11 @@ from affnorm_zoo.training.processes import build_accelerator
 
 
 def dry_run(config: RunConfig) -> Plan:
-    """Check everything, take one step, and say what the run will cost; nothing is written.
+    """Check everything, take one step, and return the plan of the run's cost. Nothing is written.
 
     Raises:
-        UsageError: something that the caller can put right.
-        NonFiniteError: the first gradient is no number.
+        UsageError: an error that the caller can fix.
+        NonFiniteError: the first gradient is non-finite.
     """
     watch.check_trackers(config.runtime.trackers)
     accelerator = build_accelerator(config.runtime)

@@ -1,4 +1,4 @@
-"""A moving average of the weights: timm's where a process holds all of them, one of the shards where it does not."""
+"""A moving average of the weights: timm's, or one of the shards if a process holds only a part of the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from affnorm_zoo.config import ModelConfig
 
 
 class ModelEma:
-    """timm's average of a model on its device, and its state.
+    """timm's average of a model on the model's device, with a state that can be saved.
 
-    With warm-up the decay after k updates is 1 - (1 + k)^(-2/3), up to ``decay``. Buffers are averaged too.
+    With warm-up the decay after k updates is 1 - (1 + k)^(-2/3), but at most ``decay``. Buffers are averaged too.
     """
 
     def __init__(self, model: nn.Module, decay: float, use_warmup: bool) -> None:
@@ -24,7 +24,7 @@ class ModelEma:
 
     @contextmanager
     def averaged(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002 as ShardEma
-        """A model with the averaged weights, for as long as the context lasts."""
+        """A model with the averaged weights, inside the context."""
         yield self.average.module
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -35,10 +35,10 @@ class ModelEma:
 
 
 class ShardEma:
-    """The same average, of the shards that a process holds under FSDP 2, which cannot be copied as modules."""
+    """The same average of a process's shards under FSDP 2. Sharded modules cannot be copied."""
 
     def __init__(self, model: nn.Module, decay: float, use_warmup: bool) -> None:
-        # timm's formula of the decay, without the copy of the model that its constructor makes
+        # timm's formula for the decay, without its constructor, which copies the model
         self.decay = ModelEmaV3(nn.Linear(1, 1), decay=decay, use_warmup=use_warmup)
         self.shards = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
@@ -53,7 +53,7 @@ class ShardEma:
 
     @contextmanager
     def averaged(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model itself, holding the averaged weights for as long as the context lasts."""
+        """The model itself, with the averaged weights inside the context."""
         self._swap(model)
         try:
             yield model
@@ -77,7 +77,7 @@ class ShardEma:
 
 
 def build_ema(config: ModelConfig, model: nn.Module, sharded: bool) -> ModelEma | ShardEma | None:
-    """Begin an average of a model's weights, if the config asks for one."""
+    """Start an average of a model's weights, if the config asks for one."""
     if config.ema_decay is None:
         return None
     return (ShardEma if sharded else ModelEma)(model, config.ema_decay, config.ema_warmup)

@@ -1,4 +1,4 @@
-"""One epoch after the other: train, evaluate, save; or save and stop where a signal says so."""
+"""Run the epochs: train, evaluate, save. On a signal, save and stop."""
 
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ from affnorm_zoo.training.watch import RunLog
 
 
 class PreemptedError(RuntimeError):
-    """The run was told to stop, has saved its state, and can be resumed. ``signum`` is the signal."""
+    """A signal, ``signum``, stopped the run. Its state is saved and the run can be resumed."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
@@ -25,7 +25,7 @@ class PreemptedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Epochs:
-    """The epochs of a run that are still to come, and all that takes part in them."""
+    """Runs the remaining epochs."""
 
     config: RunConfig
     parts: Parts
@@ -35,11 +35,11 @@ class Epochs:
     keeper: Keeper
 
     def run(self) -> None:
-        """Go through them.
+        """Train, evaluate and save until the last epoch.
 
         Raises:
-            NonFiniteError: the training diverged.
-            PreemptedError: a signal asked for a stop; the state is saved, if this run can be resumed from here.
+            NonFiniteError: training diverged.
+            PreemptedError: a signal asked for a stop. The state is saved if the run can be resumed from here.
         """
         self.log.start(self._progress.windows)
         if self._progress.windows == 0 and self.probe.is_due():
@@ -71,18 +71,18 @@ class Epochs:
         self.log.record_windows(self._trainer.drain(), self._progress.epoch)
 
     def _close(self) -> None:
-        """Evaluate where it is due, and save."""
+        """Evaluate if due, and save."""
         progress = self._progress
         record: dict[str, Any] = {"epoch": progress.epoch + 1, "update": progress.windows, "updates": progress.updates}
         record["train"] = {"loss": progress.loss_sum / max(progress.num_losses, 1)}
-        is_whole = progress.window == self._trainer.batches.num_updates  # max_updates can cut an epoch off
+        is_whole = progress.window == self._trainer.batches.num_updates  # max_updates can end a run within an epoch
         is_last = self._is_capped() or (is_whole and record["epoch"] == self.config.train.epochs)
         is_measured = is_last or record["epoch"] % self.config.train.eval_epochs == 0
         if is_measured:
             record |= self._evaluate()
         if self.interrupt.agree()[0] or None in record.values():
             self._preempt()
-        if is_whole:  # a run that max_updates cuts off can be resumed from here
+        if is_whole:  # a run ended by max_updates can be resumed from here
             progress.epoch, progress.window = progress.epoch + 1, 0
             progress.loss_sum, progress.num_losses = 0.0, 0
         if is_measured:
@@ -93,7 +93,7 @@ class Epochs:
             self.keeper.save(self._trainer.state)
 
     def _evaluate(self) -> dict[str, dict[str, float] | None]:
-        """Measure the weights, and their average if there is one; None for one that a signal cut off."""
+        """Evaluate the weights, and their average if there is one; None for an evaluation that a signal interrupted."""
         state = self._trainer.state
         arguments = (
             self.parts.val_loader,
@@ -114,12 +114,12 @@ class Epochs:
         raise PreemptedError(
             f"stopped by signal {self.interrupt.signum} after update {self._progress.windows} of epoch "
             f"{self._progress.epoch + 1}; "
-            + ("under DeepSpeed nothing is saved" if lost else "go on with --resume auto"),
+            + ("under DeepSpeed nothing is saved" if lost else "resume with --resume auto"),
             self.interrupt.signum,
         )
 
     def _can_save(self) -> bool:
-        """Whether a run can go on from here: a stream only from the end of an epoch, under DeepSpeed never."""
+        """Whether a run can be resumed from here: with a stream only at the end of an epoch, under DeepSpeed never."""
         if is_deepspeed(self._trainer.accelerator):
             return False
         return not self.parts.source.is_stream or self._progress.window in (0, self._trainer.batches.num_updates)

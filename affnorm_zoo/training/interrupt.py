@@ -13,9 +13,9 @@ from affnorm_zoo.training.processes import parent_command
 
 
 class Interrupt:
-    """A request to stop, by SIGTERM or Ctrl-C, that the training loop grants after saving; a second one kills.
+    """Graceful shutdown on SIGTERM or Ctrl-C: the loop saves, then stops; a second signal kills.
 
-    ``with Interrupt() as interrupt`` installs the handlers and puts the old ones back.
+    ``with Interrupt() as interrupt`` installs the handlers and restores the old ones.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Interrupt:
         for signum in (signal.SIGTERM, signal.SIGINT) if in_main_thread else ():
             self._previous[signum] = signal.signal(signum, self._handle)
         if distributed.is_initialized() and distributed.get_world_size() > 1:
-            # asked after every update: on the CPU, so that no process waits for its GPU to answer
+            # checked after every update: on the CPU, so that no process waits for its GPU
             self._group = distributed.new_group(backend="gloo")
         return self
 
@@ -40,12 +40,12 @@ class Interrupt:
             signal.signal(signum, handler)
 
     def agree(self, *wishes: bool) -> list[bool]:
-        """Tell the other processes whether to stop, and further ``wishes``; a wish of one is granted by all.
+        """Agree with the other processes on whether to stop and on ``wishes``: if any rank asks, all ranks agree.
 
         Every process must call it at the same update.
 
         Returns:
-            Whether to stop, and each wish.
+            Whether to stop, then the result of each wish.
         """
         if self._group is None:
             return [self.signum != 0, *wishes]
@@ -62,13 +62,13 @@ class Interrupt:
 
 
 def _die_with_launcher() -> None:
-    """Be told when ``accelerate launch`` dies, which for a single process passes no signal on."""
+    """Get a signal when ``accelerate launch`` dies. It does not forward signals to a single process."""
     if any("accelerate" in part for part in parent_command()[:3]):
         die_with_parent(signal.SIGTERM)
 
 
 def die_with_parent(signum: int) -> None:
-    """Have Linux send this process a signal when its parent dies."""
+    """Let Linux send this process a signal when its parent dies."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signum)

@@ -1,4 +1,4 @@
-"""When a run is saved, and which of its checkpoints stay."""
+"""The checkpoint policy: when a run is saved, and which of its checkpoints are kept."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from affnorm_zoo.training.state import Progress, RunState, save_state
 
 
 class Keeper:
-    """Saves a run's state into ``root`` as the config says, and removes what it need not keep."""
+    """Saves a run's state into ``root`` as configured, and removes old checkpoints."""
 
     def __init__(self, root: Path, config: CheckpointConfig, updates_per_epoch: int) -> None:
         self.root = root
@@ -24,14 +24,14 @@ class Keeper:
         self._last_save = time.monotonic()
 
     def is_due_within_epoch(self, progress: Progress) -> bool:
-        """Whether this process thinks that it is time to save."""
+        """Whether this process wants to save now; processes may disagree."""
         updates, minutes = self.config.every_updates, self.config.every_minutes
         return (updates is not None and progress.windows % updates == 0) or (
             minutes is not None and time.monotonic() - self._last_save > 60 * minutes
         )
 
     def is_due_after_epoch(self, progress: Progress, is_last: bool) -> bool:
-        """The same at the end of an epoch, on every process alike; a new best result is always saved."""
+        """Whether to save at the end of an epoch, the same on every process. A new best result is always saved."""
         name = checkpoint.checkpoint_name(progress.windows)
         return (
             is_last
@@ -41,7 +41,7 @@ class Keeper:
         )
 
     def note_result(self, progress: Progress, record: dict[str, Any]) -> None:
-        """Remember an epoch's metric if it is finite and the best so far."""
+        """Record an epoch's metric if it is finite and the best so far."""
         weights, metric = self.config.best_metric.split(".")
         value = record[weights][metric]
         sign = -1 if metric in ("loss", "ece") else 1
@@ -58,7 +58,7 @@ class Keeper:
         """Save; every process must call it.
 
         Raises:
-            UsageError: the disk is full or refuses; earlier checkpoints are untouched.
+            UsageError: the checkpoint cannot be written, for example to a full disk; earlier ones are untouched.
         """
         content = state.gather()
         on_main(state.accelerator, lambda: self._write(content, state.progress))
@@ -70,7 +70,7 @@ class Keeper:
             checkpoint.commit(folder, lambda temporary: save_state(content, temporary))
         except (OSError, SafetensorError) as error:
             raise UsageError(
-                f"checkpoint {folder} could not be written ({error}); the earlier ones are untouched. Free some space "
+                f"checkpoint {folder} could not be written ({error}); the earlier ones are untouched. Free disk space "
                 "and resume"
             ) from error
         if progress.best.get("checkpoint") == folder.name:

@@ -22,12 +22,12 @@ from affnorm_zoo.training.state import RunState, unwrap_optimizer
 
 
 class NonFiniteError(RuntimeError):
-    """A gradient is no longer a number; the message names the update and its images."""
+    """A gradient is non-finite; the message names the update and its images."""
 
 
 @dataclass
 class Window:
-    """What one window of micro-batches left: its mean loss on this process, and its gradient norm before clipping."""
+    """The results of one window of micro-batches: mean loss on this process, gradient norm before clipping, times."""
 
     number: int  # over all epochs, from 1
     loss: Tensor
@@ -35,15 +35,15 @@ class Window:
     lr: float
     num_images: int
     seconds: float
-    wait_seconds: float  # of these, for the loader
+    wait_seconds: float  # part of it spent waiting for the loader
 
 
 @dataclass
 class Trainer:
-    """The parts of a run that change the weights, and one epoch of using them.
+    """Trains the model, one epoch at a time.
 
-    A window is the micro-batches whose gradients make one update: the gradient is the mean over the images of all of
-    them, on all processes. Everything random in it is seeded by (seed, epoch, window, process).
+    A window is one update attempt: the micro-batches whose gradients are accumulated. The gradient is the mean over all
+    their images, on all processes. Everything random in a window is seeded by (seed, epoch, window, process).
     """
 
     accelerator: Accelerator
@@ -56,21 +56,21 @@ class Trainer:
     loader: Iterable
     seed: int
     clip_norm: float | None = None
-    clip: Callable[[], None] | None = None  # any other way of clipping
+    clip: Callable[[], None] | None = None  # clipping other than by norm
     channels_last: bool = False
-    replays_graphs: bool = False  # CUDA graphs, whose outputs, gradients among them, the next step overwrites
+    replays_graphs: bool = False  # with CUDA graphs, the next step overwrites all outputs, including gradients
     skip_non_finite: bool = False
     max_skips: int = 10
-    pending: list[Window] = field(default_factory=list)  # not read yet; reading waits for the device
+    pending: list[Window] = field(default_factory=list)  # not read yet: reading waits for the device
 
     def __post_init__(self) -> None:
-        self._parameters = list(self.state.model.parameters())  # walking through the modules takes time
+        self._parameters = list(self.state.model.parameters())  # walking the modules at every step takes time
 
     def windows(self) -> Iterator[None]:
-        """Train to the end of the epoch under way, and pause after every window.
+        """Train to the end of the current epoch; yields after every window.
 
         Raises:
-            NonFiniteError: more than ``max_skips`` gradients in a row are not finite.
+            NonFiniteError: more than ``max_skips`` gradients in a row are non-finite.
             UsageError: a batch cannot be loaded.
         """
         progress = self.state.progress
@@ -81,17 +81,17 @@ class Trainer:
         for window in range(progress.window, self.batches.num_updates):
             try:
                 self._train_window(iterator, window)
-            except RuntimeError as error:  # a worker's death is a signal, which can interrupt anything
+            except RuntimeError as error:  # a dead worker raises a signal, which can interrupt any line
                 if str(error).startswith("DataLoader "):
                     raise self._loader_failed(window, str(error)) from error
                 raise
             yield
 
     def drain(self) -> list[Window]:
-        """Read the windows since the last call; the loss is now the mean over all processes.
+        """Read the windows since the last call; their loss is now the mean over all processes.
 
         Raises:
-            NonFiniteError: one of them had a gradient that is no number, and the config does not skip these.
+            NonFiniteError: a window had a non-finite gradient, and the config does not skip these.
         """
         windows, self.pending = self.pending, []
         if not windows:
@@ -108,7 +108,7 @@ class Trainer:
         return windows
 
     def _train_window(self, iterator: Iterator, window: int) -> None:
-        """Go through the micro-batches of a window, and step."""
+        """Run the micro-batches of a window, and take the optimiser step."""
         progress, start = self.state.progress, time.perf_counter()
         accelerator = self.accelerator
         seed_generators(accelerator.device, self.seed, progress.epoch, window, accelerator.process_index)
@@ -121,7 +121,7 @@ class Trainer:
             wait += time.perf_counter() - asked
             loss += self._backward(images, labels, weight=len(labels) / share, synchronise=number == count - 1)
             if self.replays_graphs and number == 0 and count > 1:
-                for parameter in self._parameters:  # to which the other micro-batches' gradients are added in place
+                for parameter in self._parameters:  # the gradients of the other micro-batches are added to it in place
                     parameter.grad = None if parameter.grad is None else parameter.grad.clone()
         lr = max(group["lr"] for group in self.state.optimizer.param_groups)
         norm = self._step(lr)
@@ -133,7 +133,7 @@ class Trainer:
         self.pending.append(Window(progress.windows, loss, norm, lr, num_images, seconds, wait))
 
     def _backward(self, images: Tensor, labels: Tensor, weight: float, synchronise: bool) -> Tensor:
-        """Add one micro-batch to the gradient and return its part of the loss."""
+        """Add one micro-batch to the gradient and return its share of the loss."""
         model = self.state.model
         x, targets = self.augment(self.normalize(images), labels.to(self.accelerator.device, non_blocking=True))
         if self.channels_last:
@@ -147,11 +147,11 @@ class Trainer:
             if engine is None:
                 self.accelerator.backward(loss)
             else:
-                engine.backward(loss, sync_gradients=synchronise)  # and clips and steps at the end of the window
+                engine.backward(loss, sync_gradients=synchronise)  # also clips and steps at the end of the window
         return loss.detach().float()
 
     def _step(self, lr: float) -> Tensor:
-        """Clip, step, average and advance the schedule; return the norm of the gradient before clipping."""
+        """Clip, step, average and advance the schedule; return the gradient norm before clipping."""
         state, progress = self.state, self.state.progress
         optimizer, norm = self._optimizer, self._clip_norm()
         if self.skip_non_finite and not math.isfinite(float(norm)):
@@ -164,7 +164,7 @@ class Trainer:
             self.clip()
         optimizer.step()
         optimizer.zero_grad()
-        if not self.accelerator.optimizer_step_was_skipped:  # as the scaler of float16 does after an overflow
+        if not self.accelerator.optimizer_step_was_skipped:  # float16's scaler skips a step after an overflow
             progress.skips = 0
             progress.updates += 1
             if state.ema is not None:
@@ -174,12 +174,12 @@ class Trainer:
         return norm
 
     def _clip_norm(self) -> Tensor:
-        """The norm of the gradient, which is clipped afterwards if the config says so."""
+        """The gradient norm before clipping; clips afterwards if configured."""
         if self.clip_norm is not None:
             with gradients_over_kappa(self.state.optimizer):
                 norm = self.accelerator.clip_grad_norm_(self._parameters, self.clip_norm)
         elif is_deepspeed(self.accelerator):
-            norm = self.accelerator.clip_grad_norm_(self._parameters, math.inf)  # which DeepSpeed has computed
+            norm = self.accelerator.clip_grad_norm_(self._parameters, math.inf)  # DeepSpeed has already computed it
         else:
             self.accelerator.unscale_gradients()
             norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
@@ -187,16 +187,16 @@ class Trainer:
 
     @property
     def _optimizer(self) -> Optimizer:
-        """accelerate's wrapper where a scaler or DeepSpeed needs it; it searches for packages at every step."""
+        """accelerate's wrapper only if a scaler or DeepSpeed needs it: it searches for packages at every step."""
         wrapped = self.state.optimizer
         needed = self.accelerator.scaler is not None or is_deepspeed(self.accelerator)
         return wrapped if needed else unwrap_optimizer(wrapped)
 
     def _next(self, iterator: Iterator, window: int) -> Any:
-        """The next batch; what goes wrong in a worker is told with the images that were wanted."""
+        """The next batch. An error in a worker names the images of the batch."""
         try:
             return next(iterator)
-        except OSError as error:  # the pipe of a dead worker, whose signal may be on its way
+        except OSError as error:  # the pipe of a dead worker; its signal may arrive later
             time.sleep(1)
             raise self._loader_failed(window, str(error)) from error
 

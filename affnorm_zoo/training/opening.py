@@ -1,4 +1,4 @@
-"""The beginning of a run in its folder: who may write there, where it starts from, and what is written down of it."""
+"""Opening a run folder: lock it, choose the checkpoint to resume from, write config.yaml and run.json."""
 
 import dataclasses
 import logging
@@ -19,14 +19,14 @@ _logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """The folder of a run, in the hands of its main process."""
+    """The folder of a run, used by its main process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: FileLock | None = None
 
     def finished_report(self, config: RunConfig, resume: str) -> dict[str, Any]:
-        """The report of a run that ``resume="auto"`` finds with nothing left to do; empty otherwise."""
+        """The report if ``resume="auto"`` finds a finished run; otherwise empty."""
         state = run_folder.read_json(self.path / run_folder.STATE_FILE).get("state")
         if resume != "auto" or state != "completed":
             return {}
@@ -35,17 +35,17 @@ class RunFolder:
         return report if is_done else {}
 
     def open(self, config: RunConfig, parts: Parts, resume: str, overwrite: bool, allow_changes: bool) -> Path | None:
-        """Lock the folder, choose the checkpoint and write down what is about to run; nothing before all is checked.
+        """Lock the folder, choose the checkpoint, then record the config and facts. Checks come before any write.
 
         Returns:
-            The checkpoint to go on from.
+            The checkpoint to resume from, or None.
 
         Raises:
-            UsageError: the folder is in use or cannot be written to, or the checkpoint is damaged or another run's.
+            UsageError: the folder is in use or cannot be written to, or the checkpoint is damaged or of another run.
         """
         if run_folder.is_used(self.path) and resume == "none" and not overwrite:
             raise UsageError(
-                f"the output folder {self.path} is already in use: choose another --output, go on with --resume auto, "
+                f"the output folder {self.path} is already in use: choose another --output, resume with --resume auto, "
                 "or replace it with --overwrite"
             )
         if self.path.is_dir():
@@ -60,13 +60,13 @@ class RunFolder:
             self._empty()
         self._write_down(config, parts, facts, checkpoint, notes)
         if parts.source.is_stream:
-            _logger.warning("a stream can be gone on from only at the end of an epoch, so it is saved only there")
+            _logger.warning("a run on a stream can be resumed only at the end of an epoch, so it is saved only there")
         for note in notes:
             _logger.warning("the rest of the run will not be bit-equal to an uninterrupted one: %s", note)
         return checkpoint
 
     def release(self) -> None:
-        """Let others have the folder."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
 

@@ -1,4 +1,4 @@
-"""What a run will cost, before it costs anything."""
+"""The plan of a run: what it will cost, known before the first update."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from affnorm_zoo.data import Preprocessing
 
-# dense peak of one device in TFLOP/s, from the makers' data sheets: bfloat16 or float16 with float32 sums, float32
+# dense peak of one device in TFLOP/s, from the vendors' data sheets: bfloat16 or float16 with float32 sums; float32
 _PEAK_TFLOPS = {
     "H200": (989.0, 67.0),
     "H100 80GB HBM3": (989.0, 67.0),
@@ -24,15 +24,15 @@ _PEAK_TFLOPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Sizes of a run: counts, and bytes on one process.
+    """Sizes of a run: counts, and bytes per process.
 
-    ``forward_flops`` counts two for a multiply-add of convolutions and matrix products; the normalisers' own passes
-    are not counted. ``activation_bytes`` are the tensors that the backward pass of one micro-batch holds.
+    ``forward_flops`` counts a multiply-add of convolutions and matrix products as two; it leaves out the normalisers'
+    own passes. ``activation_bytes`` are the tensors kept for the backward pass of one micro-batch.
     """
 
     preprocessing: Preprocessing
     parameters: int
-    forward_flops: int  # an image
+    forward_flops: int  # per image
     updates_per_epoch: int
     total_updates: int
     global_batch_size: int
@@ -40,21 +40,21 @@ class Plan:
     micro_batches: int
     num_processes: int
     learning_rate: float  # after scaling
-    weight_bytes: int  # weights, gradients, the optimiser's state, the average
+    weight_bytes: int  # weights, gradients, the optimiser's state and the moving average
     activation_bytes: int
 
     def as_text(self) -> str:
-        """A few lines for people."""
+        """The plan as readable lines."""
         return (
             f"images            {' x '.join(map(str, self.preprocessing.input_size))}, mean "
             f"{_rounded(self.preprocessing.mean)}, std {_rounded(self.preprocessing.std)}\n"
             f"parameters        {self.parameters / 1e6:.2f} M\n"
-            f"forward           {self.forward_flops / 2e9:.2f} GMACs an image\n"
-            f"batch             {self.global_batch_size} images an update: {self.num_processes} processes x "
+            f"forward           {self.forward_flops / 2e9:.2f} GMACs per image\n"
+            f"batch             {self.global_batch_size} images per update: {self.num_processes} processes x "
             f"{self.micro_batches} micro-batches x {self.micro_batch_size}\n"
-            f"updates           {self.updates_per_epoch} an epoch, {self.total_updates} in all\n"
-            f"learning rate     {self.learning_rate:.3g} at its highest\n"
-            f"memory a process  {(self.weight_bytes + self.activation_bytes) / 2**20:.0f} MiB: "
+            f"updates           {self.updates_per_epoch} per epoch, {self.total_updates} in total\n"
+            f"learning rate     {self.learning_rate:.3g} at its peak\n"
+            f"memory            {(self.weight_bytes + self.activation_bytes) / 2**20:.0f} MiB per process: "
             f"{self.weight_bytes / 2**20:.0f} for weights, gradients and optimiser, "
             f"{self.activation_bytes / 2**20:.0f} for activations"
         )
@@ -65,7 +65,7 @@ def _rounded(values: tuple[float, ...]) -> str:
 
 
 def count_flops(model: nn.Module, input_size: tuple[int, ...]) -> int:
-    """Floating-point operations of a forward pass on one image, a multiply-add as two."""
+    """Floating-point operations of a forward pass on one image; a multiply-add counts as two."""
     was_training = model.training
     parameter = next(model.parameters())
     x = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
@@ -76,7 +76,7 @@ def count_flops(model: nn.Module, input_size: tuple[int, ...]) -> int:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """The device's floating-point operations a second at its best, where they are known."""
+    """The device's peak floating-point operations per second, if known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -6,7 +6,7 @@ def plot_curves(metrics: Path, target: Path) -> bool:
     """Draw loss, learning rate and accuracy over the updates of a run, as a PNG.
 
     Returns:
-        Whether matplotlib is there to do it.
+        Whether matplotlib is installed; without it nothing is drawn.
     """
     try:
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""The divergence of a network while it trains, at chosen updates, on images that it is not trained on."""
+"""Measure the divergence during training, at chosen updates, on validation images."""
 
 import time
 from itertools import islice
@@ -19,13 +19,13 @@ _STEP_COLUMNS = ("cosine", "length", "moving_cosine", "moving_length")
 
 
 class DivergenceProbe:
-    """Measures on the main process; neither the weights nor the random numbers of the run notice.
+    """Measures on the main process without changing the run's weights or RNG state.
 
-    The real step is that of the run's own optimiser, its momenta and rate included, on a copy of it and the model, and
-    with neither clipping nor augmentation.
+    The real step uses copies of the model and the run's own optimiser, with its momenta and learning rate, but without
+    clipping and augmentation.
 
     Raises:
-        UsageError: the weights are sharded, so that no process holds the model.
+        UsageError: the weights are sharded, so no process holds the full model.
     """
 
     def __init__(self, config: RunConfig, parts: Parts) -> None:
@@ -33,17 +33,17 @@ class DivergenceProbe:
         self.parts = parts
         self.num_images = config.runtime.divergence_images
         self.batch: tuple[Tensor, Tensor] | None = None
-        self.seconds = 0.0  # since the start of this process
+        self.seconds = 0.0  # spent measuring, since the start of this process
         if self.every is not None and shards_weights(parts.trainer.accelerator):
-            raise UsageError("runtime.divergence_updates needs the whole model in one process: FSDP shards it")
+            raise UsageError("runtime.divergence_updates needs the full model in one process, but FSDP shards it")
 
     def is_due(self) -> bool:
-        """Whether this process is to measure after the update under way, or before the first."""
+        """Whether to measure now: after the current update, or before the first. True only on the main process."""
         is_main = self.parts.trainer.accelerator.is_main_process
         return is_main and self.every is not None and self.parts.trainer.state.progress.windows % self.every == 0
 
     def measure(self) -> dict[str, Any]:
-        """A line of ``metrics.jsonl``: how uneven each layer's factor is, and how its activations follow a step."""
+        """One line of ``metrics.jsonl``: how uneven each layer's factor is, and how its activations follow a step."""
         start, trainer = time.perf_counter(), self.parts.trainer
         self.batch = self.batch or self._load()
         state, progress = trainer.state, trainer.state.progress
@@ -66,7 +66,7 @@ class DivergenceProbe:
 
     def _load(self) -> tuple[Tensor, Tensor]:
         source, count = self.parts.source, min(self.num_images, self.parts.source.num_val)
-        # evenly over the split: one class's images come after another's in a folder
+        # evenly spaced over the split: a folder lists its images class by class
         indices = None if source.is_stream else [i * source.num_val // count for i in range(count)]
         loader = eval_loader(source.val, self.parts.preprocessing, batch_size=count, indices=indices)
         ((images, labels),) = islice(loader, 1)

@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, and how they fail together."""
+"""The processes of a run: how they connect, and how they fail together."""
 
 import os
 import sys
@@ -24,8 +24,8 @@ def build_accelerator(config: RuntimeConfig, **kwargs) -> Accelerator:
     """Connect the processes; ``kwargs`` are further arguments of :class:`accelerate.Accelerator`.
 
     Raises:
-        UsageError: the launcher was asked for more processes than have found each other, for a way of sharding that
-            does not run on CPUs, or sets gradient accumulation or a precision of its own beside the config's.
+        UsageError: fewer processes connected than the launcher was asked for; or the launcher asks for sharding that
+            does not run on CPUs; or it sets gradient accumulation, or a precision that conflicts with the config's.
     """
     launched_precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
     wanted_precision = _ACCELERATE_PRECISION[config.precision]
@@ -45,12 +45,12 @@ def build_accelerator(config: RuntimeConfig, **kwargs) -> Accelerator:
     _check_processes(accelerator)
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not config.deterministic  # what is fastest is chosen by measuring, as in timm
+    torch.backends.cudnn.benchmark = not config.deterministic  # choose the fastest algorithms by timing, as timm does
     return accelerator
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
-    """Let the main process act, and every process have its result, or fail with its error instead of waiting for it."""
+    """Run ``action`` on the main process and return its result on every process. If it fails, all processes fail."""
     outcome: list = [None, None]
     if accelerator.is_main_process:
         try:
@@ -69,7 +69,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
 
 
 def shards_weights(accelerator: Accelerator) -> bool:
-    """Whether the launch config has a process hold only a part of the weights."""
+    """Whether the launch config shards the weights over the processes."""
     return accelerator.distributed_type == DistributedType.FSDP
 
 
@@ -87,7 +87,7 @@ def _check_processes(accelerator: Accelerator) -> None:
             "use 'accelerate launch --multi_gpu --num_processes N' with runtime.device=cpu"
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise UsageError("precision fp16 needs a GPU, and on a CPU would be float32 in silence: use bf16 or fp32")
+        raise UsageError("precision fp16 needs a GPU; a CPU would silently use float32: use bf16 or fp32")
     if _is_on("ACCELERATE_USE_FSDP") and not shards_weights(accelerator):
         raise UsageError(
             f"the launch config asks for FSDP, but accelerate has started {accelerator.distributed_type.value}: FSDP "
@@ -103,7 +103,7 @@ def _check_processes(accelerator: Accelerator) -> None:
 
 
 def requested_processes(command: list[str]) -> int | None:
-    """The number of processes that a command line of ``accelerate launch`` asks for, if it does."""
+    """The number of processes that a command line of ``accelerate launch`` asks for, or None."""
     if not any("accelerate" in part for part in command[:3]):
         return None
     options = dict(pairwise(command))
@@ -125,7 +125,7 @@ def _is_on(variable: str) -> bool:
 
 
 def parent_command() -> list[str]:
-    """The command line of the process that started this one, where the system tells it."""
+    """The command line of the parent process, if the system provides it."""
     if sys.platform != "linux":
         return []
     try:

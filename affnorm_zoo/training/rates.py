@@ -12,9 +12,10 @@ from affnorm_zoo.layers import BoundLayer
 def divide_bias_rates(optimizer: Optimizer, model: nn.Module) -> None:
     """Divide the learning rate of every affine_like layer's bias by its κ, through timm's ``lr_scale``.
 
-    The layer adds c κ b / √(‖x‖² + κ²). An optimiser whose steps have a size of their own, such as AdamW or Muon, steps
-    b as far as any other parameter, and so the output κ times as far as the bias of a plain layer or batch norm would.
-    In plain gradient descent the factor belongs to the map: without it the divergence is no longer uniform.
+    The layer adds c κ b / √(‖x‖² + κ²). An optimiser whose step size does not depend on the gradient's size, such as
+    AdamW or Muon, steps b as far as any other parameter. The output then moves κ times as far as from the bias of a
+    plain layer or batch norm. In plain gradient descent the factor belongs to the map: without it the divergence is no
+    longer uniform.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, BoundLayer)]
     kappas = {layer.bias: kappa for layer in layers if (kappa := layer.inner_kappa()) is not None}
@@ -32,10 +33,10 @@ def divide_bias_rates(optimizer: Optimizer, model: nn.Module) -> None:
 
 @contextmanager
 def gradients_over_kappa(optimizer: Optimizer) -> Iterator[None]:
-    """While this lasts, a bias whose rate is divided by κ has the gradient of κ b, which is 1/κ of its own.
+    """Inside the context, a bias whose learning rate is divided by κ has the gradient of κ b, 1/κ of its own.
 
-    For what compares gradients across layers, such as a limit on their norm: the gradient of b itself is κ times that
-    of a plain layer's bias, and would count for more than all weights together.
+    This is for operations that compare gradients across layers, such as clipping their norm. The gradient of b itself
+    is κ times that of a plain layer's bias, and would outweigh all weights together.
     """
     divided = [group for group in optimizer.param_groups if "kappa" in group]
     pairs = [(p.grad, group["kappa"]) for group in divided for p in group["params"] if p.grad is not None]

@@ -1,4 +1,4 @@
-"""From the result files of sweeps to the page of recipes and the README's table."""
+"""Write the page of recipes and the README's table from the result files of sweeps."""
 
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,18 @@ from affnorm_zoo.training.sweep_report import final_results, gap, sample_of, swe
 _HEAD = """\
 # Recipes
 
-Written by `scripts/recipes.py` from the result files of single runs, which `scripts/sweep.py` makes. Within a table
-every arm has the same data, epochs, augmentation and updates, and is tuned over the same points: one run each, scored
-on training images held out. The runs that count have other seeds, train on all training images and are scored once on
-the test set. Accuracies are top-1 in per cent, mean ± the standard deviation of one run; p is Welch's. A run that
-diverges counts as 0, and none is dropped.
+`scripts/recipes.py` writes this page from the result files of single runs. `scripts/sweep.py` makes these runs.
 
-## What was aimed at
+- Within a table every method has the same data, epochs, augmentation and updates.
+- Every method is tuned over the same hyperparameter settings: one run per setting, scored on validation images that are
+  held out from the training set.
+- The final runs have other seeds, train on all training images and are scored once on the test set.
+- Accuracies are top-1 in per cent: the mean ± the standard deviation of one run. p is from Welch's test.
+- A run that diverges counts as 0. No run is dropped.
 
-| comparison | aim | found | verdict |
+## Targets
+
+| comparison | target | measured | verdict |
 |---|---|---|---|
 {aims}
 """
@@ -31,19 +34,20 @@ _SECTION = """
 
 {table}
 {remark}To repeat it: `python scripts/sweep.py {file} data.path=PATH`. The result files are in
-[{folder}]({folder}); {hardware}.
+[{folder}]({folder}). {hardware}.
 """
-_ARITHMETIC = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # by accelerate's word
+_ARITHMETIC = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # keyed by accelerate's mixed_precision
 _BEGIN, _END = "<!-- results: scripts/recipes.py -->\n", "<!-- end of results -->\n"
 
 
 def write_recipes(configs: Path, results: Path, page: Path, readme: Path) -> None:
-    """Write the page of all sweeps that have results, and between the README's marks the table of those meant for it.
+    """Write the page of all sweeps that have results, and the README's table of those with ``in_readme``.
 
     Args:
-        configs: folder of sweeps' YAML files.
-        results: folder with ``NAME/results/*.json`` for ``configs/NAME.yaml``.
-        page, readme: what is written.
+        configs: folder of the sweeps' YAML files.
+        results: folder with ``NAME/results/*.json`` for each ``configs/NAME.yaml``.
+        page: the Markdown file to write.
+        readme: the README; only what stands between its marks changes.
     """
     aims, sections, short = [], [], []
     for file in sorted(configs.glob("*.yaml"), key=lambda file: natural_key(file.stem)):
@@ -75,20 +79,20 @@ def _section(sweep: SweepConfig, file: Path, link: Path, folder: Path, finals: d
         remark=f"{sweep.remark.strip()}\n\n" if sweep.remark else "",
         file=file.as_posix(),
         folder=link.as_posix(),
-        hardware="hardware: {device}, {cpu_count} cores; torch {torch}, timm {timm}".format(**environment),
+        hardware="Hardware: {device}, {cpu_count} cores; torch {torch}, timm {timm}".format(**environment),
     )
 
 
 def _values(runs: list[dict[str, Any]], name: str) -> str:
-    """All values of an entry of the environment; the runs of one table may come from several machines."""
+    """All values of one environment entry: the runs of a table may come from several machines."""
     return " and ".join(sorted({str(run["environment"][name]) for run in runs}, key=natural_key))
 
 
 def _facts(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What all runs that ended have in common.
+    """The facts that all finished runs of a table share.
 
     Raises:
-        ValueError: they have not.
+        ValueError: the runs differ in one of them.
     """
     ended = [run for run in runs if not run["diverged"]]
     names = ("data", "note", "num_train_images", "num_images", "epochs", "updates", "precision")

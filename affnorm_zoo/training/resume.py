@@ -1,4 +1,4 @@
-"""Whether a checkpoint may be gone on from: what of its run must be the same, and what may differ."""
+"""Whether a run may resume from a checkpoint: what must be the same, and what may differ."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from affnorm_zoo.training.run_folder import CHECKPOINTS, CONFIG_FILE, RUN_FILE, 
 
 _logger = logging.getLogger(__name__)
 
-# changes nothing in the numbers
+# no effect on any number
 FREE = {
     "data.path", "data.note", "data.workers", "data.timeout_seconds", "data.max_bad_images", "data.cache",
     "train.max_updates", "train.eval_epochs",
@@ -21,7 +21,7 @@ FREE = {
     "checkpoint.milestones", "runtime.device", "runtime.log_updates", "runtime.trackers",
     "runtime.divergence_updates", "runtime.divergence_images",
 }  # fmt: skip
-# the same images in the same order, but sums are rounded and random numbers drawn in another way
+# the same images in the same order, but different rounding of sums and different random numbers
 NOTED = {
     "train.micro_batch_size", "model.grad_checkpointing", "runtime.precision", "runtime.channels_last",
     "runtime.compile", "runtime.compile_mode", "runtime.fused_attn", "runtime.sync_bn", "runtime.deterministic",
@@ -29,10 +29,10 @@ NOTED = {
 
 
 def choose_checkpoint(resume: str, output: Path) -> Path | None:
-    """The checkpoint that ``--resume`` means: none, the newest sound one of the run, or one by its path.
+    """The checkpoint that ``--resume`` selects: none, the run's newest intact one, or one by path.
 
     Raises:
-        UsageError: the path is not a sound checkpoint.
+        UsageError: the path is not an intact checkpoint.
     """
     if resume == "none":
         return None
@@ -46,23 +46,23 @@ def choose_checkpoint(resume: str, output: Path) -> Path | None:
 
 
 def check_same_run(folder: Path, config: RunConfig, facts: dict[str, Any], allow_changes: bool) -> list[str]:
-    """Compare the run that a checkpoint belongs to with the one that is to go on from it.
+    """Compare the run of a checkpoint with the run that resumes from it.
 
     Args:
         folder: the checkpoint, inside its run's folder.
-        config: of the run that goes on.
-        facts: what :func:`describe_facts` says of it.
-        allow_changes: whether differences that change the result are accepted.
+        config: config of the resumed run.
+        facts: facts of the resumed run, from :func:`describe_facts`.
+        allow_changes: whether to accept differences that change the result.
 
     Returns:
-        A note for every difference that makes the rest of the run differ from an uninterrupted one.
+        One note per difference after which the run is no longer bit-equal to an uninterrupted one.
 
     Raises:
-        UsageError: something that decides the result differs.
+        UsageError: a setting or fact that decides the result differs.
     """
     run = folder.resolve().parent.parent
     if not (run / CONFIG_FILE).is_file():
-        raise UsageError(f"{folder} does not lie in a run folder: {run} has no {CONFIG_FILE}")
+        raise UsageError(f"{folder} is not inside a run folder: {run} has no {CONFIG_FILE}")
     old, new = flatten(load_config([run / CONFIG_FILE])), flatten(config)
     changed = {name: (old.get(name), new.get(name)) for name in {*old, *new} if old.get(name) != new.get(name)}
     notes = [f"{name} was {before} and is {now}" for name, (before, now) in changed.items() if name in NOTED]
@@ -79,13 +79,13 @@ def check_same_run(folder: Path, config: RunConfig, facts: dict[str, Any], allow
     if refused and not allow_changes:
         raise UsageError(
             f"{folder} belongs to another run: {'; '.join(sorted(refused))}. Start a new run, or accept the changes "
-            "by --allow-changes"
+            "with --allow-changes"
         )
     return sorted(notes + refused)
 
 
 def fingerprint(config: RunConfig, facts: dict[str, Any]) -> str:
-    """A hash of all that decides the result: equal for two runs of the same experiment."""
+    """A hash of everything that decides the result: equal for two runs of the same experiment."""
     deciding = {name: value for name, value in flatten(config).items() if name not in FREE | NOTED}
     stable = {name: value for name, value in facts.items() if not name.startswith(("num_processes", "version"))}
     return hashlib.sha256(json.dumps([deciding, stable], sort_keys=True).encode()).hexdigest()
@@ -94,7 +94,7 @@ def fingerprint(config: RunConfig, facts: dict[str, Any]) -> str:
 def describe_facts(
     source_facts: dict[str, Any], parameters: int, num_processes: int, versions: dict[str, str]
 ) -> dict[str, Any]:
-    """What of a run its config does not say, and a resume must know."""
+    """Facts of a run that its config does not state and that a resume must compare."""
     return {
         **source_facts,
         "parameters": parameters,

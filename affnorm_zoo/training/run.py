@@ -28,25 +28,25 @@ _logger = logging.getLogger(__name__)
 def train(
     config: RunConfig, output: Path, *, resume: str = "none", overwrite: bool = False, allow_changes: bool = False
 ) -> dict[str, Any]:
-    """Train a model and leave its weights, config, metrics, checkpoints and report in ``output``.
+    """Train a model and write its weights, config, metrics, checkpoints and report to ``output``.
 
-    Everything that can be wrong with the config, the data or the folder is said before the first step, and before
-    the folder is made. ``run_state.json`` says at any time how the run stands.
+    Errors in the config, the data or the folder are raised before the first step and before the folder is made.
+    ``run_state.json`` always holds the current state of the run.
 
     Args:
         config: what to train.
-        output: the run folder; on several machines, one that all of them see.
-        resume: ``"none"``, ``"auto"`` (from the newest sound checkpoint in ``output``, if there is one) or the path of
-            a checkpoint.
-        overwrite: whether a folder in use is emptied; otherwise it is an error.
-        allow_changes: whether a resumed run may differ from the saved one in what decides the result.
+        output: the run folder; for several machines it must be on shared storage.
+        resume: ``"none"``, ``"auto"`` (from the newest intact checkpoint in ``output``, if any) or the path of a
+            checkpoint.
+        overwrite: whether to empty a folder in use; otherwise that is an error.
+        allow_changes: whether a resumed run may differ from the saved one in settings that decide the result.
 
     Returns:
         The report, on every process; that of the finished run, if ``resume="auto"`` finds one.
 
     Raises:
-        UsageError: something that the caller can put right.
-        NonFiniteError: the training diverged.
+        UsageError: an error that the caller can fix.
+        NonFiniteError: training diverged.
         PreemptedError: a signal asked for a stop; the state is saved.
     """
     watch.check_trackers(config.runtime.trackers)
@@ -68,7 +68,7 @@ def train(
             _write_state(parts, output, "preempted", message=str(error))
             raise
         except BaseException as error:
-            with suppress(OSError):  # a full disk is told by the error itself
+            with suppress(OSError):  # if the disk is full, let the original error through
                 _write_state(parts, output, "failed", message=f"{type(error).__name__}: {error}")
             raise
         finally:
@@ -83,7 +83,7 @@ def _train(
     interrupt: Interrupt,
     checkpoint: Path | None,
 ) -> dict[str, Any]:
-    """Go through the epochs, from the checkpoint on if there is one, and write the report."""
+    """Run the remaining epochs, from the checkpoint if there is one, and write the report."""
     trainer, accelerator = parts.trainer, parts.trainer.accelerator
     progress = trainer.state.progress
     if checkpoint is not None:
@@ -115,14 +115,14 @@ def _train(
 
 
 def _keep_bad_images(parts: Parts, output: Path, checkpoint: Path | None) -> None:
-    """Count the images that cannot be decoded over all processes, and on from those of the run that is resumed."""
+    """Collect the undecodable images of all processes, and add those of the resumed run."""
     if parts.source.bad is not None:
         earlier = checkpoint.resolve().parents[1] / run_folder.BAD_IMAGES_FILE if checkpoint else None
         parts.source.bad.keep_in(output / run_folder.BAD_IMAGES_FILE, earlier)
 
 
 def _finish(config: RunConfig, output: Path, parts: Parts, times: dict[str, float]) -> dict[str, Any]:
-    """Leave weights, curves and the report."""
+    """Write weights, curves and the report."""
     state, accelerator, progress = parts.trainer.state, parts.trainer.accelerator, parts.trainer.state.progress
     report = {
         "model": config.model.name,

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and who may write to it. Files are written beside their place and moved there whole."""
+"""The files of a run folder, and its lock. Files are written atomically: to a temporary name, then renamed."""
 
 import hashlib
 import json
@@ -24,15 +24,15 @@ METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 DIVERGENCE_FILE = "divergence.png"
 LOCK_FILE = "run.lock"
-BAD_IMAGES_FILE = "bad_images.txt"  # number and name of each; there only if there are any
+BAD_IMAGES_FILE = "bad_images.txt"  # number and name of each; exists only if there are any
 CHECKPOINTS = "checkpoints"
 
 
 def claim(path: Path) -> FileLock:
-    """Make the folder and keep every other run out of it until the lock is released or its process is gone.
+    """Make the folder and lock it against other runs, until the lock is released or the process ends.
 
     Raises:
-        UsageError: the path is a file or cannot be written to, or another run holds it.
+        UsageError: the path is a file or cannot be written to, or another run holds the lock.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -50,12 +50,12 @@ def claim(path: Path) -> FileLock:
 
 
 def is_used(path: Path) -> bool:
-    """Whether something other than a lock lies in the folder."""
+    """Whether the folder contains anything other than a lock."""
     return path.is_file() or (path.is_dir() and any(item.name != LOCK_FILE for item in path.iterdir()))
 
 
 def write_state(path: Path, state: str, **details: Any) -> None:
-    """Say whether the run is running, completed, preempted or failed; launchers do not pass exit codes on."""
+    """Record whether the run is running, completed, preempted or failed: launchers do not forward exit codes."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_json(
         path / STATE_FILE,
@@ -73,22 +73,22 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` as indented JSON, whole or not at all."""
+    """Write ``content`` as indented JSON, atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write ``content``, whole or not at all."""
+    """Write ``content`` atomically."""
     write_atomically(path, lambda temporary: _dump(temporary, content))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a file that :func:`write_json` has written; empty where there is none."""
+    """The content of a file from :func:`write_json`; empty if the file does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file of any size."""
+    """The SHA-256 of a file of any size."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -97,7 +97,7 @@ def sha256_of(path: Path) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the repository that the run was started in, marked if the tree differs from it."""
+    """The commit of the repository that the run was started in, marked if the working tree differs."""
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty"], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Everything a run needs before its first step, each part with the checks that belong to it."""
+"""Build the parts that a run needs before its first step, each with its checks."""
 
 import copy
 import math
@@ -23,20 +23,20 @@ from affnorm_zoo.evaluation import check_model_name
 from affnorm_zoo.training.rates import divide_bias_rates
 
 _WARMUP_LR = 1e-5  # where timm's warm-up starts
-_MOST_RATES = 500  # of a schedule that are looked at before a run
+_MOST_RATES = 500  # learning rates of a schedule that are checked before a run
 _SET_ELSEWHERE = {
     "sched": "optim.schedule", "num_epochs": "train.epochs", "min_lr": "optim.min_lr",
-    "warmup_epochs": "optim.warmup_epochs", "step_on_epochs": "nothing, as every update has its rate",
+    "warmup_epochs": "optim.warmup_epochs", "step_on_epochs": "nothing, as every update has its own learning rate",
     "updates_per_epoch": "train.global_batch_size",
 }  # fmt: skip
 UNSUPPORTED_OPTIMIZERS = {"adahessian": "it needs a backward pass that keeps its own graph"}
 
 
 def resolve_micro_batch(config: TrainConfig, num_processes: int, num_images: int) -> int:
-    """Images that one process holds at once.
+    """The number of images that one process holds at once.
 
     Raises:
-        UsageError: the global batch does not divide into processes and micro-batches, or exceeds the training set.
+        UsageError: the global batch is not divisible into processes and micro-batches, or exceeds the training set.
     """
     size = config.global_batch_size
     if size > num_images:
@@ -55,8 +55,8 @@ def build_model(config: ModelConfig, num_classes: int, in_chans: int, *, pretrai
     """Build the model for the data, untrained unless ``pretrained``.
 
     Raises:
-        UsageError: timm does not know the name, the model does not take an argument, has no weights to start from, is
-            no classifier, or cannot checkpoint its activations.
+        UsageError: timm does not know the name; or the model does not take an argument, has no pretrained weights, is
+            not a classifier, or cannot checkpoint its activations.
     """
     check_model_name(config.name)
     kwargs = config.kwargs
@@ -64,13 +64,13 @@ def build_model(config: ModelConfig, num_classes: int, in_chans: int, *, pretrai
         model = timm.create_model(
             config.name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **kwargs
         )
-    except Exception as error:  # whatever an architecture does with an argument it is not made for
+    except Exception as error:  # architectures raise errors of any type for an argument that they do not support
         message = " ".join(str(error).split())[:500]
         if pretrained and isinstance(error, RuntimeError | OSError):
             raise UsageError(f"the weights of {config.name} could not be loaded: {message}") from error
         raise UsageError(f"model {config.name} cannot be built with model.kwargs={kwargs}: {message}") from error
     if getattr(model, "num_classes", None) != num_classes or not isinstance(model.pretrained_cfg, dict):
-        raise UsageError(f"model {config.name} with model.kwargs={kwargs} is no classifier of {num_classes} classes")
+        raise UsageError(f"model {config.name} with model.kwargs={kwargs} is not a classifier of {num_classes} classes")
     if config.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)
@@ -80,24 +80,24 @@ def build_model(config: ModelConfig, num_classes: int, in_chans: int, *, pretrai
 
 
 def reorder_classifier(model: nn.Module, outputs: list[int]) -> None:
-    """Let a trained classifier's output ``outputs[k]`` be its k-th.
+    """Reorder a trained classifier so that its output ``outputs[k]`` becomes the k-th.
 
     Raises:
-        UsageError: it is not made of layers with one row per class.
+        UsageError: the classifier is not made of layers with one row per class.
     """
     heads = model.get_classifier()
     for head in heads if isinstance(heads, tuple | list) else (heads,):
         for parameter in head.parameters():
             if len(parameter) != len(outputs):
-                raise UsageError("the classifier of these weights cannot be put into the order of the data's classes")
+                raise UsageError("the classifier of these weights cannot be reordered to match the data's classes")
             parameter.data = parameter.data[outputs].clone()
 
 
 def check_training_batch(name: str, model: nn.Module, input_size: tuple[int, ...], batch_size: int) -> None:
-    """Let a copy of a model see the smallest batch of a run as in training.
+    """Run a copy of a model on the smallest batch of a run, in training mode.
 
     Raises:
-        UsageError: it does not take it, as batch norm does not take one image where a single pixel is left.
+        UsageError: the model fails, as batch norm does for one image with a single pixel left.
     """
     images = torch.zeros(batch_size, *input_size, device=next(model.parameters()).device)
     try:
@@ -111,7 +111,7 @@ def check_training_batch(name: str, model: nn.Module, input_size: tuple[int, ...
 
 
 def describe_preprocessing(model: nn.Module, preprocessing: Preprocessing, class_names: tuple[str, ...]) -> None:
-    """Write the data's side of the model into its pretrained_cfg, which travels with an export."""
+    """Write preprocessing and class names into the model's pretrained_cfg, which an export includes."""
     model.pretrained_cfg.update(
         input_size=preprocessing.input_size,
         mean=preprocessing.mean,
@@ -126,10 +126,10 @@ def describe_preprocessing(model: nn.Module, preprocessing: Preprocessing, class
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module, global_batch_size: int) -> Optimizer:
-    """Build timm's optimiser of that name; one-dimensional parameters are not decayed.
+    """Build timm's optimiser of that name; one-dimensional parameters have no weight decay.
 
     Raises:
-        UsageError: timm does not know the name, the optimiser refuses an argument, or is not supported.
+        UsageError: timm does not know the name, the optimiser rejects an argument, or it is not supported.
     """
     if config.name in UNSUPPORTED_OPTIMIZERS:
         raise UsageError(f"optim.name={config.name} is not supported: {UNSUPPORTED_OPTIMIZERS[config.name]}")
@@ -145,7 +145,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module, global_batch_size: in
         )
         if config.kwargs:
             _try_step(config)
-    except Exception as error:  # an optimiser may read its arguments only when it steps
+    except Exception as error:  # an optimiser may check its arguments only when it steps
         raise UsageError(f"optim.name={config.name} with optim.kwargs={config.kwargs}: {error}") from error
     if config.bias_over_kappa:
         divide_bias_rates(optimizer, model)
@@ -161,11 +161,11 @@ def _try_step(config: OptimConfig) -> None:
 
 
 def build_schedule(config: OptimConfig, optimizer: Optimizer, epochs: int, updates_per_epoch: int) -> Scheduler | None:
-    """Build timm's schedule of the learning rate, a function of the updates alone.
+    """Build timm's learning-rate schedule, as a function of the updates only.
 
     Raises:
-        UsageError: timm does not know the schedule or refuses an argument, or it starts or ends above the optimiser's
-            rate.
+        UsageError: timm does not know the schedule or rejects an argument, or the schedule starts or ends above the
+            optimiser's learning rate.
     """
     for key in sorted(_SET_ELSEWHERE.keys() & config.schedule_kwargs.keys()):
         raise UsageError(f"optim.schedule_kwargs.{key} is set by {_SET_ELSEWHERE[key]}")
@@ -188,7 +188,7 @@ def build_schedule(config: OptimConfig, optimizer: Optimizer, epochs: int, updat
     try:
         schedule, _ = create_scheduler_v2(optimizer, **arguments)
         first, last = _ends(schedule, optimizer, epochs * updates_per_epoch) if schedule is not None else (0.0, 0.0)
-    except Exception as error:  # timm computes with whatever it is given
+    except Exception as error:  # timm does not check its arguments
         message = f"{type(error).__name__}: {error}"
         raise UsageError(f"optim.schedule={config.schedule} with {config.schedule_kwargs}: {message}") from error
     if schedule is None:
@@ -203,7 +203,7 @@ def build_schedule(config: OptimConfig, optimizer: Optimizer, epochs: int, updat
 
 
 def _ends(schedule: Scheduler, optimizer: Optimizer, updates: int) -> tuple[float, float]:
-    """The rates of the first and the last update, all others that are looked at being finite."""
+    """The learning rates of the first and the last update; raises if a checked rate is non-finite."""
     kept = [group["lr"] for group in optimizer.param_groups]
     rates = []
     for update in sorted({*range(0, updates, max(updates // _MOST_RATES, 1)), updates - 1}):
@@ -212,19 +212,19 @@ def _ends(schedule: Scheduler, optimizer: Optimizer, updates: int) -> tuple[floa
     for group, lr in zip(optimizer.param_groups, kept, strict=True):
         group["lr"] = lr
     if not all(map(math.isfinite, rates)):
-        raise ValueError("it gives rates that are not finite")
+        raise ValueError("it gives non-finite learning rates")
     return rates[0], rates[-1]
 
 
 def build_loss(config: OptimConfig, mixes: bool) -> nn.Module:
-    """Loss of logits (N, num_classes) and labels (N,), or probabilities where images are mixed."""
+    """The loss of logits (N, num_classes) and labels (N,), or probabilities if images are mixed."""
     if config.loss == "bce":
         return BinaryCrossEntropy(smoothing=0.0 if mixes else config.label_smoothing)
     return SoftTargetCrossEntropy() if mixes else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
 
 def build_clip(config: OptimConfig, model: nn.Module) -> Callable[[], None] | None:
-    """What limits gradients by value, or adaptively all but the classifier's; None for the norm, which accelerate does.
+    """Gradient clipping by value, or adaptive without the classifier; None for clipping by norm, which accelerate does.
 
     Adaptive clipping: Brock et al. 2021, https://arxiv.org/abs/2102.06171, eq. 3.
     """
@@ -235,7 +235,7 @@ def build_clip(config: OptimConfig, model: nn.Module) -> Callable[[], None] | No
 
 
 def prepare_model(config: RuntimeConfig, model: nn.Module) -> nn.Module:
-    """Apply the memory layout, form of attention and compilation that the config asks for."""
+    """Apply the config's memory layout, form of attention and compilation."""
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if not config.fused_attn:
@@ -246,10 +246,10 @@ def prepare_model(config: RuntimeConfig, model: nn.Module) -> nn.Module:
 
 
 def synchronize_batch_norm(config: RuntimeConfig, model: nn.Module, device: torch.device, world_size: int) -> nn.Module:
-    """Take batch statistics over all processes where the config asks for it.
+    """Synchronise batch statistics over all processes if the config asks for it.
 
     Raises:
-        UsageError: it does on a CPU, where torch has no such layer.
+        UsageError: the device is a CPU; torch has no such layer there.
     """
     if not config.sync_bn or world_size == 1:
         return model

@@ -1,4 +1,4 @@
-"""All that a run must remember to go on as if it had never stopped."""
+"""The state of a run: everything it needs to resume as if it had never stopped."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -31,11 +31,11 @@ STATE_FILE = "state.json"
 
 @dataclass
 class Progress:
-    """Where a run stands, always between two updates.
+    """The position of a run, always between two updates.
 
-    ``epoch`` and ``window`` are the epoch under way and the windows of micro-batches that it has behind it;
-    ``windows`` counts them over all epochs, and ``updates`` those whose gradient was finite and moved the weights.
-    Random numbers need no memory: they are functions of the seed and of the place in the run.
+    ``epoch`` is the current epoch, ``window`` the number of its finished windows (update attempts). ``windows`` counts
+    them over all epochs. ``updates`` counts those whose gradient was finite and changed the weights. Random numbers
+    need no state: they are functions of the seed and the position.
     """
 
     epoch: int = 0
@@ -43,18 +43,18 @@ class Progress:
     windows: int = 0
     updates: int = 0
     samples: int = 0
-    skips: int = 0  # windows without a finite gradient, in a row
-    loss_sum: float = 0.0  # of the windows of the epoch that have been read and were finite
-    num_losses: int = 0  # how many those are
+    skips: int = 0  # windows in a row with a non-finite gradient
+    loss_sum: float = 0.0  # over the windows of the epoch that have been read and were finite
+    num_losses: int = 0  # the number of these windows
     best: dict[str, Any] = field(default_factory=dict)  # metric, value, epoch, checkpoint
     evaluated: dict[str, Any] = field(default_factory=dict)  # the last epoch's record
 
 
 @dataclass
 class RunState:
-    """The parts of a run that change, and their way into files and back.
+    """The parts of a run that change, with methods to save and load them.
 
-    Weights are written as a plain timm model's, without wrappers, so that a checkpoint does not depend on the number
+    Weights are saved as a plain timm model's, without wrappers. A checkpoint therefore does not depend on the number
     of processes or on compilation. There are no pickles: tensors are safetensors, the rest is JSON.
     """
 
@@ -66,15 +66,15 @@ class RunState:
     progress: Progress
 
     def gather(self) -> dict[str, Any]:
-        """Copy everything to the CPU; every process must call it, and the main one has the result.
+        """Copy everything to the CPU; every process must call it, and only the main one gets the result.
 
         Raises:
-            UsageError: the optimiser keeps something that cannot be saved.
+            UsageError: the optimiser's state cannot be saved.
         """
         try:
             optimizer, tensors = split_tensors(self._optimizer_state())
         except TypeError as error:
-            raise UsageError(f"optim.name cannot be resumed: {error}; choose another optimiser") from error
+            raise UsageError(f"this optim.name cannot be checkpointed: {error}; choose another optimiser") from error
         state = {
             MODEL_FILE: self.model_weights(),
             OPTIMIZER_FILE: tensors,
@@ -85,16 +85,16 @@ class RunState:
         return state
 
     def model_weights(self) -> dict[str, Tensor]:
-        """The whole model's state dict on the CPU; every process must call it."""
+        """The full model's state dict on the CPU; every process must call it."""
         return to_plain(_unshard(self.bare_model.state_dict()))
 
     def ema_weights(self) -> dict[str, Tensor]:
-        """The same of the average."""
+        """The same for the moving average."""
         assert self.ema is not None
         return to_plain(_unshard(self.ema.state_dict()))
 
     def load(self, folder: Path) -> None:
-        """Take over a verified checkpoint; every process must call it and see the folder."""
+        """Load a verified checkpoint; every process must call it and have access to the folder."""
         record = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         self._load_model(load_file(folder / MODEL_FILE))
         self._load_optimizer(join_tensors(record["optimizer"], load_file(folder / OPTIMIZER_FILE)))
@@ -129,7 +129,7 @@ class RunState:
 
 
 def save_state(state: dict[str, Any], folder: Path) -> None:
-    """Write what :meth:`RunState.gather` has collected into a folder that exists."""
+    """Write the result of :meth:`RunState.gather` into an existing folder."""
     for name, content in state.items():
         if name.endswith(".json"):
             (folder / name).write_text(json.dumps(content), encoding="utf-8")
@@ -138,7 +138,7 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
 
 
 def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
-    """The optimiser inside accelerate's."""
+    """The optimiser inside accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
 
 

@@ -1,4 +1,4 @@
-"""The same budget for every arm: tune over one grid on images held out, then run seeds and score them once."""
+"""Compare methods ("arms") at the same budget: tune all on one grid, then run several seeds and score them once."""
 
 import json
 import shutil
@@ -18,13 +18,13 @@ from affnorm_zoo.training.run import train
 from affnorm_zoo.training.run_folder import read_json, write_json
 
 TUNING_SEED = 0
-FINAL_SEED = 1  # of the first of the scored runs
-POLL_SECONDS = 5.0  # between looks at what other processes of the sweep have finished
+FINAL_SEED = 1  # seed of the first final run
+POLL_SECONDS = 5.0  # between checks for results of the sweep's other processes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aim:
-    """What a comparison is made for: ``arm`` should lie at least ``points`` of top-1 (in per cent) above ``over``."""
+    """The target of a comparison: ``arm`` should be at least ``points`` of top-1 (in per cent) above ``over``."""
 
     arm: str
     over: str
@@ -36,16 +36,17 @@ class SweepConfig:
     """A comparison.
 
     Args:
-        title, remark: what a page of results says above the table, and below.
-        arms: name -> config files and overrides that make it what it is.
+        title: heading on the page of results.
+        remark: Markdown below the table.
+        arms: name -> config files and overrides that define the arm.
         baseline: the arm that others are compared with.
-        shared: config files and overrides of all arms; what an arm says itself counts more.
-        points: what is tuned: sets of values by dotted key. Every arm is tried at each of them, by one run.
-        tuning: overrides of the tuning runs alone, such as fewer epochs.
-        hold_out: training images that tuning is scored on.
-        seeds: runs of each arm at its best point, on the whole training set, scored on the validation split.
-        aims: what the comparison is made for.
-        in_readme: whether the README's table holds it.
+        shared: config files and overrides of all arms; an arm's own take precedence.
+        points: hyperparameter settings to tune over, as values by dotted key. Every arm gets one run per setting.
+        tuning: overrides of the tuning runs only, such as fewer epochs.
+        hold_out: training images held out as validation images to score the tuning runs.
+        seeds: final runs of each arm at its best setting, on the full training set, scored on the validation split.
+        aims: targets of the comparison.
+        in_readme: whether the README's table includes it.
     """
 
     title: str = ""
@@ -72,7 +73,7 @@ class SweepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One run of a sweep: its arm, point and seed; ``is_final`` where it is scored on the validation split."""
+    """One run of a sweep: its arm, setting and seed. A run with ``is_final`` is scored on the validation split."""
 
     arm: str
     point: Mapping[str, Any]
@@ -81,7 +82,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """A file name of the trial's own."""
+        """A file name unique to the trial."""
         point = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.point.items())
         return "_".join(filter(None, [self.arm, point, f"s{self.seed}", "final" if self.is_final else "tune"]))
 
@@ -90,20 +91,20 @@ def load_sweep(path: Path) -> SweepConfig:
     """Read a sweep's YAML.
 
     Raises:
-        UsageError: it is missing or not YAML, or a key or value does not fit.
+        UsageError: the file is missing or not YAML, or a key or value is not valid.
     """
     return to_schema(SweepConfig, path, read_yaml(path, SweepConfig))
 
 
 def run_sweep(sweep: SweepConfig, folder: Path, overrides: tuple[str, ...] = ()) -> None:
-    """Make the runs that are missing; one that was cut off goes on from its checkpoint.
+    """Make the missing runs; an interrupted one resumes from its checkpoint.
 
-    ``folder/results/NAME.json`` is one run's result. Of a final run the run folder stays, in ``folder/runs/NAME``.
-    Several processes may work on one folder: each takes runs that no other is at.
+    ``folder/results/NAME.json`` is one run's result. The run folder of a final run is kept, in ``folder/runs/NAME``.
+    Several processes may share one folder: each takes runs that no other process is working on.
 
     Raises:
-        UsageError: a config does not fit; nothing has run then.
-        PreemptedError: a signal asked for a stop; the run under way is saved.
+        UsageError: a config is not valid; nothing has run then.
+        PreemptedError: a signal asked for a stop; the current run is saved.
     """
     for arm, point, is_final in product(sweep.arms, sweep.points, (False, True)):
         config_of(sweep, Trial(arm=arm, point=point, seed=TUNING_SEED, is_final=is_final), overrides)
@@ -114,14 +115,14 @@ def run_sweep(sweep: SweepConfig, folder: Path, overrides: tuple[str, ...] = ())
 
 
 def _missing_trials(sweep: SweepConfig, folder: Path) -> list[Trial]:
-    """What has no result yet and can be run; first all arms' first seed, then the second."""
+    """The trials that have no result yet and can run: first every arm's first seed, then the second, and so on."""
     finals = [trial for arm in sweep.arms for trial in final_trials(sweep, arm, folder)]
     trials = tuning_trials(sweep) + sorted(finals, key=lambda trial: trial.seed)
     return [trial for trial in trials if not read_result(folder, trial)]
 
 
 def tuning_trials(sweep: SweepConfig) -> list[Trial]:
-    """Every arm at every point; none where there is nothing to choose."""
+    """Every arm at every setting; none if there is only one setting."""
     if len(sweep.points) == 1:
         return []
     pairs = product(sweep.arms, sweep.points)
@@ -129,7 +130,7 @@ def tuning_trials(sweep: SweepConfig) -> list[Trial]:
 
 
 def final_trials(sweep: SweepConfig, arm: str, folder: Path) -> list[Trial]:
-    """An arm's seeds at its best point; none as long as it is not tuned."""
+    """An arm's seeds at its best setting; none until it is tuned."""
     point = best_point(sweep, arm, folder)
     if point is None:
         return []
@@ -138,7 +139,7 @@ def final_trials(sweep: SweepConfig, arm: str, folder: Path) -> list[Trial]:
 
 
 def best_point(sweep: SweepConfig, arm: str, folder: Path) -> Mapping[str, Any] | None:
-    """The point whose run was best on the images held out; the first of several."""
+    """The setting whose tuning run scored best; the first if several tie. None until all tuning runs have a result."""
     if len(sweep.points) == 1:
         return sweep.points[0]
     results = [read_result(folder, trial) for trial in tuning_trials(sweep) if trial.arm == arm]
@@ -148,12 +149,12 @@ def best_point(sweep: SweepConfig, arm: str, folder: Path) -> Mapping[str, Any] 
 
 
 def read_result(folder: Path, trial: Trial) -> dict[str, Any]:
-    """A trial's result; empty if it has none."""
+    """A trial's result; empty if there is none yet."""
     return read_json(folder / "results" / f"{trial.name}.json")
 
 
 def config_of(sweep: SweepConfig, trial: Trial, overrides: tuple[str, ...] = ()) -> RunConfig:
-    """The run that a trial is."""
+    """The config of a trial's run."""
     parts = [*sweep.shared, *sweep.arms[trial.arm], *overrides]
     parts += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in trial.point.items()]
     parts += () if trial.is_final else (*sweep.tuning, f"data.hold_out={sweep.hold_out}")
@@ -162,10 +163,10 @@ def config_of(sweep: SweepConfig, trial: Trial, overrides: tuple[str, ...] = ())
 
 
 def run_trial(sweep: SweepConfig, trial: Trial, folder: Path, overrides: tuple[str, ...] = ()) -> bool:
-    """Train and write the result down; a run that diverges scores 0.
+    """Train and write the result; a run that diverges scores 0.
 
     Returns:
-        Whether it has run: not where it has a result, or where another process is at it.
+        Whether it ran. It does not if it has a result, or another process is running it.
     """
     for part in ("results", "runs", "locks"):
         (folder / part).mkdir(parents=True, exist_ok=True)

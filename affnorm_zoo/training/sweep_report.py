@@ -1,4 +1,4 @@
-"""What a sweep found, as a table."""
+"""The results of a sweep as a Markdown table."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,16 @@ from affnorm_zoo.training.sweep import SweepConfig, final_trials, read_result, t
 
 
 def sweep_table(sweep: SweepConfig, folder: Path) -> str:
-    """Mean ± deviation of one run of every arm, and its difference to the baseline with Welch's p value.
+    """Per arm: mean ± standard deviation of one run, and the difference to the baseline with Welch's p value.
 
-    Arms that have not run say so; tuning points that diverged are counted.
+    Arms without runs say "not run". The last column counts the tuning runs and those that diverged.
     """
     samples = {arm: final_results(sweep, arm, folder) for arm in sweep.arms}
     base = sample_of(samples[sweep.baseline])
-    lines = ["| arm | top-1, % | n | difference to the baseline | at | tuning runs, diverged |", "|---" * 6 + "|"]
+    lines = [
+        "| method | top-1, % | n | difference to the baseline | setting | tuning runs, diverged |",
+        "|---" * 6 + "|",
+    ]
     for arm, results in samples.items():
         tuned = [
             result for trial in tuning_trials(sweep) if trial.arm == arm and (result := read_result(folder, trial))
@@ -31,17 +34,17 @@ def sweep_table(sweep: SweepConfig, folder: Path) -> str:
 
 
 def final_results(sweep: SweepConfig, arm: str, folder: Path) -> list[dict[str, Any]]:
-    """The results of an arm's scored runs, so far."""
+    """The results so far of an arm's final runs."""
     return [result for trial in final_trials(sweep, arm, folder) if (result := read_result(folder, trial))]
 
 
 def sample_of(results: list[dict[str, Any]]) -> Sample:
-    """Their accuracies."""
+    """The top-1 accuracies of results."""
     return Sample(tuple(result["top1"] for result in results))
 
 
 def gap(sample: Sample, base: Sample) -> str:
-    """The difference of two means in points, with Welch's p value if both have deviations."""
+    """The difference of two means in points, with Welch's p value if both have several runs."""
     points = f"{100 * (sample.mean - base.mean):+.2f} points"
     enough = min(len(sample.values), len(base.values)) > 1
     return f"{points} (p = {welch(sample, base):.2g})" if enough else f"{points} (one run)"

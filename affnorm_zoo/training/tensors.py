@@ -1,4 +1,4 @@
-"""Nested state, as optimisers keep it, to JSON beside safetensors and back: nothing to unpickle."""
+"""Convert nested state, such as an optimiser's, to JSON plus safetensors and back, without pickles."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ _TENSOR, _DTYPE, _TUPLE, _INTEGER_KEYS = "__tensor__", "__dtype__", "__tuple__",
 
 
 def split_tensors(tree: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
-    """Divide dicts, lists and tuples of tensors, numbers, strings, dtypes and None into JSON and the tensors, by path.
+    """Split dicts, lists and tuples of tensors, numbers, strings, dtypes and None into JSON and tensors by path.
 
     Raises:
-        TypeError: something in it is none of these.
+        TypeError: ``tree`` contains another type.
     """
     if isinstance(tree, Tensor):
         return {_TENSOR: name}, to_plain({name: tree})
@@ -28,7 +28,7 @@ def split_tensors(tree: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
         return [part for part, _ in parts], {key: tensor for _, found in parts for key, tensor in found.items()}
     if isinstance(tree, dict):
         return _split_dict(tree, name)
-    raise TypeError(f"{name or 'the state'} holds a {type(tree).__name__}, which cannot be saved")
+    raise TypeError(f"{name or 'the state'} has type {type(tree).__name__}, which cannot be saved")
 
 
 def _split_dict(tree: dict, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -61,7 +61,7 @@ def join_tensors(plain: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def to_plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict on the CPU whose tensors are contiguous and share no memory, as safetensors wants it."""
+    """A state dict on the CPU with contiguous tensors that share no memory, as safetensors requires."""
     return {
         name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach()) for name, tensor in state.items()
     }

@@ -1,4 +1,4 @@
-"""What can be seen of a run: metrics.jsonl always, a bar or plain lines, trackers, and curves at the end."""
+"""The log of a run: metrics.jsonl, a progress bar or plain lines, and trackers."""
 
 import json
 import logging
@@ -19,14 +19,14 @@ from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training.loop import Window
 
 _logger = logging.getLogger(__name__)
-_SECONDS_A_LINE = 10  # between plain lines
+_SECONDS_A_LINE = 10  # seconds between plain lines
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """See that accelerate knows the trackers and that they are installed; it drops the others in silence.
+    """Check that accelerate knows the trackers and that they are installed; accelerate silently drops the others.
 
     Raises:
-        UsageError: one is unknown or not installed.
+        UsageError: a tracker is unknown or not installed.
     """
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
@@ -44,7 +44,7 @@ def installed_trackers() -> list[str]:
 
 
 def trim_metrics(path: Path, windows: int, epochs: int) -> None:
-    """Keep the lines of the first ``windows`` updates and ``epochs`` whole epochs, and drop one torn by a crash."""
+    """Keep the lines of the first ``windows`` updates and ``epochs`` full epochs; drop a line cut off by a crash."""
     if not path.is_file():
         return
     kept = []
@@ -61,11 +61,12 @@ def trim_metrics(path: Path, windows: int, epochs: int) -> None:
 
 
 class RunLog:
-    """The log of one process; all but the main one's are silent.
+    """The log of one process; only the main process writes.
 
     Args:
-        path: of metrics.jsonl.
-        peak_flops, flops: of the device a second and of a training step an image; None where they are not known.
+        path: path of metrics.jsonl.
+        peak_flops: the device's peak operations per second, or None if unknown.
+        flops: operations of a training step per image, or None if unknown.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class RunLog:
         self._last_line = time.perf_counter()
 
     def start(self, windows: int) -> None:
-        """Show a bar from this update on, if a terminal is there to see it."""
+        """Show a progress bar from this update on, if the output is a terminal."""
         if self.accelerator.is_main_process and sys.stderr.isatty():
             self.bar = tqdm(total=self.total, initial=windows, unit="update", dynamic_ncols=True, smoothing=0.05)
 
@@ -89,7 +90,7 @@ class RunLog:
             self.bar.update()
 
     def record_windows(self, windows: list[Window], epoch: int) -> None:
-        """Log updates that have been read: one line each, their mean on the terminal."""
+        """Log updates: one line each in the file, their mean on the terminal."""
         if not windows or not self.accelerator.is_main_process:
             return
         seconds = sum(window.seconds for window in windows)
@@ -129,7 +130,7 @@ class RunLog:
         tqdm.write(text) if self.bar is not None else print(text, flush=True)  # noqa: T201 likewise
 
     def record_divergence(self, record: dict[str, Any]) -> None:
-        """Log a measurement of the divergence; the trackers get the median layer's."""
+        """Log a measurement of the divergence; trackers get the median layer's values."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_to_line({"kind": "divergence", **record}))
         for name in ("cv", "step_cosine", "step_moving_cosine"):
@@ -138,14 +139,14 @@ class RunLog:
                 self._track({f"divergence/{name}": statistics.median(values)}, record["update"])
 
     def close(self) -> None:
-        """Take the bar away and let the trackers finish."""
+        """Remove the bar and close the trackers."""
         if self.bar is not None:
             self.bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
     def _track(self, metrics: dict[str, Any], update: int) -> None:
-        """Tell the trackers; what goes wrong there, over a network mostly, must not end the training."""
+        """Pass metrics to the trackers. Their errors, mostly of the network, must not end the run."""
         try:
             self.accelerator.log(metrics, step=update)
         except Exception as error:
@@ -153,7 +154,7 @@ class RunLog:
 
 
 def _to_line(record: dict[str, Any]) -> str:
-    """One line of JSON, which has no word for what is no number but null."""
+    """Serialise to one JSON line; non-finite floats become null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):

@@ -90,7 +90,7 @@ def test_the_readme_quotes_traced_and_opaque_layers():
     measured = json.loads((ROOT / "docs/benchmarks/cpu_opaque.json").read_text())["rows"]
     traced, opaque = (row["ratio"] for row in measured if row["normalizer"] != "batchnorm")
     text = " ".join((ROOT / "README.md").read_text().split())
-    assert f"ResNet-50 took {traced:.2f} of batch norm's, and {opaque:.2f} with layers" in text
+    assert f"ResNet-50 step took {traced:.2f}x as long as with batch norm, or {opaque:.2f}x when the layers" in text
 
 
 NETWORK = {
@@ -152,7 +152,7 @@ def test_what_a_gpu_has_measured_reaches_page_and_readme(measured):
     assert "patchnorm_ws_rms4 - batchnorm, equal epochs | gpu | not measured |" in page
     assert "device a GPU, torch 3.0\n" in page
     assert "| copy | 3000 GB/s |\n| matmul bfloat16 | 798 TFLOP/s |\n" in page
-    assert "1 of 2 checks keep their limit." in page
+    assert "1 of 2 checks are within their limit." in page
     assert "| correct | 8×64×56×56 NHWC bfloat16 | 0.5 | 0.25 |" in page
     assert "8×64×56×56 NHWC bfloat16: not ok |" in page
     assert "| 3136 | 512 | 2048 | 32.0 | 50.0 | 40.0 | 0.800 | 1.250 | 128×64×32 |\n" in page
@@ -161,7 +161,8 @@ def test_what_a_gpu_has_measured_reaches_page_and_readme(measured):
     assert "| patchnorm_ws | a model | 90.25 | +0.25 | 15 | 5,850 | 70 | bf16 |" in page
     text = " ".join(readme.split())
     assert (
-        "On one a GPU, `resnet50_patchnorm` trains 1.25 times as many images per second as batch norm, in 0.55" in text
+        "On one a GPU, `resnet50_patchnorm` trains 1.25 times as many images per second as batch norm, with 0.55"
+        in text
     )
     assert readme.startswith("before\n")
     assert readme.endswith("<!-- end of gpu -->\nafter\n")
@@ -172,7 +173,7 @@ def test_until_a_gpu_has_measured_page_and_readme_say_so(tmp_path):
     readme.write_text("<!-- gpu: scripts/benchmark.py report -->\n<!-- end of gpu -->\n")
     write_report(tmp_path, tmp_path / "performance.md", readme)
     assert (tmp_path / "performance.md").read_text().count("| gpu | not measured |") == 5
-    assert "On a GPU: not measured." in readme.read_text()
+    assert "On a GPU: not measured yet." in readme.read_text()
 
 
 # the compiler itself looks at the gradients of what enters a graph in the middle of the network

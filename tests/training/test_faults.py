@@ -131,5 +131,5 @@ def test_workers_that_do_not_fit_into_shared_memory_are_refused(tmp_path):
 def test_state_that_cannot_be_saved_is_named():
     parts = parts_of()
     parts.trainer.state.optimizer.state[next(parts.trainer.state.bare_model.parameters())]["thing"] = object()
-    with pytest.raises(UsageError, match=r"optim.name cannot be resumed: .*thing holds a object"):
+    with pytest.raises(UsageError, match=r"optim.name cannot be checkpointed: .*thing has type object"):
         RunState.gather(parts.trainer.state)

@@ -72,7 +72,7 @@ def test_the_page_says_what_was_aimed_at_and_what_was_found(tree):
     assert "| missed by 10.00 points |" in page
     assert "| A net on pictures: other - old | ≥ +0.0 | not run | |" in page
     assert "\ndrawn: 1,200 training and 300 test images, 4 epochs, 1,600 updates, in bfloat16.\n" in page
-    assert "hardware: a machine, 2 cores; torch 2.9 and 2.10, timm 1.0." in page
+    assert "Hardware: a machine, 2 cores; torch 2.9 and 2.10, timm 1.0." in page
     assert "A remark." in page
     assert "Nothing on pictures" not in page
     assert readme.startswith("before\n<!-- results")

@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(damage, whole, tmp_path, 
     with caplog.at_level(logging.WARNING):
         train_here(folder, *EVERYTHING, resume="auto")
     assert "update_00000007" in caplog.text
-    assert "an earlier one is taken" in caplog.text
+    assert "trying an earlier one" in caplog.text
     assert_same_run(whole, folder)
 
 
@@ -170,7 +170,7 @@ def test_a_finished_run_is_left_alone_and_a_used_folder_is_refused(whole):
     report = train_here(whole, *EVERYTHING, resume="auto")
     assert report == json.loads((whole / "report.json").read_text())
     assert before == ((whole / "metrics.jsonl").read_bytes(), (whole / "run.json").read_bytes())
-    with pytest.raises(UsageError, match="already in use: choose another --output, go on with --resume auto"):
+    with pytest.raises(UsageError, match="already in use: choose another --output, resume with --resume auto"):
         train_here(whole, *EVERYTHING)
 
 

@@ -276,5 +276,5 @@ def test_the_scripts_answer_by_exit_codes(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 128 + signal.SIGINT
     output = process.stdout.read()
-    assert "go on with --resume auto" in output
+    assert "resume with --resume auto" in output
     assert "Traceback" not in output

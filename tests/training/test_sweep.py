@@ -86,7 +86,7 @@ def test_processes_share_the_runs(tmp_path):
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert sorted(result["seed"] for result in results(tmp_path / "out").values()) == [1, 2, 3, 4]
-    logs, tables = zip(*(stdout.split("| arm |") for stdout, _ in outputs), strict=True)
+    logs, tables = zip(*(stdout.split("| method |") for stdout, _ in outputs), strict=True)
     assert sum(log.count("epoch   1/1") for log in logs) == 4  # each was trained once
     assert tables[0] == tables[1]
 

@@ -167,7 +167,7 @@ def test_a_used_folder_is_refused(finished):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere/export"], "there is no such folder; a repository of the Hub is called hf-hub:nowhere/export"),
+        (["nowhere/export"], "there is no such folder; for a repository of the Hub write hf-hub:nowhere/export"),
         (["resnet20_cifar_patchnrm"], "did you mean resnet20_cifar_patchnorm"),
         (["resnet18_patchnorm"], "there are no pretrained weights for resnet18_patchnorm"),
         ([str(ROOT)], "is not an export folder: it has no config.json"),

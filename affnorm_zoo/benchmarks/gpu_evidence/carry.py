@@ -1,4 +1,4 @@
-"""One folder with all that a bare GPU machine lacks: wheels and data; and the way back, in files of limited size."""
+"""Pack the wheels and data that a bare GPU machine lacks into one folder, and results into files of limited size."""
 
 import io
 import subprocess
@@ -12,9 +12,9 @@ from pathlib import Path
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training.run_folder import write_atomically
 
-WARN_MIB = 60  # a machine may take no more at once, and the repository comes along
-WHEELS = ("timm", "omegaconf")  # what machines with torch lack, or have in another version
-VOLUME_BYTES, MOST_VOLUMES = 15 * 2**20, 7  # of the files of results: machines hand back few, and none too large
+WARN_MIB = 60  # a machine may accept no more at once, and the repository goes with it
+WHEELS = ("timm", "omegaconf")  # missing on machines with torch, or there in another version
+VOLUME_BYTES, MOST_VOLUMES = 15 * 2**20, 7  # of result files: machines return only a few files of limited size
 _COMMAND = """#!/usr/bin/env bash
 # From the root of the repository: bash {folder}/run.sh --output FOLDER [--budget SECONDS] ...
 set -euo pipefail
@@ -26,11 +26,11 @@ PYTHONPATH="$site:$PWD${{PYTHONPATH:+:$PYTHONPATH}}" exec python3 scripts/gpu_ev
 
 
 def pack(output: Path, datasets: dict[str, Path], wheels: Iterable[str] = WHEELS) -> float:
-    """Collect wheels of the versions installed here, data and the command to run into one folder.
+    """Collect wheels of the installed versions, data and the command to run in one folder.
 
     Args:
-        output: the folder; made if need be, and what it holds of an earlier call is replaced.
-        datasets: name -> folder with one folder per split, which is compressed, or a tar of such a folder.
+        output: the folder; created if missing. Files of an earlier call are replaced.
+        datasets: name -> a folder with one folder per split, which is compressed; or a tar of such a folder.
         wheels: names of installed packages.
 
     Returns:
@@ -59,7 +59,7 @@ def _download(names: list[str], folder: Path) -> None:
 
 
 def _compress(path: Path, target: Path) -> None:
-    """A folder as ``target``, in an order that does not depend on the file system; a tar as it is, recompressed."""
+    """Compress a folder into ``target``, in an order independent of the file system; a tar is only recompressed."""
     if path.is_file() and path.suffix == ".xz":
         target.write_bytes(path.read_bytes())
         return
@@ -71,14 +71,14 @@ def _compress(path: Path, target: Path) -> None:
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Nothing of a file but its name and content; so the same pictures give the same archive."""
+    """Keep only a file's name and content, so that the same images give the same archive."""
     member.uid = member.gid = member.mtime = 0
     member.uname = member.gname = ""
     return member
 
 
 def find_data(carried: Path | None, folder: Path, name: str) -> Path:
-    """Unpack a carried data set, unless an earlier step has; the folder that holds one folder per split.
+    """Unpack a carried data set unless an earlier step has done so. Returns the folder with one folder per split.
 
     Raises:
         UsageError: nothing is carried, or the folder has no such data set.
@@ -98,9 +98,9 @@ def find_data(carried: Path | None, folder: Path, name: str) -> Path:
 
 
 def write_volumes(output: Path, target: Path) -> None:
-    """Put what steps and runs have left in ``output`` into the files ``target/evidence.tar.NN``.
+    """Pack the results of steps and runs in ``output`` into the files ``target/evidence.tar.NN``.
 
-    Checkpoints, data and exports stay behind. Weights come along smallest first, as far as the volumes allow.
+    Checkpoints, data and exports are left out. Weights are added smallest first, up to the limit of the volumes.
     """
     kept = [file for file in output.rglob("*") if file.is_file() and _is_kept(file.relative_to(output))]
     total = 0
@@ -127,7 +127,7 @@ def _is_kept(path: Path) -> bool:
 
 
 def join_volumes(source: Path, output: Path) -> None:
-    """Unpack what :func:`write_volumes` has written.
+    """Unpack the files of :func:`write_volumes`.
 
     Raises:
         UsageError: ``source`` has none of its files.

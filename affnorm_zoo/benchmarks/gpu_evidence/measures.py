@@ -1,4 +1,4 @@
-"""What the steps measure, the trainings aside."""
+"""The measurements of the steps, except training runs."""
 
 import signal
 import subprocess
@@ -22,7 +22,7 @@ Network = tuple[str, str, str]  # its name in Sizes.networks, its standard norm,
 
 
 def measure_ceilings(record: StepRecord, sizes: Sizes) -> None:
-    """Bytes per second of a copy and operations per second of a product, the most that anything here can reach."""
+    """Bytes per second of a copy and operations per second of a matrix product: upper bounds for everything else."""
     record.row("copy", lambda: _copy_bandwidth(record.device, sizes.copy_mib))
     for dtype in ("bfloat16", "float16", "float32"):
         record.row(f"matmul {dtype}", partial(_matmul_speed, record.device, sizes.matmul, getattr(torch, dtype)))
@@ -52,7 +52,7 @@ def time_kernels(record: StepRecord, sizes: Sizes) -> None:
 
 
 def check_products(record: StepRecord, sizes: Sizes) -> None:
-    """The fused product against float64, and its time beside the library's."""
+    """The fused product against float64, and its time against the library's."""
     for shape in sizes.products:
         name = " × ".join(map(str, shape))
         record.row(name, partial(check_product, shape, record.device, sizes.product_dtype, sizes.tiles))
@@ -75,7 +75,7 @@ def _run_pytest(arguments: Sequence[str]) -> dict[str, Any]:
 def measure_network(
     record: StepRecord, sizes: Sizes, network: Network, precisions: Sequence[str], compile_mode: str | None = None
 ) -> None:
-    """Images per second and peak memory of ours beside its twin.
+    """Images per second and peak memory of our network and its twin.
 
     Args:
         compile_mode: measure training steps compiled in this mode only; None: training compiled and eager, and

@@ -1,4 +1,4 @@
-"""The result file of one step, written after each row, so that a killed step keeps the rows that it has."""
+"""The result file of one step. It is written after each row, so a killed step keeps its rows."""
 
 import sys
 import time
@@ -12,18 +12,18 @@ import torch
 from affnorm_zoo.evaluation.environment import describe_environment
 from affnorm_zoo.training.run_folder import read_json, write_json
 
-# how a step stands; FINISHED ones are not run again
+# states of a step; FINISHED steps are not repeated
 RUNNING, OK, FAILED, TIMED_OUT, CUT_OFF, LEFT_OUT = "running", "ok", "failed", "timed out", "cut off", "left out"
 FINISHED = (OK, FAILED, TIMED_OUT)
-DEVICE_LOST = 75  # exit code: a kernel has left the GPU unusable for this process, the other rows need a new one
+DEVICE_LOST = 75  # exit code: a kernel made the GPU unusable for this process; the other rows need a new process
 
 
 class StepRecord:
-    """What a step has found: rows by name, each a dict of numbers or an ``error``.
+    """The results of a step: rows by name, each a dict of numbers or an ``error``.
 
     Args:
-        path: of the JSON file; rows that it already holds are kept and not measured again.
-        device: that is measured.
+        path: the JSON file; rows already in it are kept and not measured again.
+        device: the measured device.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -34,16 +34,16 @@ class StepRecord:
         self.write(RUNNING)
 
     def row(self, name: str, measure: Callable[[], Any]) -> Any:
-        """Measure a row unless an earlier try has, and write it down; a failure is written down too.
+        """Measure a row unless an earlier attempt has done so, and write it. A failure is written too.
 
         Returns:
-            What ``measure`` has returned; None if it failed.
+            The result of ``measure``; None if it failed.
         """
         if name not in self.rows:
             start = time.perf_counter()
             try:
                 found: dict[str, Any] = {"results": measure()}
-            except Exception as error:  # whatever it is belongs into the row, and the next row begins
+            except Exception as error:  # any error is recorded in the row, then the next row starts
                 message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
                 traceback.print_exc()  # into the step's log
                 found = {"error": message}
@@ -54,7 +54,7 @@ class StepRecord:
         return self.rows[name].get("results")
 
     def finish(self) -> str:
-        """Write how the step ended: failed if a row has an error or a result that is not ``ok``."""
+        """Write the step's final state: failed if a row has an error or a result that is not ``ok``."""
         status = FAILED if any(is_failed(row) for row in self.rows.values()) else OK
         self.write(status)
         return status
@@ -63,7 +63,7 @@ class StepRecord:
         write_json(self.path, {"status": status, "environment": self.environment, "rows": self.rows})
 
     def _leave_if_device_is_lost(self) -> None:
-        """After an illegal access every later call of the process fails: let a new process measure the rest."""
+        """Exit after an illegal access: every later call of this process fails, so a new one measures the rest."""
         if self.device.type == "cuda":
             try:
                 torch.cuda.synchronize()
@@ -72,7 +72,7 @@ class StepRecord:
 
 
 def is_failed(row: dict[str, Any]) -> bool:
-    """Whether a row has an error, or results of which one is not ``ok``."""
+    """Whether a row has an error, or a result that is not ``ok``."""
     results = row.get("results")
     parts = results if isinstance(results, list) else [results]
     return "error" in row or any(isinstance(part, dict) and part.get("ok") is False for part in parts)

@@ -1,4 +1,4 @@
-"""Run the steps one after the other, each in a process of its own, in the order of their worth."""
+"""Run the steps in order, most valuable first, each in its own process."""
 
 import os
 import signal
@@ -27,11 +27,11 @@ from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training.interrupt import die_with_parent
 from affnorm_zoo.training.run_folder import read_json, write_json
 
-_MOST_PROCESSES = 5  # per step, if kernels leave the GPU unusable again and again
+_MOST_PROCESSES = 5  # per step, if kernels repeatedly make the GPU unusable
 
 
 class TimedStep(Protocol):
-    """What the runner must know of a step: its name, and the seconds that it should and may at most take."""
+    """What the runner needs of a step: its name, its expected seconds and its limit in seconds."""
 
     @property
     def name(self) -> str: ...
@@ -43,7 +43,7 @@ class TimedStep(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step stands after this call, in words for a table."""
+    """The state of a step after this call, as table cells."""
 
     name: str
     status: str
@@ -61,16 +61,16 @@ def run_steps(
     environment: dict[str, str] | None = None,
     after_each: Callable[[], None] = lambda: None,
 ) -> Iterator[Outcome]:
-    """Run what is not finished, and tell how each step ended.
+    """Run the unfinished steps, and report how each step ended.
 
     Args:
-        steps: in the order of their worth.
+        steps: in order, most valuable first.
         output: folder of the result files ``NAME.json`` and logs ``NAME.log``.
         command: the command line of the process that runs a step and writes its result file.
-        budget: seconds for all of this; a step that is expected to take longer than is left is left out.
-        retry: run again what failed or took too long, its failed rows alone.
-        environment: variables of the processes beside this one's.
-        after_each: called when a step has ended.
+        budget: seconds for the whole call; a step expected to take longer than the rest is skipped.
+        retry: repeat steps that failed or took too long, but only their failed rows.
+        environment: additional environment variables of the processes.
+        after_each: called after each step.
 
     Raises:
         UsageError: another process runs steps into this folder.
@@ -83,7 +83,7 @@ def run_steps(
                 yield _run_unless_finished(step, output, command(step.name), end, retry, environment or {})
                 after_each()
     except Timeout as error:
-        raise UsageError(f"another process runs steps into {output}: wait for it, or choose another folder") from error
+        raise UsageError(f"another process runs steps in {output}: wait for it, or choose another folder") from error
 
 
 def _run_unless_finished(
@@ -111,7 +111,7 @@ def _run_unless_finished(
 
 
 def _close(path: Path, step: TimedStep, code: int | None, seconds: float, is_at_end: bool) -> Outcome:
-    """Add to the result file how the process ended, where it could not say so itself."""
+    """Write into the result file how the process ended, if it could not do so itself."""
     content: dict[str, Any] = {"rows": {}, **read_json(path)}
     remark = ""
     if code is None:
@@ -128,7 +128,7 @@ def _close(path: Path, step: TimedStep, code: int | None, seconds: float, is_at_
 
 
 def _run_process(command: list[str], log: Path, environment: dict[str, str], seconds: float) -> int | None:
-    """Run a command and everything that it starts; the exit code, or None where time was up."""
+    """Run a command and everything that it starts. Returns the exit code, or None after a timeout."""
     with log.open("ab") as file:
         process = subprocess.Popen(
             command,
@@ -136,8 +136,8 @@ def _run_process(command: list[str], log: Path, environment: dict[str, str], sec
             stdout=file,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
-            start_new_session=True,  # a group of its own, so that loader and compiler processes end with it
-            preexec_fn=partial(die_with_parent, signal.SIGKILL),  # or a killed runner's step would still be measuring
+            start_new_session=True,  # its own group, so that loader and compiler processes end with it
+            preexec_fn=partial(die_with_parent, signal.SIGKILL),  # or the step outlives a killed runner
         )
         try:
             return process.wait(timeout=max(seconds, 0.0))
@@ -148,7 +148,7 @@ def _run_process(command: list[str], log: Path, environment: dict[str, str], sec
 
 
 def _end_group(process: subprocess.Popen) -> None:
-    with suppress(ProcessLookupError):  # all of them have ended
+    with suppress(ProcessLookupError):  # all of them have already ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

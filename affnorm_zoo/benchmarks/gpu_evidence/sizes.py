@@ -1,4 +1,4 @@
-"""How large the measurements are: on a GPU, and in the rehearsal on a CPU that shows that every step runs."""
+"""The sizes of the measurements: on a GPU, and in a rehearsal on a CPU that shows that every step runs."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from affnorm_zoo.benchmarks.kernel_check import KernelCase
 from affnorm_zoo.benchmarks.product_check import Shape
 from affnorm_zoo.kernels._launch import PRODUCT_TILES, ProductTile
 
-_RESNET50 = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))  # channels and width of the outputs of its stages
+_RESNET50 = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))  # channels and width of each stage's output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,16 +14,18 @@ class Sizes:
     """Sizes of all steps.
 
     Args:
-        copy_mib, matmul: of the tensor that is copied, and the sides of the product that is taken, for the ceilings.
-        checked, timed: the kernels' images, for errors and for bandwidth.
-        products, tiles, product_dtype: the fused product's shapes and candidates.
+        copy_mib: size of the copied tensor, for the ceilings.
+        matmul: sides of the matrix product, for the ceilings.
+        checked: the kernels' images for error checks.
+        timed: the kernels' images for bandwidths.
+        products, tiles, product_dtype: shapes, candidate tiles and dtype of the fused product.
         kernel_tests: arguments of pytest.
-        networks: by the name in a step, what is measured in its place: architecture, batch size and pixels.
-        rounds, steps: of a timing: turns of each network, and steps per turn.
+        networks: name in a step -> architecture, batch size and pixels that are measured.
+        rounds, steps: turns of each network in a timing, and steps per turn.
         backend: of ``torch.compile``.
-        train_seconds: by training step, for all its runs; fixes the number of epochs.
-        max_epochs: of a run.
-        overrides: of all trainings' configs.
+        train_seconds: training step -> seconds for all its runs; determines the number of epochs.
+        max_epochs: most epochs of a run.
+        overrides: overrides of all training configs.
     """
 
     copy_mib: int
@@ -44,7 +46,7 @@ class Sizes:
 
 
 def _checked(layout: str) -> list[KernelCase]:
-    """Real widths, odd ones, groups of four channels and of one, and every dtype."""
+    """Real and odd widths, groups of four channels and of one, and every dtype."""
     stages = [KernelCase((8, channels, width, width), layout) for channels, width in _RESNET50]
     grouped = [
         KernelCase((8, 128, 56, 56), layout, groups=32),
@@ -86,7 +88,7 @@ GPU = Sizes(
     max_epochs=60,
     overrides=(
         "runtime.precision=bf16", "runtime.compile=true", "runtime.channels_last=true",
-        "checkpoint.every_epochs=1000", "checkpoint.every_minutes=0.5",  # what a machine that is taken away may cost
+        "checkpoint.every_epochs=1000", "checkpoint.every_minutes=0.5",  # the most that losing the machine may cost
     ),
 )  # fmt: skip
 
@@ -97,7 +99,7 @@ REHEARSAL = Sizes(
     timed=(KernelCase((1, 8, 4, 4)),),
     products=((33, 20, 17),),
     tiles=(ProductTile(16, 16, 16, num_warps=4, num_stages=2),),
-    product_dtype="float16",  # Triton's interpreter takes the bits of a bfloat16 for an integer in a matrix product
+    product_dtype="float16",  # Triton's interpreter reads bfloat16 as integers in a matrix product
     kernel_tests=("tests/kernels/test_passes.py", "-m", "gpu", "-k", "square_sum and NHWC and bfloat16"),
     networks={
         "resnet50": ("resnet20_cifar", 2, 32),
@@ -114,6 +116,6 @@ REHEARSAL = Sizes(
         "train.global_batch_size=4",
         "data.image_size=32",
         "optim.warmup_epochs=0",
-        "optim.name=adamw",  # Muon's products are in bfloat16, in which most CPUs are slow
+        "optim.name=adamw",  # Muon's products are in bfloat16, which is slow on most CPUs
     ),
 )

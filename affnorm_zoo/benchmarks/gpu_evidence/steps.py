@@ -1,4 +1,4 @@
-"""The steps in the order of their worth: where the seconds do not suffice, what stands last is left out."""
+"""The steps, most valuable first: if time is short, the last ones are skipped."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ VIT_SMALL = ("vit_small", "layernorm", "affinelike")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a step reads and writes: the folder that was carried, if any, and the folder of results."""
+    """The folders of a step: the carried one, if any, and the folder of results."""
 
     carried: Path | None
     output: Path
@@ -29,10 +29,10 @@ class Step:
     """One step.
 
     Args:
-        name: of its result file.
-        about: a line for people.
-        seconds: that it is expected to take, process start included: an estimate until a GPU has been seen.
-        limit: seconds after which it is stopped.
+        name: name of its result file.
+        about: a one-line description.
+        seconds: expected duration including the process start; an estimate until measured on a GPU.
+        limit: seconds after which the step is stopped.
         measure: fills the record.
     """
 
@@ -90,7 +90,7 @@ RESNET50_IMAGENETTE = Contest(
 
 STEPS = (
     Step(
-        name="ceilings", about="versions, and what a copy and a matrix product reach here",
+        name="ceilings", about="versions, and the speed of a copy and a matrix product",
         seconds=25, limit=90, measure=_plain(measures.measure_ceilings),
     ),
     Step(
@@ -98,11 +98,11 @@ STEPS = (
         seconds=70, limit=180, measure=_plain(measures.check_kernels),
     ),
     Step(
-        name="product_check", about="the fused product against float64, and timed beside the library's",
+        name="product_check", about="the fused product against float64, and timed against the library's",
         seconds=40, limit=120, measure=_plain(measures.check_products),
     ),
     Step(
-        name="resnet50", about="ResNet-50 in mixed precision beside its twin: compiled, eager, inference",
+        name="resnet50", about="ResNet-50 in mixed precision against its twin: compiled, eager, inference",
         seconds=130, limit=300, measure=_network(RESNET50, "amp_bfloat16"),
     ),
     Step(

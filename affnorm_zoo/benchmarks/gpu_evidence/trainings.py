@@ -1,4 +1,4 @@
-"""Train our network and its twin with the same epochs, as many as the step's seconds allow."""
+"""Train our network and its twin for the same number of epochs, as many as the step's seconds allow."""
 
 import os
 import time
@@ -17,8 +17,8 @@ from affnorm_zoo.training import train
 from affnorm_zoo.training.assemble import assemble
 from affnorm_zoo.training.processes import build_accelerator
 
-_WARM_UP, _TIMED = 10, 20  # updates, to learn the speed of a network
-_RESERVE = 0.85  # share of the seconds that training may take; compiling again and evaluating take the rest
+_WARM_UP, _TIMED = 10, 20  # updates to measure the speed of a network
+_RESERVE = 0.85  # share of the seconds for training; recompiling and evaluating take the rest
 _SEED = 1
 
 
@@ -27,11 +27,11 @@ class Contest:
     """A recipe and its contenders; the twin comes first.
 
     Args:
-        config: the recipe's file.
-        data: name of the data set, as carried.
-        overrides: of all contenders.
-        contenders: name -> overrides, among them the learning rate that tuning has found for it.
-        share: of ``Sizes.train_seconds``.
+        config: file of the recipe.
+        data: name of the carried data set.
+        overrides: overrides of all contenders.
+        contenders: name -> overrides, including its tuned learning rate.
+        share: share of ``Sizes.train_seconds``.
     """
 
     config: str
@@ -47,8 +47,8 @@ def run_contest(
     """Train every contender; a run that was stopped resumes from its last checkpoint.
 
     Args:
-        packed: the packed data set, which is made if it is not there.
-        find_data: gives the folder to pack, by the name of the data set.
+        packed: the packed data set; created if missing.
+        find_data: name of a data set -> the folder to pack.
         output: folder of the runs.
     """
     shared = (*contest.overrides, *sizes.overrides, f"train.seed={_SEED}")
@@ -69,7 +69,7 @@ def run_contest(
 
 
 def _affordable_epochs(sizes: Sizes, configs: list[RunConfig], seconds: float) -> int:
-    """The same number for all contenders, from the speed of each."""
+    """The number of epochs that fits, the same for all contenders, from the speed of each."""
     if sizes.max_epochs == 1:
         return 1
     start = time.perf_counter()
@@ -79,7 +79,7 @@ def _affordable_epochs(sizes: Sizes, configs: list[RunConfig], seconds: float) -
 
 
 def _seconds_per_epoch(config: RunConfig) -> float:
-    """By some updates after the first, which compile."""
+    """Timed over some updates after the first ones, which compile."""
     trainer = assemble(config, build_accelerator(config.runtime)).trainer
     windows = trainer.windows()
 
@@ -95,7 +95,7 @@ def _seconds_per_epoch(config: RunConfig) -> float:
 
 
 def _train(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Train; the report's part that tables need."""
+    """Train, and return the part of the report that tables need."""
     report = train(config, folder, resume="auto")
     facts = ("model", "data", "num_train_images", "epochs", "updates", "seconds", "precision")
     return {"top1": report["val"]["top1"], "loss": report["val"]["loss"], "num_images": report["val"]["num_images"]} | {

@@ -15,6 +15,7 @@ pytest.importorskip("affnorm_zoo.kernels.passes", reason="Triton is for Linux", 
 def _as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(passes, "use_kernels", lambda x: x.dtype != torch.float64)
     monkeypatch.setattr(passes, "bias_in_library", lambda x, kappa: False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # nothing is chosen by timing
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)

@@ -62,7 +62,7 @@ def test_another_way_of_rounding_is_noted(name, whole):
     special = {"train.micro_batch_size": 64, "runtime.precision": "bf16", "runtime.compile_mode": "reduce-overhead"}
     now = special.get(name, not was)
     changes = {name: now} | ({"runtime.compile": True} if name == "runtime.compile_mode" else {})
-    changed = load_config([whole / "config.yaml"], [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    changed = load_config([whole / "config.yaml"], [f"{key}={value}" for key, value in changes.items()])
     facts = json.loads((whole / "run.json").read_text())["facts"]
     notes = check_same_run(whole / "checkpoints/update_00000005", changed, facts, allow_changes=False)
     assert notes == sorted(f"{key} was {flatten(config)[key]} and is {value}" for key, value in changes.items())
@@ -73,7 +73,7 @@ def test_nothing_of_where_and_how_fast_is_refused():
 
 
 def test_another_version_is_noted(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(opening, "version", lambda name: "99.0" if name == "timm" else version(name))
+    monkeypatch.setattr(opening, "package_version", lambda name: "99.0" if name == "timm" else version(name))
     train_here(tmp_path, *EVERYTHING, resume=str(whole / "checkpoints/update_00000005"))
     (entry,) = json.loads((tmp_path / "run.json").read_text())["resumes"]
     assert entry["notes"] == [f"version of timm was {version('timm')} and is 99.0"]

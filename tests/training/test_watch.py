@@ -49,7 +49,8 @@ def test_elsewhere_lines(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(watch, "_SECONDS_A_LINE", 0)
     train_here(tmp_path)
-    lines = capsys.readouterr().out.splitlines()
+    loading, *lines = capsys.readouterr().out.splitlines()
+    assert loading.startswith("the images of digits are held on cpu")
     assert [line.split()[0] for line in lines] == ["update", "update", "epoch", "update", "update", "epoch"]
     assert all("img/s" in line for line in lines if line.startswith("update"))
 

@@ -18,7 +18,7 @@ from affnorm_zoo.cli.report import fail, reported_errors
 
 _path = click.Path(path_type=Path)
 _ON_GPU = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # deterministic products need it
-_REHEARSED = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+_REHEARSED = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 _RESULTS = Path("docs/benchmarks/gpu")
 
 
@@ -65,6 +65,7 @@ def gpu_evidence(
             retry=retry,
             environment=_REHEARSED if rehearse else _ON_GPU,
             after_each=lambda: None if volumes is None else write_volumes(output, volumes),
+            jobs=2 if rehearse else 1,
         )
         statuses = [_tell(outcome) for outcome in outcomes]
     sys.exit(0 if set(statuses) <= {OK, LEFT_OUT} else 1)

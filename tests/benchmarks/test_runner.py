@@ -85,6 +85,13 @@ def test_what_has_ended_is_not_run_again(run):
     assert run.calls() == [*before, "new", "new.0", "new.1"]
 
 
+def test_steps_side_by_side_end_in_their_order(run):
+    found = run(Step("good"), Step("wrong"), Step("new"), jobs=2)
+    assert [(name, outcome.status) for name, outcome in found.items()] == [
+        ("good", "ok"), ("wrong", "failed"), ("new", "ok"),
+    ]  # fmt: skip
+
+
 def test_retry_repeats_the_failed_rows_alone(run):
     run(Step("wrong"), Step("good"))
     content = run.read("wrong")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -60,6 +61,7 @@ def run_steps(
     retry: bool = False,
     environment: dict[str, str] | None = None,
     after_each: Callable[[], None] = lambda: None,
+    jobs: int = 1,
 ) -> Iterator[Outcome]:
     """Run the unfinished steps, and report how each step ended.
 
@@ -71,16 +73,21 @@ def run_steps(
         retry: repeat steps that failed or took too long, but only their failed rows.
         environment: additional environment variables of the processes.
         after_each: called after each step.
+        jobs: steps that run at the same time; more than one spoils what they time.
 
     Raises:
         UsageError: another process runs steps into this folder.
     """
     output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + (float("inf") if budget is None else budget)
+
+    def run(step: TimedStep) -> Outcome:
+        return _run_unless_finished(step, output, command(step.name), end, retry, environment or {})
+
     try:
-        with FileLock(output / "run.lock", timeout=0):
-            for step in steps:
-                yield _run_unless_finished(step, output, command(step.name), end, retry, environment or {})
+        with FileLock(output / "run.lock", timeout=0), ThreadPoolExecutor(jobs) as pool:
+            for outcome in map(run, steps) if jobs == 1 else pool.map(run, steps):
+                yield outcome
                 after_each()
     except Timeout as error:
         raise UsageError(f"another process runs steps in {output}: wait for it, or choose another folder") from error

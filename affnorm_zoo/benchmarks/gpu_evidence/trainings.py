@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from affnorm_zoo.benchmarks.gpu_evidence.record import StepRecord
 from affnorm_zoo.benchmarks.gpu_evidence.sizes import Sizes
 from affnorm_zoo.config import RunConfig, load_config
@@ -52,11 +54,13 @@ def run_contest(
         output: folder of the runs.
     """
     shared = (*contest.overrides, *sizes.overrides, f"train.seed={_SEED}")
-    if not packed.is_file():
-        workers = os.cpu_count() if record.device.type == "cuda" else 0
-        folder = find_data(contest.data)
-        overrides = [*shared, f"data.path={folder}", f"data.workers={workers}"]
-        pack(load_config([contest.config], overrides).data, packed)
+    packed.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(packed.with_suffix(".lock")):
+        if not packed.is_file():
+            workers = os.cpu_count() if record.device.type == "cuda" else 0
+            folder = find_data(contest.data)
+            overrides = [*shared, f"data.path={folder}", f"data.workers={workers}"]
+            pack(load_config([contest.config], overrides).data, packed)
 
     def config_of(name: str, *overrides: str) -> RunConfig:
         return load_config([contest.config], [*shared, f"data.path={packed}", *contest.contenders[name], *overrides])

@@ -72,6 +72,11 @@ def test_the_numbers_are_those_of_their_file():
     assert f"| {results['loop_to_bare_step']:.2f} of the bare step |" in PAGE
     assert f"| {results['in_memory_to_workers']:.1f} times the workers |" in PAGE
     assert results["n"] == 12
+    results = json.loads((ROOT / "docs/benchmarks/loop/host.json").read_text())
+    text = " ".join(PAGE.split())
+    assert f"took {results['host_ms']['over_bare_step']:.1f} ms per update more" in text
+    assert f"and {results['first_update_seconds']:.2f} s to its first update" in text
+    assert f"median of {results['n'] * results['updates_a_turn']} pairs" in text
 
 
 @pytest.mark.parametrize("name", re.findall(r"`(\w+)`", PAGE.partition("launch configs: ")[2].partition(" and ")[0]))

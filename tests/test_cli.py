@@ -173,7 +173,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_begins_with_it(tmp_path, mon
     pictures = draw_folder(tmp_path / "pictures", classes=tuple("0123456789"), size=8)
     (tmp_path / "config.yaml").write_text("data: {path: ~/pictures}")
     text = call("train", "~/config.yaml", "--dry-run", *TINY, "train.global_batch_size=16", "train.micro_batch_size=16")
-    assert "5 an epoch" in text
+    assert "5 per epoch" in text
     (tmp_path / "export").symlink_to(exports / "one/export")
     call("evaluate", "~/export", "--results=~/results.csv")
     assert (tmp_path / "results.csv").is_file()

@@ -45,7 +45,9 @@ def test_all_processes_count_together(arguments, tmp_path):
     run_forked(*command, "data.max_bad_images=3", "--output", tmp_path / "run", processes=2)
     assert written(tmp_path / "run") == sorted(BAD)
     result = run_forked(*command, "data.max_bad_images=2", "--output", tmp_path / "two", processes=2, ok=False)
-    assert "more than 2 replacements" in result.stderr
+    # the first process reports its own error, or that the second one has left with it
+    assert "more than 2 replacements" in result.stderr or "remote" in result.stderr
+    assert len(written(tmp_path / "two")) == 3
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

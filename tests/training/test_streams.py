@@ -102,7 +102,7 @@ def test_what_is_missing_is_said(tmp_path):
         open_source(DataConfig(path=path, num_classes=3, val_split="dev"))
     with pytest.raises(UsageError, match=r"data.workers to at least 1"):
         train_here(tmp_path / "run", *options(path), "data.workers=0")
-    with pytest.raises(UsageError, match="which a stream has not"):
+    with pytest.raises(UsageError, match="a WebDataset stream is not"):
         train_here(tmp_path / "run", *options(path), "data.repeats=2")
     with pytest.raises(UsageError, match=r"label of the stream is 2, outside the data.num_classes=2"):
         train_here(tmp_path / "other", *options(path), "data.num_classes=2")

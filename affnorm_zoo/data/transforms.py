@@ -107,10 +107,10 @@ def train_transform(config: DataConfig, preprocessing: Preprocessing) -> Callabl
 
 
 def _check_numbers(policy: str) -> None:
-    """Raise ValueError for a part that timm would pass over, as it has no number and is no set of transforms."""
+    """Raise ValueError for a part that timm would skip: it holds no digit and names no set of transforms."""
     for part in policy.split("-")[1:]:
         if not part.startswith("t") and not any(map(str.isdigit, part)):
-            raise ValueError(f"{part!r} has no number")
+            raise ValueError(f"{part!r} must hold a number, such as m9")
 
 
 def _try_augmentation(transform: Callable, mode: str) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import timm
+import yaml
 
 from affnorm_zoo import list_normalizers
+from affnorm_zoo._version import __version__
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -72,3 +74,18 @@ def test_the_divergence_table_is_that_of_its_file():
         for cell, values in zip(cells, expected, strict=True):
             shown = [float(number) for number in re.findall(r"[\d.]+(?:e-\d+)?", cell)]
             assert shown == pytest.approx(values, rel=0.06), name
+
+
+def test_the_citation_names_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob(".github/**/*.yml")), ids=lambda path: path.name)
+def test_workflows_and_forms_are_valid_yaml_and_name_existing_commands(path):
+    text = path.read_text()
+    assert yaml.safe_load(text)["name"]
+    for command in re.findall(r"python -c \"(.+?)\"`", text):
+        subprocess.run([sys.executable, "-W", "ignore", "-c", command], check=True, cwd=ROOT)
+    for script in re.findall(r"run: (\.\S+)$", text, re.MULTILINE):
+        assert (ROOT / script).is_file()

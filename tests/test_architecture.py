@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "affnorm_zoo"
 FLOORS = {
     "errors": 0, "_version": 0, "_requirements": 0,
-    "functional": 1, "config": 1,
+    "functional": 1, "config": 1, "evidence": 1,
     "kernels": 2, "registry": 2,
     "ops": 3,
     "layers": 4,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from affnorm_zoo import __version__, _requirements
-from affnorm_zoo.evaluation import environment
-from affnorm_zoo.evaluation.environment import PACKAGES, describe_environment
+from affnorm_zoo.evidence import environment
+from affnorm_zoo.evidence.environment import PACKAGES, describe_environment
 
 CPU_INFO = Path("/proc/cpuinfo")
 

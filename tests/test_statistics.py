@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from affnorm_zoo.evaluation.statistics import Sample, fit_slope, holm, welch
+from affnorm_zoo.evidence.statistics import Sample, fit_slope, holm, welch
 
 
 def test_a_sample_says_mean_and_deviation_of_one_run():

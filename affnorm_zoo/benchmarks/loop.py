@@ -13,7 +13,7 @@ import torch
 
 from affnorm_zoo.config import RunConfig
 from affnorm_zoo.data import train_loader
-from affnorm_zoo.evaluation.environment import describe_environment
+from affnorm_zoo.evidence.environment import describe_environment
 from affnorm_zoo.training.assemble import Parts, assemble
 from affnorm_zoo.training.interrupt import Interrupt
 from affnorm_zoo.training.processes import build_accelerator

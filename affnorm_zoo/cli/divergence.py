@@ -27,7 +27,7 @@ from affnorm_zoo.diagnostics import DivergenceMeter, calibrate, measure_step, su
 from affnorm_zoo.diagnostics.figures import plot_depth
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_classifier, check_fit, check_model_name, load_model, match_labels
-from affnorm_zoo.evaluation.environment import describe_environment
+from affnorm_zoo.evidence.environment import describe_environment
 
 OPTIMIZERS = {
     "sgd": torch.optim.SGD,

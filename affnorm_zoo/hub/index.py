@@ -7,7 +7,7 @@ from typing import Any
 import timm
 import torch
 
-from affnorm_zoo.evaluation.statistics import Sample
+from affnorm_zoo.evidence.statistics import Sample
 from affnorm_zoo.hub.bundle import bundled
 from affnorm_zoo.hub.card import HUB_TAG
 from affnorm_zoo.hub.client import hub_client

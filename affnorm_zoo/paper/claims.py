@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import log2
 
-from affnorm_zoo.evaluation.statistics import Sample, Slope, fit_slope, holm, welch
+from affnorm_zoo.evidence.statistics import Sample, Slope, fit_slope, holm, welch
 from affnorm_zoo.paper.table import Row
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from affnorm_zoo.evaluation.environment import describe_environment
+from affnorm_zoo.evidence.environment import describe_environment
 from affnorm_zoo.paper.runs import Arrays, Run, train_net
 from affnorm_zoo.training.run_folder import write_json
 

@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from affnorm_zoo.config import RunConfig, config_to_yaml
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.evaluation.environment import describe_environment, package_version
+from affnorm_zoo.evidence.environment import describe_environment, package_version
 from affnorm_zoo.training import run_folder
 from affnorm_zoo.training.assemble import Parts
 from affnorm_zoo.training.resume import check_same_run, choose_checkpoint, describe_facts, fingerprint

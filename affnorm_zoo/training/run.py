@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from affnorm_zoo.config import RunConfig, flatten
 from affnorm_zoo.diagnostics.figures import plot_training
-from affnorm_zoo.evaluation.environment import describe_environment
+from affnorm_zoo.evidence.environment import describe_environment
 from affnorm_zoo.training import run_folder, watch
 from affnorm_zoo.training.assemble import Parts, assemble
 from affnorm_zoo.training.epochs import Epochs, PreemptedError

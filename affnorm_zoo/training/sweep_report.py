@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from affnorm_zoo.evaluation.statistics import Sample, welch
+from affnorm_zoo.evidence.statistics import Sample, welch
 from affnorm_zoo.training.sweep import SweepConfig, final_trials, read_result, tuning_trials
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from affnorm_zoo.evaluation.environment import describe_environment
+from affnorm_zoo.evidence.environment import describe_environment
 from affnorm_zoo.training.run_folder import read_json, write_json
 
 # states of a step; FINISHED steps are not repeated

@@ -124,7 +124,7 @@ def assert_same_run(one, two):
 
 def kill_at(monkeypatch, update, signum=signal.SIGTERM):
     """Let this process receive a signal right after an update."""
-    from affnorm_zoo.training.watch import RunLog
+    from affnorm_zoo.training.run_log import RunLog
 
     counted = []
 

@@ -17,8 +17,9 @@ FLOORS = {
     "layers": 4,
     "factory": 5, "data": 5, "diagnostics": 5, "pruning": 5,
     "models": 6, "evaluation": 6,
+    "runs": 6,
     "training": 7,
-    "hub": 8, "paper": 8, "benchmarks": 8,
+    "hub": 8, "paper": 8, "studies": 8, "benchmarks": 8,
     "cli": 9, "run": 9,
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any
 from affnorm_zoo.benchmarks.gpu_evidence.record import is_failed
 from affnorm_zoo.benchmarks.gpu_evidence.steps import STEPS
 from affnorm_zoo.benchmarks.tables import network_table, products_table, table
-from affnorm_zoo.training.run_folder import read_json
+from affnorm_zoo.runs.files import read_json
 
 NOT_MEASURED = "not measured"
 _KERNELS_AGAINST_COPY = "bandwidth of the passes / of a copy, lowest"

@@ -17,8 +17,8 @@ from affnorm_zoo.evidence.environment import describe_environment
 from affnorm_zoo.training.assemble import Parts, assemble
 from affnorm_zoo.training.interrupt import Interrupt
 from affnorm_zoo.training.processes import build_accelerator
+from affnorm_zoo.training.run_log import RunLog
 from affnorm_zoo.training.state import unwrap_optimizer
-from affnorm_zoo.training.watch import RunLog
 
 
 def measure_loop(config: RunConfig, rounds: int, updates: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from affnorm_zoo.benchmarks.report import write_report
 from affnorm_zoo.cli.report import fail, reported_errors, split_config
 from affnorm_zoo.config import load_config
 from affnorm_zoo.evidence.environment import describe_environment
-from affnorm_zoo.training.run_folder import write_json
+from affnorm_zoo.runs.files import write_json
 
 CONTENDERS = {
     "resnet50": ["batchnorm", "patchnorm", "patchnorm_ws", "groupnorm", "none"],

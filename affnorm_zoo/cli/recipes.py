@@ -3,7 +3,7 @@ from pathlib import Path
 import click
 
 from affnorm_zoo.cli.report import reported_errors
-from affnorm_zoo.training.recipes import write_recipes
+from affnorm_zoo.studies.recipes import write_recipes
 
 _path = click.Path(path_type=Path)
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import click
 
 from affnorm_zoo.cli.report import USER_PATH, reported_errors
-from affnorm_zoo.training.sweep import load_sweep, run_sweep
-from affnorm_zoo.training.sweep_report import sweep_table
+from affnorm_zoo.studies.sweep import load_sweep, run_sweep
+from affnorm_zoo.studies.sweep_report import sweep_table
 
 
 @click.command()

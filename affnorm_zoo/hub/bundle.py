@@ -25,7 +25,7 @@ from affnorm_zoo.hub.release import (
     write_manifest,
 )
 from affnorm_zoo.models import WEIGHTS_FOLDER, tag_args
-from affnorm_zoo.training.run_folder import CONFIG_FILE, METRICS_FILE
+from affnorm_zoo.runs.layout import CONFIG_FILE, METRICS_FILE
 
 MAX_BYTES = 2**21  # of a weight file in the package
 LARGEST_LOSS = 0.003  # of top-1, for storing the weights in half precision and evaluating them in single

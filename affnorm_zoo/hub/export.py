@@ -15,17 +15,17 @@ from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.card import write_card
 from affnorm_zoo.models import zoo_models
-from affnorm_zoo.training import setup
-from affnorm_zoo.training.resume import FREE
-from affnorm_zoo.training.run_folder import (
+from affnorm_zoo.runs.files import read_json
+from affnorm_zoo.runs.layout import (
     CONFIG_FILE,
     CURVES_FILE,
     DIVERGENCE_FILE,
     EMA_WEIGHTS_FILE,
     REPORT_FILE,
     WEIGHTS_FILE,
-    read_json,
 )
+from affnorm_zoo.runs.resume import FREE
+from affnorm_zoo.training import builders
 
 EXPORT_FOLDER = "export"
 BENCHMARK_FILE = "benchmark.json"  # of scripts/benchmark.py measure, if it was asked to write here
@@ -57,9 +57,9 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     preprocessing = Preprocessing(**report["preprocessing"])
     class_names = tuple(report["class_names"])
     in_chans = preprocessing.input_size[0]
-    model = setup.build_model(config.model, len(class_names), in_chans)
+    model = builders.build_model(config.model, len(class_names), in_chans)
     model.load_state_dict(load_file(run / weights_file))
-    setup.describe_preprocessing(model, preprocessing, class_names)
+    builders.describe_preprocessing(model, preprocessing, class_names)
 
     temporary = run / f".{EXPORT_FOLDER}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)

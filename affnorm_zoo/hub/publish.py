@@ -8,8 +8,8 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from affnorm_zoo.hub.client import OVERALL_SECONDS, hub_client, within
 from affnorm_zoo.hub.errors import HubError, hub_errors
-from affnorm_zoo.hub.records import differing
 from affnorm_zoo.hub.release import MANIFEST_FILE, build_release
+from affnorm_zoo.hub.remote_hashes import differing
 
 _KEEP = {".gitattributes"}  # the Hub's own
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from affnorm_zoo.hub.client import OVERALL_SECONDS, hub_client, within
 from affnorm_zoo.hub.errors import HubError, hub_errors
-from affnorm_zoo.hub.records import differing
 from affnorm_zoo.hub.release import GOLDEN_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_golden, load_folder
-from affnorm_zoo.training.run_folder import sha256_of
+from affnorm_zoo.hub.remote_hashes import differing
+from affnorm_zoo.runs.files import sha256_of
 
 _CHECKED = ("config.json", WEIGHTS_FILE, GOLDEN_FILE)
 

@@ -16,7 +16,8 @@ from affnorm_zoo._version import __version__
 from affnorm_zoo.config import config_to_yaml, load_config
 from affnorm_zoo.hub.errors import HubError
 from affnorm_zoo.hub.export import export_run, public_config, score_of
-from affnorm_zoo.training.run_folder import CONFIG_FILE, METRICS_FILE, REPORT_FILE, sha256_of
+from affnorm_zoo.runs.files import sha256_of
+from affnorm_zoo.runs.layout import CONFIG_FILE, METRICS_FILE, REPORT_FILE
 
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.safetensors"

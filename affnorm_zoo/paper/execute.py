@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from affnorm_zoo.evidence.environment import describe_environment
 from affnorm_zoo.paper.runs import Arrays, Run, train_net
-from affnorm_zoo.training.run_folder import write_json
+from affnorm_zoo.runs.files import write_json
 
 PACKED = "runs.jsonl"
 _arrays: Arrays | None = None  # of this worker process

@@ -24,7 +24,7 @@ from affnorm_zoo.data import (
 )
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_classifier, match_labels
-from affnorm_zoo.training import setup
+from affnorm_zoo.training import builders
 from affnorm_zoo.training.deepspeed import configure_deepspeed, is_deepspeed
 from affnorm_zoo.training.ema import build_ema
 from affnorm_zoo.training.loop import Trainer
@@ -55,7 +55,7 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
     """
     data, device = config.data, accelerator.device
     source = open_source(data)
-    micro = setup.resolve_micro_batch(config.train, accelerator.num_processes, source.num_train)
+    micro = builders.resolve_micro_batch(config.train, accelerator.num_processes, source.num_train)
     if data.mixes and micro % 2:
         raise UsageError(f"data.mixup and data.cutmix pair images: the micro-batch must be even, got {micro}")
     set_seed(config.train.seed)
@@ -64,12 +64,12 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
     check_classifier(config.model.name, bare_model, preprocessing.input_size, len(source.class_names))
     batches = _build_batches(config, source, micro, accelerator)
     if batches.smallest_batch == 1:
-        setup.check_training_batch(config.model.name, bare_model, preprocessing.input_size, 1)
+        builders.check_training_batch(config.model.name, bare_model, preprocessing.input_size, 1)
     flops = count_flops(bare_model, preprocessing.input_size)
     parameters = sum(p.numel() for p in bare_model.parameters())
-    bare_model = setup.synchronize_batch_norm(config.runtime, bare_model, device, accelerator.num_processes)
-    prepared = setup.prepare_model(config.runtime, bare_model)
-    optimizer = setup.build_optimizer(config.optim, bare_model, config.train.global_batch_size)
+    bare_model = builders.synchronize_batch_norm(config.runtime, bare_model, device, accelerator.num_processes)
+    prepared = builders.prepare_model(config.runtime, bare_model)
+    optimizer = builders.build_optimizer(config.optim, bare_model, config.train.global_batch_size)
     if is_deepspeed(accelerator):
         configure_deepspeed(accelerator, config, micro, resume)
     sharded = shards_weights(accelerator)
@@ -82,15 +82,15 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
     trainer = Trainer(
         accelerator=accelerator,
         state=RunState(accelerator, model, bare_model, optimizer, ema, Progress()),
-        schedule=setup.build_schedule(config.optim, optimizer, config.train.epochs, batches.num_updates),
-        loss=setup.build_loss(config.optim, data.mixes),
+        schedule=builders.build_schedule(config.optim, optimizer, config.train.epochs, batches.num_updates),
+        loss=builders.build_loss(config.optim, data.mixes),
         normalize=Normalize(preprocessing, device),
         augment=BatchAugment(data, len(source.class_names), config.optim.label_smoothing, device),
         batches=batches,
         loader=train_loader(source, data, batches, preprocessing, device),
         seed=config.train.seed,
         clip_norm=config.optim.clip_grad if uses_norm else None,
-        clip=setup.build_clip(config.optim, bare_model),
+        clip=builders.build_clip(config.optim, bare_model),
         channels_last=config.runtime.channels_last,
         replays_graphs=config.runtime.replays_graphs,
         skip_non_finite=config.train.non_finite == "skip",
@@ -119,11 +119,11 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
 def _build_model(config: RunConfig, source: Source) -> nn.Module:
     """The model, pretrained if the config asks for it, with its classes in the order of the data's."""
     num_classes, pretrained = len(source.class_names), config.model.pretrained
-    model = setup.build_model(config.model, num_classes, source.in_chans, pretrained=pretrained)
+    model = builders.build_model(config.model, num_classes, source.in_chans, pretrained=pretrained)
     if pretrained and model.pretrained_cfg.get("num_classes") == num_classes:  # otherwise its classifier is untrained
         outputs = match_labels(config.model.name, model, source, config.data.labels_by_position)
         if outputs is not None:
-            setup.reorder_classifier(model, outputs)
+            builders.reorder_classifier(model, outputs)
     return model
 
 

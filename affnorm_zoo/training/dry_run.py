@@ -2,7 +2,7 @@ import torch
 
 from affnorm_zoo.config import RunConfig
 from affnorm_zoo.evaluation.memory import saved_bytes
-from affnorm_zoo.training import watch
+from affnorm_zoo.training import run_log
 from affnorm_zoo.training.assemble import assemble
 from affnorm_zoo.training.plan import Plan
 from affnorm_zoo.training.processes import build_accelerator
@@ -15,7 +15,7 @@ def dry_run(config: RunConfig) -> Plan:
         UsageError: an error that the caller can fix.
         NonFiniteError: the first gradient is non-finite.
     """
-    watch.check_trackers(config.runtime.trackers)
+    run_log.check_trackers(config.runtime.trackers)
     accelerator = build_accelerator(config.runtime)
     parts = assemble(config, accelerator)
     trainer, state = parts.trainer, parts.trainer.state

@@ -6,13 +6,13 @@ from typing import Any, NoReturn
 from affnorm_zoo.config import RunConfig
 from affnorm_zoo.evaluation import evaluate
 from affnorm_zoo.training.assemble import Parts
+from affnorm_zoo.training.checkpoint_policy import CheckpointPolicy
 from affnorm_zoo.training.deepspeed import is_deepspeed
+from affnorm_zoo.training.divergence_probe import DivergenceProbe
 from affnorm_zoo.training.interrupt import Interrupt
-from affnorm_zoo.training.keeper import Keeper
 from affnorm_zoo.training.loop import Trainer
-from affnorm_zoo.training.probe import DivergenceProbe
+from affnorm_zoo.training.run_log import RunLog
 from affnorm_zoo.training.state import Progress
-from affnorm_zoo.training.watch import RunLog
 
 
 class PreemptedError(RuntimeError):
@@ -32,7 +32,7 @@ class Epochs:
     probe: DivergenceProbe
     interrupt: Interrupt
     log: RunLog
-    keeper: Keeper
+    policy: CheckpointPolicy
 
     def run(self) -> None:
         """Train, evaluate and save until the last epoch.
@@ -58,14 +58,14 @@ class Epochs:
             if self.probe.is_due():
                 self.log.record_divergence(self.probe.measure())
             is_main = self._trainer.accelerator.is_main_process
-            wants_save = is_main and self._can_save() and self.keeper.is_due_within_epoch(self._progress)
+            wants_save = is_main and self._can_save() and self.policy.is_due_within_epoch(self._progress)
             stop, save = self.interrupt.agree(wants_save)
             if stop or save or self._progress.windows % self.config.runtime.log_updates == 0:
                 self.log.record_windows(self._trainer.drain(), self._progress.epoch)
             if stop:
                 self._preempt()
             if save:
-                self.keeper.save(self._trainer.state)
+                self.policy.save(self._trainer.state)
             if self._is_capped():
                 break
         self.log.record_windows(self._trainer.drain(), self._progress.epoch)
@@ -86,11 +86,11 @@ class Epochs:
             progress.epoch, progress.window = progress.epoch + 1, 0
             progress.loss_sum, progress.num_losses = 0.0, 0
         if is_measured:
-            self.keeper.note_result(progress, record)
+            self.policy.note_result(progress, record)
             progress.evaluated = record
         self.log.record_epoch(record, _epoch_line(record, self.config.train.epochs))
-        if self._can_save() and self.keeper.is_due_after_epoch(progress, is_last=is_last):
-            self.keeper.save(self._trainer.state)
+        if self._can_save() and self.policy.is_due_after_epoch(progress, is_last=is_last):
+            self.policy.save(self._trainer.state)
 
     def _evaluate(self) -> dict[str, dict[str, float] | None]:
         """Evaluate the weights, and their average if there is one; None for an evaluation that a signal interrupted."""
@@ -109,7 +109,7 @@ class Epochs:
 
     def _preempt(self) -> NoReturn:
         if self._can_save():
-            self.keeper.save(self._trainer.state)
+            self.policy.save(self._trainer.state)
         lost = is_deepspeed(self._trainer.accelerator)
         raise PreemptedError(
             f"stopped by signal {self.interrupt.signum} after update {self._progress.windows} of epoch "

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import is_sharded
+from affnorm_zoo.runs.tensors import join_tensors, split_tensors, to_plain
 from affnorm_zoo.training.ema import ModelEma, ShardEma
-from affnorm_zoo.training.tensors import join_tensors, split_tensors, to_plain
 
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.bundle import bundle, bundled
 from affnorm_zoo.hub.release import build_release, check_golden, load_folder
-from affnorm_zoo.training.run_folder import sha256_of
+from affnorm_zoo.runs.files import sha256_of
 
 
 @pytest.fixture

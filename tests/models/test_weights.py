@@ -15,7 +15,7 @@ from affnorm_zoo import list_pretrained
 from affnorm_zoo.hub.bundle import MAX_BYTES, bundled
 from affnorm_zoo.hub.release import check_card, check_golden
 from affnorm_zoo.models import WEIGHTS_FOLDER, tag_args
-from affnorm_zoo.training.run_folder import sha256_of
+from affnorm_zoo.runs.files import sha256_of
 
 NAMES = [manifest["evaluation"]["model"] for manifest in bundled()]
 

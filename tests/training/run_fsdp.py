@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType
 
 from affnorm_zoo.config import load_config
 from affnorm_zoo.evaluation import is_sharded
-from affnorm_zoo.training import run
+from affnorm_zoo.training import engine
 
 
 def build_sharding_accelerator(config, **kwargs):
@@ -31,8 +31,8 @@ def assemble_shards(*arguments):
     return parts
 
 
-assemble, run.assemble = run.assemble, assemble_shards
-run.build_accelerator = build_sharding_accelerator
-run.train(load_config(overrides=sys.argv[2:]), Path(sys.argv[1]), resume="auto")
+assemble, engine.assemble = engine.assemble, assemble_shards
+engine.build_accelerator = build_sharding_accelerator
+engine.train(load_config(overrides=sys.argv[2:]), Path(sys.argv[1]), resume="auto")
 # the groups that shards hold on to can abort an interpreter that is shutting down
 os._exit(0)

@@ -23,8 +23,8 @@ from affnorm_zoo.data.in_memory import InMemoryLoader, KeptBatches
 from affnorm_zoo.training.assemble import assemble
 from affnorm_zoo.training.interrupt import Interrupt
 from affnorm_zoo.training.rates import gradients_over_kappa
+from affnorm_zoo.training.run_log import RunLog
 from affnorm_zoo.training.seeding import seed_generators
-from affnorm_zoo.training.watch import RunLog
 
 UPDATES = 2
 SMALL = (*TINY, "train.global_batch_size=8", "train.micro_batch_size=8", "runtime.log_updates=50")

@@ -16,7 +16,7 @@ from timm.optim import list_optimizers
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import BatchAugment
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training import setup
+from affnorm_zoo.training import builders
 from affnorm_zoo.training.assemble import assemble
 from affnorm_zoo.training.state import save_state, unwrap_optimizer
 
@@ -130,7 +130,7 @@ OPTIMIZERS = sorted(name for name in list_optimizers() if not not_installed(name
     [
         pytest.param(name, marks=pytest.mark.slow if "kron" in name else ())
         for name in OPTIMIZERS
-        if name not in setup.UNSUPPORTED_OPTIMIZERS
+        if name not in builders.UNSUPPORTED_OPTIMIZERS
     ],
 )
 def test_an_optimiser_resumes_to_the_bit(name, tmp_path):
@@ -154,7 +154,7 @@ def test_an_optimiser_resumes_to_the_bit(name, tmp_path):
     assert [w.loss for w in parts.trainer.drain()[3:]] == [w.loss for w in other.trainer.drain()]
 
 
-@pytest.mark.parametrize("name", setup.UNSUPPORTED_OPTIMIZERS)
+@pytest.mark.parametrize("name", builders.UNSUPPORTED_OPTIMIZERS)
 def test_or_is_refused_by_name(name):
     with pytest.raises(UsageError, match=f"optim.name={name} is not supported: "):
         parts_of(f"optim.name={name}")

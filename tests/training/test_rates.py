@@ -5,7 +5,7 @@ import timm
 
 from affnorm_zoo import AffineLikeLinear, PatchNormConv2d
 from affnorm_zoo.config import OptimConfig
-from affnorm_zoo.training.setup import build_optimizer, build_schedule
+from affnorm_zoo.training.builders import build_optimizer, build_schedule
 
 
 def rates(model, **settings):

@@ -106,15 +106,15 @@ def test_a_signal_while_evaluating_saves_the_epoch(whole, tmp_path, monkeypatch)
 
 
 def test_a_signal_while_saving_lets_the_save_end(whole, tmp_path, monkeypatch):
-    from affnorm_zoo.training import keeper
+    from affnorm_zoo.training import checkpoint_policy
 
     def interrupted(content, folder):
         monkeypatch.undo()  # a second signal would end this process
         signal.raise_signal(signal.SIGTERM)
         save_state(content, folder)
 
-    save_state = keeper.save_state
-    monkeypatch.setattr(keeper, "save_state", interrupted)
+    save_state = checkpoint_policy.save_state
+    monkeypatch.setattr(checkpoint_policy, "save_state", interrupted)
     with pytest.raises(PreemptedError):
         train_here(tmp_path, *EVERYTHING, "checkpoint.every_updates=2")
     assert "update_00000002" in checkpoints(tmp_path)

@@ -12,8 +12,8 @@ from runs import EVERYTHING, TINY, metrics, state, train_here
 
 from affnorm_zoo.config import RuntimeConfig, flatten, load_config
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training import opening
-from affnorm_zoo.training.resume import FREE, NOTED, check_same_run
+from affnorm_zoo.runs import resume
+from affnorm_zoo.runs.resume import FREE, NOTED, check_same_run
 
 REFUSED = {
     "epochs": (("train.epochs=3",), "train.epochs was 2 and is 3"),
@@ -73,7 +73,7 @@ def test_nothing_of_where_and_how_fast_is_refused():
 
 
 def test_another_version_is_noted(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(opening, "package_version", lambda name: "99.0" if name == "timm" else version(name))
+    monkeypatch.setattr(resume, "package_version", lambda name: "99.0" if name == "timm" else version(name))
     train_here(tmp_path, *EVERYTHING, resume=str(whole / "checkpoints/update_00000005"))
     (entry,) = json.loads((tmp_path / "run.json").read_text())["resumes"]
     assert entry["notes"] == [f"version of timm was {version('timm')} and is 99.0"]

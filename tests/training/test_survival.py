@@ -25,7 +25,7 @@ from runs import (
 from safetensors import safe_open
 
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training import checkpoint
+from affnorm_zoo.runs import checkpoint
 
 TRAIN = ("scripts/train.py", *TINY, *EVERYTHING)
 LONG = ("scripts/train.py", *TINY, "train.epochs=400")

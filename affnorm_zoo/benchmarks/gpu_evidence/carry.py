@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training.run_folder import write_atomically
+from affnorm_zoo.runs.files import write_atomically
 
 WARN_MIB = 60  # a machine may accept no more at once, and the repository goes with it
 WHEELS = ("timm", "omegaconf")  # missing on machines with torch, or there in another version

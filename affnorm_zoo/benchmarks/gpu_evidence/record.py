@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from affnorm_zoo.evidence.environment import describe_environment
-from affnorm_zoo.training.run_folder import read_json, write_json
+from affnorm_zoo.runs.files import read_json, write_json
 
 # states of a step; FINISHED steps are not repeated
 RUNNING, OK, FAILED, TIMED_OUT, CUT_OFF, LEFT_OUT = "running", "ok", "failed", "timed out", "cut off", "left out"

@@ -25,8 +25,8 @@ from affnorm_zoo.benchmarks.gpu_evidence.record import (
     is_failed,
 )
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.runs.files import read_json, write_json
 from affnorm_zoo.training.interrupt import die_with_parent
-from affnorm_zoo.training.run_folder import read_json, write_json
 
 _MOST_PROCESSES = 5  # per step, if kernels repeatedly make the GPU unusable
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from timm.utils import natural_key
 
-from affnorm_zoo.training.run_folder import write_text
-from affnorm_zoo.training.sweep import Aim, SweepConfig, load_sweep
-from affnorm_zoo.training.sweep_report import final_results, gap, sample_of, sweep_table
+from affnorm_zoo.runs.files import write_text
+from affnorm_zoo.studies.sweep import Aim, SweepConfig, load_sweep
+from affnorm_zoo.studies.sweep_report import final_results, gap, sample_of, sweep_table
 
 _HEAD = """\
 # Recipes

@@ -11,8 +11,8 @@ from runs import ROOT, TINY
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training import NonFiniteError, sweep
-from affnorm_zoo.training.sweep import (
+from affnorm_zoo.studies import sweep
+from affnorm_zoo.studies.sweep import (
     SweepConfig,
     Trial,
     best_point,
@@ -21,7 +21,8 @@ from affnorm_zoo.training.sweep import (
     run_sweep,
     tuning_trials,
 )
-from affnorm_zoo.training.sweep_report import sweep_table
+from affnorm_zoo.studies.sweep_report import sweep_table
+from affnorm_zoo.training import NonFiniteError
 
 SETTINGS = dict(
     arms={"batchnorm": ["model.name=resnet20_cifar_batchnorm"], "patchnorm": ["model.name=resnet20_cifar_patchnorm"]},

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from affnorm_zoo.evidence.statistics import Sample, welch
-from affnorm_zoo.training.sweep import SweepConfig, final_trials, read_result, tuning_trials
+from affnorm_zoo.studies.sweep import SweepConfig, final_trials, read_result, tuning_trials
 
 
 def sweep_table(sweep: SweepConfig, folder: Path) -> str:

@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 
 from affnorm_zoo.config import RunConfig, is_override, load_config, read_yaml, to_schema
 from affnorm_zoo.config.require import require
+from affnorm_zoo.runs.files import read_json, write_json
+from affnorm_zoo.training.engine import train
 from affnorm_zoo.training.loop import NonFiniteError
-from affnorm_zoo.training.run import train
-from affnorm_zoo.training.run_folder import read_json, write_json
 
 TUNING_SEED = 0
 FINAL_SEED = 1  # seed of the first final run

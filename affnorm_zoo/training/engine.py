@@ -11,15 +11,18 @@ from safetensors.torch import save_file
 from affnorm_zoo.config import RunConfig, flatten
 from affnorm_zoo.diagnostics.figures import plot_training
 from affnorm_zoo.evidence.environment import describe_environment
-from affnorm_zoo.training import run_folder, watch
+from affnorm_zoo.runs import layout
+from affnorm_zoo.runs.curves import plot_curves
+from affnorm_zoo.runs.files import write_atomically, write_json
+from affnorm_zoo.runs.folder import RunFolder, write_state
+from affnorm_zoo.runs.resume import describe_facts
+from affnorm_zoo.training import run_log
 from affnorm_zoo.training.assemble import Parts, assemble
+from affnorm_zoo.training.checkpoint_policy import CheckpointPolicy
+from affnorm_zoo.training.divergence_probe import DivergenceProbe
 from affnorm_zoo.training.epochs import Epochs, PreemptedError
 from affnorm_zoo.training.interrupt import Interrupt
-from affnorm_zoo.training.keeper import Keeper
-from affnorm_zoo.training.opening import RunFolder
 from affnorm_zoo.training.plan import peak_flops
-from affnorm_zoo.training.plots import plot_curves
-from affnorm_zoo.training.probe import DivergenceProbe
 from affnorm_zoo.training.processes import build_accelerator, on_main
 
 _logger = logging.getLogger(__name__)
@@ -49,18 +52,23 @@ def train(
         NonFiniteError: training diverged.
         PreemptedError: a signal asked for a stop; the state is saved.
     """
-    watch.check_trackers(config.runtime.trackers)
+    run_log.check_trackers(config.runtime.trackers)
     accelerator = build_accelerator(
         config.runtime, log_with=list(config.runtime.trackers) or None, project_dir=str(output)
     )
-    folder = RunFolder(output)
-    finished = on_main(accelerator, lambda: folder.finished_report(config, resume))
+    run_folder = RunFolder(output)
+    finished = on_main(accelerator, lambda: run_folder.finished_report(config, resume))
     if finished:
         return finished
     with Interrupt() as interrupt:
         parts = assemble(config, accelerator, resume)
         probe = DivergenceProbe(config, parts)
-        checkpoint = on_main(accelerator, lambda: folder.open(config, parts, resume, overwrite, allow_changes))
+        open_folder = partial(run_folder.open, config, _describe_facts(parts), _describe_run(config, parts))
+        checkpoint = on_main(
+            accelerator, lambda: open_folder(resume=resume, overwrite=overwrite, allow_changes=allow_changes)
+        )
+        if parts.source.is_stream and accelerator.is_main_process:
+            _logger.warning("a run on a stream can be resumed only at the end of an epoch, so it is saved only there")
         _keep_bad_images(parts, output, checkpoint)
         try:
             return _train(config, output, parts, probe, interrupt, checkpoint)
@@ -72,7 +80,7 @@ def train(
                 _write_state(parts, output, "failed", message=f"{type(error).__name__}: {error}")
             raise
         finally:
-            folder.release()
+            run_folder.release()
 
 
 def _train(
@@ -90,35 +98,51 @@ def _train(
         trainer.state.load(checkpoint)
         if trainer.schedule is not None:
             trainer.schedule.step_update(progress.updates)
-    metrics = output / run_folder.METRICS_FILE
+    metrics = output / layout.METRICS_FILE
     if accelerator.is_main_process:
-        watch.trim_metrics(metrics, progress.windows, progress.epoch)
+        run_log.trim_metrics(metrics, progress.windows, progress.epoch)
         metrics.touch()
         if config.runtime.trackers:
             accelerator.init_trackers("affnorm_zoo", flatten(config))
         print(parts.loading, flush=True)  # noqa: T201 the run's own log
     _write_state(parts, output, "running")
     updates_per_epoch = trainer.batches.num_updates
-    log = watch.RunLog(
+    log = run_log.RunLog(
         metrics,
         accelerator,
         config.train.epochs * updates_per_epoch,
         3 * parts.forward_flops,
         peak_flops(accelerator.device, accelerator.mixed_precision),
     )
-    keeper = Keeper(output / run_folder.CHECKPOINTS, config.checkpoint, updates_per_epoch)
+    policy = CheckpointPolicy(output / layout.CHECKPOINTS, config.checkpoint, updates_per_epoch)
     begin = time.perf_counter()
-    Epochs(config, parts, probe, interrupt, log, keeper).run()
+    Epochs(config, parts, probe, interrupt, log, policy).run()
     seconds = time.perf_counter() - begin
     shares = {} if probe.every is None else {"divergence_seconds": round(probe.seconds, 3)}
     return _finish(config, output, parts, {"seconds": seconds, **shares})
 
 
+def _describe_facts(parts: Parts) -> dict[str, Any]:
+    return describe_facts(parts.source.describe(), parts.parameters, parts.trainer.accelerator.num_processes)
+
+
+def _describe_run(config: RunConfig, parts: Parts) -> dict[str, Any]:
+    """What run.json says of a run besides its facts."""
+    return {
+        "learning_rate": config.optim.learning_rate(config.train.global_batch_size),
+        "micro_batch_size": parts.micro_batch_size,
+        "forward_flops": parts.forward_flops,
+        "loading": parts.loading,
+        "preprocessing": dataclasses.asdict(parts.preprocessing),
+        "distributed_type": parts.trainer.accelerator.distributed_type.value,
+    }
+
+
 def _keep_bad_images(parts: Parts, output: Path, checkpoint: Path | None) -> None:
     """Collect the undecodable images of all processes, and add those of the resumed run."""
     if parts.source.bad is not None:
-        earlier = checkpoint.resolve().parents[1] / run_folder.BAD_IMAGES_FILE if checkpoint else None
-        parts.source.bad.keep_in(output / run_folder.BAD_IMAGES_FILE, earlier)
+        earlier = checkpoint.resolve().parents[1] / layout.BAD_IMAGES_FILE if checkpoint else None
+        parts.source.bad.keep_in(output / layout.BAD_IMAGES_FILE, earlier)
 
 
 def _finish(config: RunConfig, output: Path, parts: Parts, times: dict[str, float]) -> dict[str, Any]:
@@ -145,24 +169,24 @@ def _finish(config: RunConfig, output: Path, parts: Parts, times: dict[str, floa
         "precision": accelerator.mixed_precision,
         "environment": describe_environment(),
     }
-    weights: dict[str, Any] = {run_folder.WEIGHTS_FILE: state.model_weights()}
+    weights: dict[str, Any] = {layout.WEIGHTS_FILE: state.model_weights()}
     if state.ema is not None:
-        weights[run_folder.EMA_WEIGHTS_FILE] = state.ema_weights()
+        weights[layout.EMA_WEIGHTS_FILE] = state.ema_weights()
     on_main(accelerator, partial(_write_results, output, weights, report))
     return report
 
 
 def _write_results(output: Path, weights: dict[str, Any], report: dict[str, Any]) -> None:
     for name, tensors in weights.items():
-        run_folder.write_atomically(output / name, partial(save_file, tensors))
-    if not plot_curves(output / run_folder.METRICS_FILE, output / run_folder.CURVES_FILE):
+        write_atomically(output / name, partial(save_file, tensors))
+    if not plot_curves(output / layout.METRICS_FILE, output / layout.CURVES_FILE):
         _logger.warning("curves.png needs matplotlib: pip install 'affnorm-zoo[plots]'")
-    plot_training(output / run_folder.METRICS_FILE, output / run_folder.DIVERGENCE_FILE)
-    run_folder.write_json(output / run_folder.REPORT_FILE, report)
-    run_folder.write_state(output, "completed", epoch=report["epochs"], updates=report["updates"])
+    plot_training(output / layout.METRICS_FILE, output / layout.DIVERGENCE_FILE)
+    write_json(output / layout.REPORT_FILE, report)
+    write_state(output, "completed", epoch=report["epochs"], updates=report["updates"])
 
 
 def _write_state(parts: Parts, output: Path, state: str, **details: Any) -> None:
     if parts.trainer.accelerator.is_main_process:
         progress = parts.trainer.state.progress
-        run_folder.write_state(output, state, epoch=progress.epoch, update=progress.windows, **details)
+        write_state(output, state, epoch=progress.epoch, update=progress.windows, **details)

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
-from affnorm_zoo.training.run_folder import sha256_of
+from affnorm_zoo.runs.files import sha256_of
 
 
 def differing(api: HfApi, repo_id: str, commit: str, files: Mapping[str, Path]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training.run_folder import sha256_of
+from affnorm_zoo.runs.files import sha256_of
 
 MANIFEST = "manifest.json"
 BEST = "best"

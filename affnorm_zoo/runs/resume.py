@@ -8,8 +8,10 @@ from typing import Any
 
 from affnorm_zoo.config import RunConfig, expand_home, flatten, load_config
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training import checkpoint
-from affnorm_zoo.training.run_folder import CHECKPOINTS, CONFIG_FILE, RUN_FILE, read_json
+from affnorm_zoo.evidence.environment import package_version
+from affnorm_zoo.runs import checkpoint
+from affnorm_zoo.runs.files import read_json
+from affnorm_zoo.runs.layout import CHECKPOINTS, CONFIG_FILE, RUN_FILE
 
 _logger = logging.getLogger(__name__)
 
@@ -91,16 +93,10 @@ def fingerprint(config: RunConfig, facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([deciding, stable], sort_keys=True).encode()).hexdigest()
 
 
-def describe_facts(
-    source_facts: dict[str, Any], parameters: int, num_processes: int, versions: dict[str, str]
-) -> dict[str, Any]:
-    """Facts of a run that its config does not state and that a resume must compare."""
-    return {
-        **source_facts,
-        "parameters": parameters,
-        "num_processes": num_processes,
-        **{f"version of {name}": number for name, number in versions.items()},
-    }
+def describe_facts(source_facts: dict[str, Any], parameters: int, num_processes: int) -> dict[str, Any]:
+    """Facts of a run that its config does not state and that a resume must compare, with the versions in use."""
+    versions = {f"version of {name}": package_version(name) for name in ("torch", "timm", "affnorm-zoo")}
+    return {**source_facts, "parameters": parameters, "num_processes": num_processes, **versions}
 
 
 def _short(value: Any) -> str:

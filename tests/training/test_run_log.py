@@ -13,8 +13,8 @@ from PIL import Image
 from runs import ROOT, TINY, command, environment, metrics, train_here
 
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training import plan, run_folder
-from affnorm_zoo.training import run as run_module
+from affnorm_zoo.runs.files import read_json
+from affnorm_zoo.training import engine, plan
 
 
 def test_a_terminal_gets_a_bar(tmp_path):
@@ -45,9 +45,9 @@ def test_a_terminal_gets_a_bar(tmp_path):
 
 
 def test_elsewhere_lines(tmp_path, capsys, monkeypatch):
-    from affnorm_zoo.training import watch
+    from affnorm_zoo.training import run_log
 
-    monkeypatch.setattr(watch, "_SECONDS_A_LINE", 0)
+    monkeypatch.setattr(run_log, "_SECONDS_A_LINE", 0)
     train_here(tmp_path)
     loading, *lines = capsys.readouterr().out.splitlines()
     assert loading.startswith("the images of digits are held on cpu")
@@ -58,7 +58,7 @@ def test_elsewhere_lines(tmp_path, capsys, monkeypatch):
 def test_curves_are_drawn_or_missed_aloud(tmp_path, monkeypatch, caplog):
     train_here(tmp_path / "with", "model.ema_decay=0.9")
     assert Image.open(tmp_path / "with/curves.png").size[0] > 500
-    monkeypatch.setattr(run_module, "plot_curves", lambda *_: False)
+    monkeypatch.setattr(engine, "plot_curves", lambda *_: False)
     train_here(tmp_path / "without", "train.max_updates=1")
     assert "curves.png needs matplotlib" in caplog.text
 
@@ -74,16 +74,16 @@ def test_the_peak_is_looked_up_by_device_and_precision(monkeypatch):
 
 
 def test_the_share_of_a_known_peak_is_logged(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "peak_flops", lambda *_: 1e12)
+    monkeypatch.setattr(engine, "peak_flops", lambda *_: 1e12)
     train_here(tmp_path, "train.max_updates=4")
-    flops = run_folder.read_json(tmp_path / "run.json")["forward_flops"]
+    flops = read_json(tmp_path / "run.json")["forward_flops"]
     for record in metrics(tmp_path, "update"):
         assert record["mfu"] == pytest.approx(3 * flops * record["images_per_second"] / 1e12, abs=1e-4)
 
 
 def test_the_environment_is_written_down(tmp_path):
     train_here(tmp_path, "train.max_updates=1")
-    record = run_folder.read_json(tmp_path / "run.json")
+    record = read_json(tmp_path / "run.json")
     assert {"device", "cpu_count", "python", "torch", "timm", "affnorm-zoo"} <= record["environment"].keys()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT)
     if commit.returncode == 0:
@@ -94,7 +94,7 @@ def test_the_environment_is_written_down(tmp_path):
 def test_the_fingerprint_is_that_of_the_experiment(tmp_path):
     def fingerprint(name, *overrides):
         train_here(tmp_path / name, "train.max_updates=1", *overrides)
-        return run_folder.read_json(tmp_path / name / "run.json")["fingerprint"]
+        return read_json(tmp_path / name / "run.json")["fingerprint"]
 
     one = fingerprint("one")
     assert fingerprint("same", "runtime.log_updates=9", "train.micro_batch_size=64") == one
@@ -103,7 +103,7 @@ def test_the_fingerprint_is_that_of_the_experiment(tmp_path):
 
 def test_synchronised_statistics_need_gpus():
     from affnorm_zoo.config import RuntimeConfig
-    from affnorm_zoo.training.setup import synchronize_batch_norm
+    from affnorm_zoo.training.builders import synchronize_batch_norm
 
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
     config, cpu = RuntimeConfig(sync_bn=True), torch.device("cpu")

@@ -11,8 +11,8 @@ from PIL import Image
 from runs import ROOT, run
 
 from affnorm_zoo.config import load_config
-from affnorm_zoo.training.recipes import write_recipes
-from affnorm_zoo.training.sweep import best_point, load_sweep
+from affnorm_zoo.studies.recipes import write_recipes
+from affnorm_zoo.studies.sweep import best_point, load_sweep
 
 SWEEP = """
 title: A net on pictures

@@ -9,12 +9,12 @@ from safetensors import SafetensorError
 
 from affnorm_zoo.config import CheckpointConfig
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training import checkpoint
+from affnorm_zoo.runs import checkpoint
 from affnorm_zoo.training.processes import on_main
 from affnorm_zoo.training.state import Progress, RunState, save_state
 
 
-class Keeper:
+class CheckpointPolicy:
     """Saves a run's state into ``root`` as configured, and removes old checkpoints."""
 
     def __init__(self, root: Path, config: CheckpointConfig, updates_per_epoch: int) -> None:

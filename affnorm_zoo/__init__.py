@@ -5,6 +5,7 @@ from . import models as models
 from ._version import __version__ as __version__
 from .factory import bind as bind
 from .factory import norm_layer as norm_layer
+from .factory import slot_norms as slot_norms
 from .functional import Scale as Scale
 from .functional import affine_like_linear as affine_like_linear
 from .functional import l2_norm as l2_norm

@@ -16,7 +16,7 @@ class NormalizerSpec:
     """One normaliser, divergence-free or baseline.
 
     A normaliser is either *separable* or *bound*. A separable one is a module of its own, given by ``norm`` and
-    ``norm2d``. A bound one is fused with the layer that it normalises, given by ``conv`` or ``linear``.
+    ``norm2d``. A bound one is fused with the layer that it normalises, given by ``conv``, ``linear`` or both.
 
     Args:
         name: the word used in configs and model names.
@@ -30,6 +30,8 @@ class NormalizerSpec:
         conv_same: the same for timm's ``Conv2dSame``.
         linear: the same for a linear layer after a norm, with the arguments of :class:`torch.nn.Linear`.
         options: constructor arguments of ``conv`` and ``linear``.
+        order: place in lists, lowest first, then in the order of registration. The package's own bound normalisers
+            have 0, its baselines 100.
         reparameterized: the normaliser of a model after :func:`timm.utils.reparameterize_model`, if it differs.
     """
 
@@ -43,13 +45,18 @@ class NormalizerSpec:
     conv_same: type[Any] | None = None
     linear: type[Any] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+    order: int = 0
     reparameterized: str = ""
 
     def __post_init__(self) -> None:
         separable = self.norm is not None or self.norm2d is not None
-        if sum((separable, self.conv is not None, self.linear is not None)) != 1:
-            raise ValueError(f"normalizer {self.name!r} must have exactly one of norm or norm2d, conv, linear")
+        if separable == self.is_bound:
+            raise ValueError(f"normalizer {self.name!r} must have either norm or norm2d, or conv or linear")
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+    def __reduce__(self) -> tuple[Callable[[str], "NormalizerSpec"], tuple[str]]:
+        """Copied and pickled by name, as parts of a model are."""
+        return get_normalizer, (self.name,)
 
     @property
     def is_bound(self) -> bool:
@@ -88,5 +95,5 @@ def get_normalizer(name: str) -> NormalizerSpec:
 
 
 def list_normalizers() -> list[str]:
-    """The names of all registered normalisers, divergence-free ones first, in the order of registration."""
-    return sorted(_REGISTRY, key=lambda name: _REGISTRY[name].paper != PAPER)
+    """The names of all registered normalisers, sorted by their ``order``, then as registered."""
+    return sorted(_REGISTRY, key=lambda name: _REGISTRY[name].order)

@@ -1,7 +1,13 @@
 from .bind import bind as bind
-from .init import LARGE_START as LARGE_START
+from .families import FAMILIES as FAMILIES
+from .families import Binding as Binding
+from .families import Family as Family
+from .families import supported as supported
+from .families.vision_transformer import LARGE_START as LARGE_START
 from .init import bound_layers as bound_layers
 from .init import init_bound_weights as init_bound_weights
-from .plan import Binding as Binding
+from .place import slot_norms as slot_norms
+from .plan import plan_bindings as plan_bindings
 from .slot import NormSlot as NormSlot
 from .slot import norm_layer as norm_layer
+from .slot import slot_for as slot_for

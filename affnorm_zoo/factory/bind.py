@@ -1,47 +1,49 @@
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
-from timm.layers import Conv2dSame, Mlp
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.layers import Conv2dSame
 from torch import nn
 
-from affnorm_zoo.factory.init import LARGE_START, init_bound_weights
-from affnorm_zoo.factory.plan import Binding, plan_bindings
-from affnorm_zoo.functional.activation import LEAKY_SLOPE
-from affnorm_zoo.layers import L2Norm, check_writable
+from affnorm_zoo.factory.activation import activation_name
+from affnorm_zoo.factory.families import Binding
+from affnorm_zoo.factory.init import family_of, init_bound_weights
+from affnorm_zoo.factory.plan import plan_absorptions, plan_bindings
+from affnorm_zoo.factory.slot import NormSlot
+from affnorm_zoo.layers import BoundLayer, L2Norm, L2Norm2d, check_writable
 from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
 
-_FUSIBLE = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu"}
+Scale = str | tuple[float, float]
 
 
 def bind(
     model: nn.Module,
     *,
-    scale: str | tuple[float, float] = "rms",
-    stem_scale: str | tuple[float, float] | None = None,
+    scale: Scale = "rms",
+    stem_scale: Scale | None = None,
     absorb: bool = True,
     init: bool = True,
 ) -> list[Binding]:
     """Replace every slot of ``model``, in place, by the divergence-free layer it stands for.
 
-    A convolution, its slot and a ReLU behind it become one :class:`PatchNormConv2d`; the linear layers that read a
-    slot, and the other linear layers of a transformer block, become ``AffineLikeLinear`` or ``NormLikeLinear``; a
-    slot with neither becomes a parameter-free L2 norm of RMS 1. Parameters keep their identity; a convolution without
-    a bias gets one, as the norm that it replaces would have had. The classifier stays as it is. A GELU before the last
-    layer of an MLP is absorbed too, and convolutions whose output would have to be kept recompute it.
+    Which layer that is, the network's family says: the convolution in front of the slot, the linear layers or the
+    convolutions that read it; and further layers of a transformer block, which read no norm. A slot with no layer
+    becomes a parameter-free L2 norm of RMS 1 over the channels. Parameters keep their identity; a convolution without a
+    bias gets one, as the norm that it replaces would have had. The classifier stays as it is. A layer takes over an
+    activation beside it where it can, and the norm's own activation otherwise stays a module in the slot's place.
 
     timm's own ``init_weights`` of a bound model does not know the layers: call :func:`init_bound_weights` after it.
 
     Args:
-        model: a network built with ``norm_layer=affnorm_zoo.norm_layer(name)``.
+        model: a network built with ``norm_layer=affnorm_zoo.norm_layer(name)``, or given slots by
+            :func:`affnorm_zoo.slot_norms`.
         scale: ``"rms"``, ``"unit"`` or a pair (c, κ); see :func:`affnorm_zoo.functional.resolve_scale`.
         stem_scale: scale of the first bound layer, if it differs.
-        absorb: take activations into the layers. Without, every ReLU and GELU stays a module of its own, to be hooked
-            or replaced: the same function, more memory.
-        init: initialise the bound layers, by :func:`init_bound_weights`, and those of a vision transformer with
-            :data:`LARGE_START`.
+        absorb: take activations into the layers. Without, every one stays a module of its own, to be hooked or
+            replaced: the same function, more memory.
+        init: initialise the bound layers, by :func:`init_bound_weights`, as suits the family.
 
     Returns:
-        What was bound: one entry a slot, in the order of the model's modules.
+        What was bound: one entry per slot, in the order of the model's modules.
 
     Raises:
         ValueError: there is no slot, a slot cannot be paired with a layer, the channel counts differ, the normaliser
@@ -51,58 +53,53 @@ def bind(
     bindings = plan_bindings(model)
     for binding in bindings:
         _check(model, binding)
-    specs = {binding.slot: get_normalizer(model.get_submodule(binding.slot).normalizer) for binding in bindings}
+    taken = _absorbed(model, bindings) if absorb else {}
     for index, binding in enumerate(bindings):
+        spec = model.get_submodule(binding.slot).spec
         own_scale = stem_scale if index == 0 and stem_scale is not None else scale
-        _apply(model, binding, specs[binding.slot], own_scale, absorb)
-    for binding in bindings:
-        block = _parent(model, binding.slot)
-        if isinstance(block, Block):
-            for name, layer in list(block.named_modules()):
-                if type(layer) is nn.Linear:
-                    _place(block, name, _bound_linear(layer, specs[binding.slot], scale))
-            if absorb:
-                _absorb_gelu(block)
+        for name in binding.layers:
+            _place(model, name, _bound(model.get_submodule(name), spec, own_scale, taken.get(name, {})))
+        for name in binding.unnormed:
+            _place(model, name, _bound(model.get_submodule(name), spec, scale, taken.get(name, {})))
+        _place(model, binding.slot, _remainder(model.get_submodule(binding.slot), binding))
     if init:
-        init_bound_weights(model, **(LARGE_START if isinstance(model, VisionTransformer) else {}))
+        family = family_of(model)
+        init_bound_weights(model, **(family.start if family else {}))
     return bindings
 
 
 def _check(model: nn.Module, binding: Binding) -> None:
-    for name in _replaced(model, binding):
+    slot = model.get_submodule(binding.slot)
+    for name in (binding.slot, *binding.layers, *binding.unnormed):
         module = model.get_submodule(name)
-        check_writable(module)
+        if module is not slot:
+            check_writable(module)
         if _has_hooks(module):
             raise ValueError(f"{name!r} has hooks, which what takes its place would not have: register them after bind")
-    slot = model.get_submodule(binding.slot)
-    spec = get_normalizer(slot.normalizer)
-    is_conv = spec.conv is not None
-    kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, Conv2dSame) if is_conv else (nn.Linear,)
-    layers = binding.layers if binding.layers or not is_conv else (binding.slot,)
-    for name in layers:
-        layer = model.get_submodule(name)
-        # exact types: the forward of a subclass would be lost
-        if type(layer) not in kinds:
-            others = [other for other in list_normalizers() if _fuses_with(get_normalizer(other), layer)]
+        if module is not slot and _door(slot.spec, module) is None:
+            doors = {"Conv2d": slot.spec.conv, "Conv2dSame": slot.spec.conv_same, "Linear": slot.spec.linear}
+            others = [other for other in list_normalizers() if _door(get_normalizer(other), module) is not None]
             remedy = f"; for this model use one of {', '.join(others)}" if others else ""
             raise ValueError(
-                f"slot {binding.slot!r}: {spec.name!r} fuses with {' or '.join(kind.__name__ for kind in kinds)}, "
-                f"but {name!r} is a {type(layer).__name__}{remedy}"
+                f"slot {binding.slot!r}: {slot.normalizer!r} fuses with "
+                f"{' or '.join(kind for kind, door in doors.items() if door is not None)}, "
+                f"but {name!r} is a {type(module).__name__}{remedy}"
             )
-        channels = layer.out_channels if is_conv else layer.in_features
+    side = "in" if binding.norm_first else "out"
+    for name in binding.layers:
+        layer = model.get_submodule(name)
+        unit = "features" if isinstance(layer, nn.Linear) else "channels"
+        channels = getattr(layer, f"{side}_{unit}")
         if channels != slot.num_channels:
             raise ValueError(
-                f"slot {binding.slot!r} has {slot.num_channels} channels, but {name!r} has {channels} "
-                f"{'output channels' if is_conv else 'input features'}"
+                f"slot {binding.slot!r} has {slot.num_channels} channels, but {name!r} has {channels} {side}put {unit}"
             )
 
 
-def _replaced(model: nn.Module, binding: Binding) -> Iterator[str]:
-    """The modules that give way: the slot, its layers, and the other linear layers of its transformer block."""
-    yield from (binding.slot, *binding.layers)
-    block, prefix = _parent(model, binding.slot), binding.slot.rpartition(".")[0]
-    if isinstance(block, Block):
-        yield from (f"{prefix}.{name}" for name, module in block.named_modules() if isinstance(module, nn.Linear))
+def _door(spec: NormalizerSpec, layer: nn.Module) -> type[BoundLayer] | None:
+    """What the normaliser puts in the place of such a layer."""
+    # exact types: the forward of a subclass would be lost
+    return {nn.Conv2d: spec.conv, Conv2dSame: spec.conv_same, nn.Linear: spec.linear}.get(type(layer))
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -110,93 +107,46 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def _fuses_with(spec: NormalizerSpec, layer: nn.Module) -> bool:
-    return (spec.conv is not None and type(layer) is nn.Conv2d) or (
-        spec.linear is not None and type(layer) is nn.Linear
-    )
+def _absorbed(model: nn.Module, bindings: list[Binding]) -> dict[str, dict[str, str]]:
+    """Replace the activations that layers can take over by identities; the arguments for each such layer."""
+    specs = {
+        name: model.get_submodule(binding.slot).spec
+        for binding in bindings
+        for name in (*binding.layers, *binding.unnormed)
+    }
+    taken: dict[str, dict[str, str]] = {}
+    for absorption in plan_absorptions(model, bindings):
+        module = model.get_submodule(absorption.activation)
+        name = activation_name(module)
+        door = _door(specs[absorption.layer], model.get_submodule(absorption.layer))
+        is_input = absorption.side == "input"
+        known = () if door is None else door.input_activations if is_input else door.output_activations
+        if name in known and not _has_hooks(module):
+            _place(model, absorption.activation, nn.Identity())
+            taken.setdefault(absorption.layer, {})["input_activation" if is_input else "activation"] = name
+    return taken
 
 
-def _apply(
-    model: nn.Module, binding: Binding, spec: NormalizerSpec, scale: str | tuple[float, float], absorb: bool
-) -> None:
+def _bound(layer: nn.Module, spec: NormalizerSpec, scale: Scale, activations: Mapping[str, str]) -> nn.Module:
+    door = _door(spec, layer)
+    assert door is not None, "checked before anything was changed"
+    return door.replacing(layer, scale=scale, **activations, **spec.options)
+
+
+def _remainder(slot: NormSlot, binding: Binding) -> nn.Module:
+    """What stays in the place of a slot: an L2 norm if there is no layer, and what the norm held beside itself."""
+    parts: list[nn.Module] = []
+    act: Any = slot.act
     if not binding.layers:
-        slot = model.get_submodule(binding.slot)
-        _place(model, binding.slot, L2Norm(slot.num_channels, scale="rms"))
-        return
-    _place(model, binding.slot, nn.Identity())
-    for name in binding.layers:
-        layer = model.get_submodule(name)
-        if spec.conv is not None:
-            activation = _absorb_activation(model, binding.activation) if absorb else "none"
-            _place(model, name, _bound_conv(layer, spec, scale, activation))
-        else:
-            _place(model, name, _bound_linear(layer, spec, scale))
-
-
-def _absorb_activation(model: nn.Module, name: str | None) -> str:
-    """Replace a fusible activation by an identity and return its name, or return ``"none"``."""
-    if name is None:
-        return "none"
-    module = model.get_submodule(name)
-    if _has_hooks(module) or (isinstance(module, nn.LeakyReLU) and module.negative_slope != LEAKY_SLOPE):
-        return "none"
-    fusible = _FUSIBLE.get(type(module), "none")
-    if fusible != "none":
-        _place(model, name, nn.Identity())
-    return fusible
-
-
-def _absorb_gelu(block: Block) -> None:
-    """Move an exact GELU from between the layers of a block's MLP into the second one."""
-    mlp = block.mlp
-    is_exact = type(mlp) is Mlp and type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
-    if is_exact and mlp.drop1.p == 0 and not _has_hooks(mlp.act):
-        mlp.fc2.input_activation = "gelu"
-        _place(mlp, "act", nn.Identity())
-
-
-def _bound_conv(conv: nn.Conv2d, spec: NormalizerSpec, scale: str | tuple[float, float], activation: str) -> nn.Module:
-    kind = spec.conv_same if isinstance(conv, Conv2dSame) else spec.conv
-    assert kind is not None, "plan and check let only convolutions of this kind pass"
-    bound = kind(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        padding_mode=conv.padding_mode,
-        device="meta",  # the parameters come from conv
-        dtype=conv.weight.dtype,
-        scale=scale,
-        activation=activation,
-        recompute=activation == "none" and max(conv.kernel_size) > 1,
-        **spec.options,
-    )
-    bound.adopt(conv)
-    return bound
-
-
-def _bound_linear(linear: nn.Linear, spec: NormalizerSpec, scale: str | tuple[float, float]) -> nn.Module:
-    assert spec.linear is not None, "plan and check let only linear layers pass"
-    bound = spec.linear(
-        linear.in_features,
-        linear.out_features,
-        linear.bias is not None,
-        scale=scale,
-        device="meta",  # the parameters come from linear
-        dtype=linear.weight.dtype,
-        **spec.options,
-    )
-    bound.adopt(linear)
-    return bound
+        parts.append((L2Norm2d if binding.layout == "NCHW" else L2Norm)(slot.num_channels, scale="rms"))
+    elif binding.norm_first and hasattr(act, "inplace"):
+        act.inplace = False  # it now reads the residual stream itself, where the norm had made a tensor of its own
+    parts += [part for part in (slot.drop, act) if not isinstance(part, nn.Identity)]
+    if not parts:
+        return nn.Identity()
+    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
 def _place(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put ``module`` in the place, and into the mode, of the submodule ``name``."""
     model.set_submodule(name, module.train(model.get_submodule(name).training))
-
-
-def _parent(model: nn.Module, name: str) -> nn.Module:
-    return model.get_submodule(name.rpartition(".")[0])

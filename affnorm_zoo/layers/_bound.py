@@ -1,8 +1,10 @@
 """What all divergence-free layers with parameters share, and what others may ask of them."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from affnorm_zoo.layers._flops import count_as
 from affnorm_zoo.layers._scaled import Scaled
 
 _FUSION = torch.nn.utils.fusion.__name__
+_CONV_ARGUMENTS = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
+)  # fmt: skip
 
 
 class BoundLayer(Scaled, nn.Module):
@@ -20,11 +25,15 @@ class BoundLayer(Scaled, nn.Module):
     attributes: quantisers, adapters and converters look for these classes, copy weight and bias into one of their own,
     and would leave the quotient out without a word.
 
-    Parameters are ``weight``, ``bias`` (or None) and what a subclass adds.
+    Its constructor takes the arguments of ``like``, further ``scale``, the options of its spec and, where it can take
+    over activations, ``activation`` or ``input_activation``. Parameters are ``weight``, ``bias`` (or None) and what a
+    subclass adds. What others ask of the layer are the attributes and methods below; nobody asks for its class.
     """
 
-    channel_axis: int  # of the output
     like: type[nn.Module]  # torch's layer of the same size
+    channel_axis: int  # of the output
+    output_activations: tuple[str, ...] = ()  # what it can apply to its output
+    input_activations: tuple[str, ...] = ()  # what it can apply to its input
 
     def reset_parameters(self) -> None:
         """Draw the parameters."""
@@ -42,14 +51,48 @@ class BoundLayer(Scaled, nn.Module):
         """Whether the product takes ``weight`` as it is."""
         return True
 
+    @classmethod
+    def replacing(cls, layer: nn.Module, **options: Any) -> "BoundLayer":
+        """Build the layer that takes the place, the size and the parameters of a plain one.
+
+        Args:
+            layer: a linear layer or a convolution of torch or timm. A convolution without a bias gets one.
+            options: further arguments of the constructor.
+        """
+        names = _CONV_ARGUMENTS if isinstance(layer, nn.Conv2d) else ("in_features", "out_features")
+        sizes = {name: getattr(layer, name) for name in names}
+        bias = isinstance(layer, nn.Conv2d) or layer.bias is not None
+        bound = cls(**sizes, bias=bias, device="meta", dtype=layer.weight.dtype, **options)
+        bound.adopt(layer)
+        return bound
+
     def adopt(self, layer: nn.Module) -> None:
-        """Take over the parameter objects of a plain layer; what that lacks starts neutral, and on its device."""
-        for name, parameter in list(self.named_parameters()):
-            existing = getattr(layer, name, None)
-            if existing is None:
-                fill = 1.0 if name == "gain" else 0.0
-                existing = nn.Parameter(torch.full_like(parameter, fill, device=layer.weight.device))
-            setattr(self, name, existing)
+        """Take over the parameter objects of a plain layer; what that lacks starts by this layer's own rule.
+
+        The layer is on the meta device, so that only what is new is drawn.
+        """
+        own = dict(self.named_parameters())
+        existing = {name: getattr(layer, name) for name in own if getattr(layer, name, None) is not None}
+        for name in own.keys() - existing.keys():
+            setattr(self, name, nn.Parameter(torch.empty_like(own[name], device=layer.weight.device)))
+        if len(existing) < len(own):
+            self.reset_parameters()
+        for name, parameter in existing.items():
+            setattr(self, name, parameter)
+
+    def adapt_inputs(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Prepare parameters that belong to another number of input channels, before timm adapts their kernel.
+
+        timm sums or repeats the kernel over the channels. A κ in proportion to √n, as the "rms" scales have it, then
+        keeps the quotient; the bias is multiplied by κ, and so divided by its change here.
+
+        Args:
+            parameters: of a layer like this one, by name, with another size of the weight's second axis.
+        """
+        if self.inner_kappa() is None or "bias" not in parameters:
+            return parameters
+        change = math.sqrt(parameters["weight"].shape[1] / self.weight.shape[1])
+        return {**parameters, "bias": parameters["bias"] * change}
 
     def check_writable(self) -> None:
         """See :func:`check_writable`; for all parameters."""

@@ -17,6 +17,7 @@ class NormalizedLinear(BoundLayer):
 
     channel_axis = -1
     like = nn.Linear
+    input_activations = ("gelu",)
 
     def __init__(
         self,
@@ -29,8 +30,9 @@ class NormalizedLinear(BoundLayer):
         device=None,
         dtype=None,
     ) -> None:
-        if input_activation not in ("none", "gelu"):
-            raise ValueError(f"input_activation must be 'none' or 'gelu', got {input_activation!r}")
+        if input_activation not in ("none", *self.input_activations):
+            known = " or ".join(map(repr, ("none", *self.input_activations)))
+            raise ValueError(f"input_activation must be {known}, got {input_activation!r}")
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features

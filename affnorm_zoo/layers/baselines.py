@@ -17,6 +17,7 @@ register_normalizer(
         summary="batch norm, for convolutional networks",
         formula="γ (x - mean_N) / √(var_N + ε) + β",
         norm2d=nn.BatchNorm2d,
+        order=100,
     )
 )
 register_normalizer(
@@ -25,6 +26,7 @@ register_normalizer(
         summary="group norm, 32 groups or groups of two channels, for convolutional networks",
         formula="γ (x - mean_G) / √(var_G + ε) + β",
         norm2d=group_norm,
+        order=100,
     )
 )
 register_normalizer(
@@ -34,6 +36,7 @@ register_normalizer(
         formula="γ (x - mean_C) / √(var_C + ε) + β",
         norm=LayerNorm,
         norm2d=LayerNorm2d,
+        order=100,
     )
 )
 register_normalizer(
@@ -43,8 +46,11 @@ register_normalizer(
         formula="γ x / √(mean_C(x²) + ε)",
         norm=RmsNorm,
         norm2d=RmsNorm2d,
+        order=100,
     )
 )
 register_normalizer(
-    NormalizerSpec(name="none", summary="no normalisation", formula="x", norm=nn.Identity, norm2d=nn.Identity)
+    NormalizerSpec(
+        name="none", summary="no normalisation", formula="x", norm=nn.Identity, norm2d=nn.Identity, order=100
+    )
 )

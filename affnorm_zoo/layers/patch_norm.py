@@ -1,15 +1,18 @@
 import math
+from typing import Any
 
 import torch
 import torch.fx
 from timm.layers import pad_same, register_notrace_module
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.modules.utils import _pair
 
-from affnorm_zoo.functional.activation import check_activation
+from affnorm_zoo.functional.activation import ACTIVATIONS, check_activation
 from affnorm_zoo.functional.patch_norm import VARIANTS, split_padding
+from affnorm_zoo.functional.weight_standardization import standardize_weight
 from affnorm_zoo.layers._bound import BoundLayer
 from affnorm_zoo.ops.patch_norm import patch_norm
 from affnorm_zoo.ops.weight_standardization import standardize
@@ -55,6 +58,7 @@ class PatchNormConv2d(BoundLayer):
 
     channel_axis = 1
     like = nn.Conv2d
+    output_activations = ACTIVATIONS[1:]
 
     def __init__(
         self,
@@ -127,6 +131,28 @@ class PatchNormConv2d(BoundLayer):
         """Multiply the response, bias aside, by ``factor``: through the gain if there is one, else the weight."""
         self.check_writable()
         (self.weight if self.gain is None else self.gain).mul_(factor)
+
+    @classmethod
+    def replacing(cls, layer: nn.Module, **options: Any) -> "PatchNormConv2d":
+        """As of every bound layer; a convolution whose output would have to be kept recomputes it."""
+        bound: Any = super().replacing(layer, **options)
+        bound.recompute = bound.activation == "none" and max(bound.kernel_size) > 1
+        return bound
+
+    def adapt_inputs(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As of every bound layer; a standardised kernel would be standardised again.
+
+        It is replaced by its effective kernel, and the gain by that kernel's deviation.
+        """
+        adapted = super().adapt_inputs(parameters)
+        if not self.weight_standardization:
+            return adapted
+        weight, source = parameters["weight"], parameters["weight"].shape[1] * self.groups
+        source_c = self.c * math.sqrt(source / self.in_channels)
+        effective = standardize_weight(weight, parameters.get("gain"), c=source_c)
+        summed = adapt_input_conv(self.in_channels, effective, base_chans=source)
+        deviation = torch.std(summed.flatten(1), dim=1, correction=0)
+        return {**adapted, "weight": effective, "gain": (self.c * deviation).to(weight.dtype)}
 
     def inner_kappa(self) -> float | None:
         return None if self.norm_like or self.bias is None else self.kappa

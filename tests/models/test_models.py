@@ -384,5 +384,5 @@ def test_public_names():
     assert {name for name in names if not isinstance(getattr(affnorm_zoo, name), ModuleType)} == {
         "AffineLikeLinear", "L2Norm", "L2Norm2d", "NormLikeLinear", "NormalizerSpec", "PatchNormConv2d",
         "PatchNormConv2dSame", "Scale", "affine_like_linear", "bind", "get_normalizer", "l2_norm", "list_normalizers",
-        "norm_layer", "norm_like_linear", "patch_norm_conv2d", "register_normalizer",
+        "norm_layer", "norm_like_linear", "patch_norm_conv2d", "register_normalizer", "slot_norms",
     }  # fmt: skip

@@ -11,8 +11,8 @@ from affnorm_zoo.evaluation import evaluate
 
 
 def test_shares_of_any_size_give_what_one_process_gives():
-    (alone,) = [json.loads(run_forked("tests/evaluate_uneven.py").stdout)]
-    together = json.loads(run_forked("tests/evaluate_uneven.py", processes=2).stdout.splitlines()[-1])
+    (alone,) = [json.loads(run_forked("tests/support/evaluate_uneven.py").stdout)]
+    together = json.loads(run_forked("tests/support/evaluate_uneven.py", processes=2).stdout.splitlines()[-1])
     for one, two, size in zip(alone, together, (1, 2, 3, 7, 12, 13), strict=True):
         assert one["num_images"] == two["num_images"] == size
         assert (one["top1"], one["top5"]) == (two["top1"], two["top5"])

@@ -3,13 +3,12 @@ import os
 import subprocess
 import sys
 import urllib.request
-from pathlib import Path
 
 import pytest
 from runs import ROOT, SMALL_VIT, train_here
 from xet import XET
 
-HERE = Path(__file__).parent
+SUPPORT = ROOT / "tests/support/hub"
 VARIABLES = (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
@@ -26,7 +25,7 @@ class Hub:
 
     def __init__(self):
         self.process = subprocess.Popen(
-            [sys.executable, HERE / "server.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, SUPPORT / "server.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.url = self.process.stdout.readline().strip()
 
@@ -58,7 +57,7 @@ class Client:
 
     def __init__(self, environment):
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", HERE / "worker.py"], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
+            [sys.executable, "-W", "ignore", SUPPORT / "worker.py"], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self("import json, torch, timm, affnorm_zoo")

@@ -1,11 +1,10 @@
 import json
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from forks import run_forked
-from runs import SMALL_VIT, TINY, assert_same_run, metrics, resumed_at, train_here
+from runs import ROOT, SMALL_VIT, TINY, assert_same_run, metrics, resumed_at, train_here
 from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -15,7 +14,7 @@ from affnorm_zoo.hub import export_run
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_shards_train_save_and_resume_as_a_whole_model_does(optimizer, tmp_path):
-    script = Path(__file__).with_name("train_fsdp.py")
+    script = ROOT / "tests/support/train_fsdp.py"
     run_forked(script, tmp_path, optimizer, processes=2, ACCELERATE_USE_CPU="true")
     assert {path.name for path in tmp_path.iterdir()} == {
         "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "final.safetensors",
@@ -50,7 +49,7 @@ CLIPPED = ("optim.clip_grad=1.0", "optim.bias_over_kappa=true")
 
 def launch(folder, *overrides):
     run_forked(
-        Path(__file__).with_name("run_fsdp.py"), folder, *TINY, *SMALL_VIT, "model.ema_decay=0.9",
+        ROOT / "tests/support/run_fsdp.py", folder, *TINY, *SMALL_VIT, "model.ema_decay=0.9",
         *CLIPPED, *overrides, processes=2, ACCELERATE_USE_CPU="true",
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from affnorm_zoo.config import load_config
 from affnorm_zoo.training import train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # five updates an epoch, about a second
 TINY = (
     "model.name=resnet20_cifar_patchnorm", "train.epochs=2", "train.global_batch_size=256",

@@ -39,7 +39,7 @@ def patch_norm_conv2d(
         variant: ``"affine_like"`` or ``"norm_like"``.
         scale: ``"unit"`` (c = κ = 1), ``"rms"`` (c = κ = √n, n = C_in/groups·kernel_h·kernel_w), ``"rms4"``
             (c = √n, κ = 4√n) or a pair (c, κ).
-        activation: ``"none"``, ``"relu"`` or ``"leaky_relu"``, applied to z.
+        activation: applied to z; one of :data:`affnorm_zoo.functional.activation.ACTIVATIONS`.
 
     Returns:
         (N, C_out, H_out, W_out), or without N, in the dtype of the convolution. For a patch of zeros affine_like

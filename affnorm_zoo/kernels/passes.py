@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from affnorm_zoo.functional.activation import LEAKY_SLOPE
+from affnorm_zoo.kernels._activation import ACTIVATION_CODES, activate, activation_gradient
 from affnorm_zoo.kernels._launch import (
     MOST_CHANNELS,
     NUM_WARPS,
@@ -26,7 +27,6 @@ from affnorm_zoo.kernels._launch import (
 )
 from affnorm_zoo.kernels._tiles import channels_of_tile, groups_of_program, offsets, pixels_of_program
 
-ACTIVATION_CODES = {"none": 0, "relu": 1, "leaky_relu": 2}
 # BIAS: where the bias is added; OTHER: the operand next to the cotangent; SUM: the sum that is the bias's gradient
 NO_BIAS, INNER_BIAS, OUTER_BIAS = 0, 1, 2
 _NOTHING, _OUTPUT, _INNER = 0, 1, 2
@@ -78,10 +78,7 @@ def _scale_output_kernel(
         b_z *= b_factor
         if BIAS == 2:
             b_z += b_bias
-        if ACTIVATION == 1:
-            b_z = tl.maximum(b_z, 0.0)
-        if ACTIVATION == 2:
-            b_z = tl.where(b_z > 0, b_z, b_z * slope)
+        b_z = activate(b_z, slope, ACTIVATION)
         tl.store(out + offset, b_z.to(out.dtype.element_ty), mask=mask)
 
 
@@ -92,10 +89,11 @@ def _scale_cotangent_kernel(
     GROUP_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """g = act'(other) dz;  h = g · factor;  s by OTHER and BIAS;  sums[program, c] = Σ_p h or Σ_p g, by SUM.
+    """g = act'(z) dz;  h = g · factor;  s by OTHER and BIAS;  sums[program, c] = Σ_p h or Σ_p g, by SUM.
 
-    OTHER is the output z, and s = Σ_c (dz z - g bias); or the convolution's y, and s = Σ_c h (y + κ bias); or nothing,
-    and s = Σ_c h κ bias. Terms with a bias fall away without it.
+    OTHER is the output a = act(z), and s = Σ_c (dz a - g bias), or Σ_c (g a - g bias) for relu6; or the convolution's
+    y, and s = Σ_c h (y + κ bias); or nothing, and s = Σ_c h κ bias. Terms with a bias fall away without it, and those
+    of y with a bias that is added after the factor.
     """
     i_n, o_p, m_p = pixels_of_program(tl.program_id(0), P, CHANNELS_LAST, BLOCK_P)
     o_g, m_g = groups_of_program(GROUPS, BLOCK_G)
@@ -114,10 +112,17 @@ def _scale_cotangent_kernel(
             b_bias = tl.load(bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :, :]
         if OTHER == 1:
             b_terms = b_g * b_other
-            if ACTIVATION == 1:
-                b_g = tl.where(b_other > 0, b_g, 0.0)
+            b_g = activation_gradient(b_g, b_other, slope, ACTIVATION)
             if ACTIVATION == 2:
-                b_g = tl.where(b_other > 0, b_g, b_g * slope)
+                b_terms = b_g * b_other
+        if OTHER == 2 and ACTIVATION != 0:
+            b_z = b_other
+            if BIAS == 1:
+                b_z += kappa * b_bias
+            b_z *= b_factor
+            if BIAS == 2:
+                b_z += b_bias
+            b_g = activation_gradient(b_g, b_z, slope, ACTIVATION)
         b_h = b_g * b_factor
         if OTHER == 1 and BIAS == 2:
             b_terms -= b_g * b_bias

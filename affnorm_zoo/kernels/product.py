@@ -11,9 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from affnorm_zoo.functional.activation import LEAKY_SLOPE
+from affnorm_zoo.kernels._activation import ACTIVATION_CODES, activate
 from affnorm_zoo.kernels._launch import ProductTile, launch, layout_of
 from affnorm_zoo.kernels._tiles import offsets, pixels_of_program
-from affnorm_zoo.kernels.passes import ACTIVATION_CODES, bias_kind
+from affnorm_zoo.kernels.passes import bias_kind
 
 
 @triton.jit
@@ -52,10 +53,7 @@ def _product_kernel(
     b_z = b_product * b_factor[:, None]
     if BIAS == 2:
         b_z += b_bias
-    if ACTIVATION == 1:
-        b_z = tl.maximum(b_z, 0.0)
-    if ACTIVATION == 2:
-        b_z = tl.where(b_z > 0, b_z, b_z * slope)
+    b_z = activate(b_z, slope, ACTIVATION)
     o_z = offsets(i_n, o_p[:, None], o_out[None, :], P, C_OUT, CHANNELS_LAST)
     tl.store(z + o_z, b_z.to(z.dtype.element_ty), mask=m_p[:, None] & m_out[None, :])
     if i_out == 0:

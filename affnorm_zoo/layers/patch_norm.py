@@ -47,13 +47,13 @@ class PatchNormConv2d(BoundLayer):
         in_channels, ..., dtype: as in :class:`torch.nn.Conv2d`.
         variant: ``"affine_like"`` or ``"norm_like"``.
         scale: ``"unit"``, ``"rms"``, ``"rms4"`` or a pair (c, κ).
-        activation: ``"none"``, ``"relu"`` or ``"leaky_relu"``, applied to the output.
+        activation: applied to the output; one of :data:`affnorm_zoo.functional.activation.ACTIVATIONS`.
         gain: learn a factor per output channel, ``gain`` (C_out,), on the weight. The factor of the gradient step is
             then uniform over samples and positions, but scaled by gain² in each channel.
         weight_standardization: standardise each output channel's kernel to mean 0 and variance 1/c². The gradient
             step then acts through the standardisation, so its factor is only approximately uniform.
-        recompute: in the backward, convolve once more instead of keeping the convolution's output; only a kernel
-            larger than 1x1 without an activation keeps it.
+        recompute: in the backward, convolve once more instead of keeping the convolution's output. Only two kinds of
+            layers keep it: those with SiLU, hard swish or GELU, and kernels larger than 1x1 without an activation.
     """
 
     channel_axis = 1

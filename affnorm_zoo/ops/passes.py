@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils._triton import has_triton
 
-from affnorm_zoo.functional.activation import LEAKY_SLOPE
+from affnorm_zoo.functional.activation import FROM_INPUT
 from affnorm_zoo.functional.scale import widen
 from affnorm_zoo.kernels._launch import can_launch
-
-aten = torch.ops.aten
+from affnorm_zoo.ops.activation import activate_, activation_backward
 
 
 def bias_in_library(x: Tensor, kappa: float | None) -> bool:
@@ -43,6 +41,10 @@ def scale_output(
     """act((y + κ bias) · factor); if κ is None, act(y · factor + bias). Overwrites y unless ``keep``."""
     if use_kernels(y):
         return _kernels().scale_output(y, factor, bias, kappa, activation, keep)
+    if activation in FROM_INPUT and y.dtype != factor.dtype:
+        # rounded once, behind the activation, and not before it as well
+        z = scale_output(y.to(factor.dtype), factor, bias, kappa, activation)
+        return z.to(y.dtype) if keep else y.copy_(z)
     if bias is not None and kappa is not None:
         vector = kappa * bias.reshape(-1, 1, 1)
         y, keep = y + vector if keep else y.add_(vector), False
@@ -54,10 +56,7 @@ def scale_output(
         z = y
     if bias is not None and kappa is None:
         z.add_(bias.reshape(-1, 1, 1))
-    if activation == "relu":
-        z.relu_()
-    elif activation == "leaky_relu":
-        F.leaky_relu_(z, LEAKY_SLOPE)
+    activate_(z, activation)
     return z
 
 
@@ -79,11 +78,13 @@ def scale_cotangent(
     Args:
         dz: cotangent after the activation.
         factor: c r per position.
-        activation: ``"none"``, or the activation that produced ``output``.
-        output: z = act(...); then s = Σ dz z - Σ g bias, since act'(v) v = act(v) for both activations.
-        inner: the convolution's own output y; then s = Σ h (y + κ bias).
-        bias: (C,), omitted from these sums if None. Without ``output`` and ``inner``, s = Σ h κ bias. With ``output``,
-            pass only a bias that is added after the factor, not one inside the quotient.
+        activation: ``"none"``, or the activation's name, for which ``output`` or ``inner`` must be given.
+        output: act(z), for the activations of ``FROM_OUTPUT``; then s = Σ g z - Σ g bias. Σ g z is taken as
+            Σ dz act(z), since act'(z) z = act(z) where act is linear through 0; for relu6 as Σ g act(z).
+        inner: the convolution's own output y; then s = Σ h (y + κ bias). With an activation, which is then one of
+            ``FROM_INPUT``, z is computed from it again.
+        bias: (C,), omitted if None. Without ``output`` and ``inner``, s = Σ h κ bias. With ``output``, pass only a
+            bias that is added after the factor, not one inside the quotient.
         kappa: multiplies a bias inside the quotient; None if the bias is added after the factor.
         sum_bias: whether to return the gradient of the bias.
 
@@ -102,13 +103,20 @@ def scale_cotangent(
     buffer = torch.empty_like(dz) if one_buffer else None
     g = dz
     if output is not None:
-        s = channel_dot(dz, output, groups, buffer)
-        g = activation_backward(dz, output, activation, buffer)
+        if activation == "relu6":
+            g = activation_backward(dz, output, activation)
+            s = channel_dot(g, output, groups, buffer)
+        else:
+            s = channel_dot(dz, output, groups, buffer)
+            g = activation_backward(dz, output, activation, buffer)
         if bias is not None:
             s = s - channel_sum(g, bias, groups)
+    elif inner is not None and activation != "none":
+        z = scale_output(inner.to(factor.dtype), factor, bias, kappa, "none", keep=inner.dtype == factor.dtype)
+        g = activation_backward(dz.to(factor.dtype), z, activation, buffer)
     if sum_bias and kappa is None:
         dbias = g.sum((0, 2, 3), dtype=factor.dtype)
-    h = scale_groups(g, factor, buffer)
+    h = scale_groups(g, factor, buffer).to(dz.dtype)
     if inner is not None:
         s = channel_dot(h, inner, groups)
     if bias is not None and kappa is not None:
@@ -151,17 +159,6 @@ def _kernels() -> Any:
     from affnorm_zoo.kernels import passes  # Triton exists on Linux only
 
     return passes
-
-
-def activation_backward(dz: Tensor, z: Tensor, activation: str, out: Tensor | None) -> Tensor:
-    """Cotangent before the activation, from the cotangent after it and the activation's output."""
-    if activation == "relu":
-        if out is None:
-            return aten.threshold_backward(dz, z, 0)
-        return aten.threshold_backward.grad_input(dz, z, 0, grad_input=out)
-    if out is None:
-        return aten.leaky_relu_backward(dz, z, LEAKY_SLOPE, True)
-    return aten.leaky_relu_backward.grad_input(dz, z, LEAKY_SLOPE, True, grad_input=out)
 
 
 def scale_groups(g: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:

@@ -5,8 +5,14 @@ With r = 1/√(‖x_p‖² + κ²), z = c r (W∗x + κ b) and h = c r g for a c
     dW, dx₀ = the convolution's own gradients for h        db = κ Σ h   (norm_like: Σ g)
     dx = dx₀ - x ⊙ box_sumᵀ(r² s),                          s_p = Σ_channels h_p (W∗x + κ b)_p
 
-Two cases give s without W∗x. For a 1x1 kernel it follows from x and dx₀. With ReLU or leaky ReLU it follows from the
-activation's output, which the next layer keeps anyway: Σ g z = Σ dz act(z). Otherwise W∗x is kept, or recomputed.
+Two cases give s without W∗x. For a 1x1 kernel without an activation it follows from x and dx₀. With ReLU, leaky ReLU
+or ReLU6 it follows from the activation's output, which the next layer keeps anyway: where g is not zero, the output is
+z or a known multiple of it. Otherwise W∗x is kept, or recomputed.
+
+SiLU, hard swish and GELU always need W∗x. They fall before they rise, so one output belongs to two inputs. A bit per
+element could tell which one is meant, but near the minimum the derivative changes like the root of the change in the
+output: rounding SiLU's output to bfloat16 would change its derivative by up to 0.02. So z comes from W∗x and the factor
+again, h = c r act'(z) dz, and s is as above. The output is not saved.
 """
 
 from functools import partial
@@ -16,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from affnorm_zoo.functional.activation import FROM_INPUT, FROM_OUTPUT
 from affnorm_zoo.functional.patch_norm import patch_norm_map
 from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.ops import passes, windows
@@ -53,6 +60,10 @@ class PatchMap(NamedTuple):
     def is_pointwise(self, weight: Tensor) -> bool:
         """Whether every position reads a single pixel, and no pixel is read by two positions."""
         return weight.shape[2] == 1 and weight.shape[3] == 1 and self.padding == (0, 0)
+
+    def needs_inner(self, weight: Tensor) -> bool:
+        """Whether the gradient needs the convolution's own output W∗x."""
+        return self.activation in FROM_INPUT or (self.activation == "none" and not self.is_pointwise(weight))
 
     def is_product(self, weight: Tensor) -> bool:
         """Whether the convolution is one matrix product over all pixels."""
@@ -98,7 +109,7 @@ def _lean(x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, recomp
     x, weight, bias = autocast_inputs(x, weight, bias)
     if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
         return _forward(x, weight, bias, what, keep=False)[0]
-    keep = what.activation == "none" and not what.is_pointwise(weight) and not recompute
+    keep = what.needs_inner(weight) and not recompute
     return PatchNormFunction.apply(x, weight, bias, what, keep)
 
 
@@ -106,7 +117,7 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The output, the factor c r per position, and the convolution's own output if it must be kept."""
-    if may_fuse(x) and what.is_product(weight):
+    if not keep and may_fuse(x) and what.is_product(weight):
         by_passes = partial(_forward_by_passes, x, weight, bias, what, keep=False)
         product = weight.flatten(1), bias, what.c, what.kappa, what.norm_like, what.activation
         z, factor = run_fastest(by_passes, x, *product)[:2]
@@ -134,7 +145,7 @@ class PatchNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, keep: bool) -> Tensor:
         z, factor, y = _forward(x, weight, bias, what, keep)
-        ctx.save_for_backward(x, weight, bias, factor, z if what.activation != "none" else y)
+        ctx.save_for_backward(x, weight, bias, factor, z if what.activation in FROM_OUTPUT else y)
         ctx.what = what
         return z
 
@@ -149,20 +160,19 @@ class PatchNormFunction(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
         in_library = passes.bias_in_library(x, what.inner_kappa)
-        inner_bias = None if what.norm_like else bias
         given: dict[str, Any] = {"kappa": what.inner_kappa, "sum_bias": needs_bias and not in_library}
         from_input = False  # whether s needs dx₀
-        if what.activation != "none":
+        if what.activation in FROM_OUTPUT:
             given |= {"activation": what.activation, "output": kept, "bias": bias if what.norm_like else None}
-        elif not needs_x:
+        elif what.activation == "none" and not needs_x:
             pass  # s only corrects dx
-        elif not what.is_pointwise(weight):
+        elif what.needs_inner(weight):
             library_bias = what.kappa * bias if in_library and bias is not None else None
             given["inner"] = convolve_again(x, weight, library_bias, *what.geometry) if kept is None else kept
-            given["bias"] = None if in_library else inner_bias
+            given |= {"activation": what.activation, "bias": None if in_library else bias}
         else:
             from_input = True
-            given["bias"] = inner_bias
+            given["bias"] = None if what.norm_like else bias
         h, s, dbias = passes.scale_cotangent(dz, factor, **given)
         dx, dweight, dbias_in_library = aten.convolution_backward(
             h, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups,

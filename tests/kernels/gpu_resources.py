@@ -39,6 +39,13 @@ PASSES = {
         x, f, activation="leaky_relu", output=x, bias=b, sum_bias=True
     ),
     "cotangent, inner": lambda x, f, b: passes.scale_cotangent(x, f, inner=x, bias=b, kappa=2.0, sum_bias=True),
+    "output, gelu": lambda x, f, b: passes.scale_output(x, f, b, 2.0, "gelu"),
+    "cotangent, gelu": lambda x, f, b: passes.scale_cotangent(
+        x, f, activation="gelu", inner=x, bias=b, kappa=2.0, sum_bias=True
+    ),
+    "cotangent, silu": lambda x, f, b: passes.scale_cotangent(
+        x, f, activation="silu", inner=x, bias=b, kappa=2.0, sum_bias=True
+    ),
     "cotangent, bias": lambda x, f, b: passes.scale_cotangent(x, f, bias=b, kappa=2.0, sum_bias=True),
     "pointwise": lambda x, f, b: passes.correct_pointwise(x, x, f, None),
     "pointwise, extra": lambda x, f, b: passes.correct_pointwise(x, x, f, f),

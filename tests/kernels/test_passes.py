@@ -4,6 +4,7 @@ import pytest
 import torch
 from twins import DEVICE, assert_twin, image
 
+from affnorm_zoo.functional.activation import ACTIVATIONS, FROM_INPUT
 from affnorm_zoo.ops import passes
 
 kernels = pytest.importorskip("affnorm_zoo.kernels.passes", reason="Triton is for Linux", exc_type=ImportError)
@@ -39,7 +40,9 @@ def test_square_sum(shape, dtype, layout, groups):
     assert_twin([kernels.square_sum(x, groups)], [passes.square_sum(x, groups)], [truth])
 
 
-@pytest.mark.parametrize(("activation", "keep"), [("none", True), ("relu", False), ("leaky_relu", False)])
+@pytest.mark.parametrize(
+    ("activation", "keep"), [(name, name in ("none", *FROM_INPUT)) for name in ACTIVATIONS] + [("silu", False)]
+)
 @pytest.mark.parametrize(("groups", "bias"), [(1, "inner"), (1, "outer"), (2, None), ("channels", "inner")])
 def test_scale_output(shape, dtype, layout, groups, bias, activation, keep):
     groups = shape[1] if groups == "channels" else groups
@@ -61,9 +64,13 @@ MODES = {
     "relu": {"activation": "relu", "output": 2},
     "leaky-sum": {"activation": "leaky_relu", "output": 2, "kappa": 2.5, "sum_bias": True},
     "relu-outer-sum": {"activation": "relu", "output": 2, "bias": 3, "sum_bias": True},
+    "relu6-outer": {"activation": "relu6", "output": 2, "bias": 3},
     "outer-sum": {"sum_bias": True},
     "inner": {"inner": 2},
     "inner-bias-sum": {"inner": 2, "bias": 3, "kappa": 2.5, "sum_bias": True},
+    "silu-inner": {"activation": "silu", "inner": 2, "bias": 3, "kappa": 2.5, "sum_bias": True},
+    "hard_swish-outer": {"activation": "hard_swish", "inner": 2, "bias": 3, "sum_bias": True},
+    "gelu": {"activation": "gelu", "inner": 2, "kappa": 2.5},
     "bias": {"bias": 3, "kappa": 2.5},
     "bias-sum": {"bias": 3, "kappa": 2.5, "sum_bias": True},
 }
@@ -88,7 +95,8 @@ def cotangent_arguments(mode, shape, dtype, layout):
     for key in ("output", "inner"):
         if key in given:
             other = image(shape, dtype, layout, 2)
-            given[key] = torch.relu(other) if given.get("activation") == "relu" else other
+            rectified = {"relu": torch.relu, "relu6": lambda t: (4 * t).clamp(0, 6)}
+            given[key] = rectified.get(given.get("activation"), same)(other)
     if "bias" in given:
         given["bias"] = torch.randn(shape[1], device=DEVICE).to(dtype)
     return given

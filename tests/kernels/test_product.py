@@ -24,7 +24,7 @@ C, KAPPA = 3.0, 2.0
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC", "strided"])
-@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "silu"])
 @pytest.mark.parametrize(("norm_like", "with_bias"), [(False, True), (False, False), (True, True), (True, False)])
 @pytest.mark.parametrize("shape", [(2, 12, 5, 7), (1, 6, 1, 1), (3, 78, 3, 2)], ids=str)
 def test_images(shape, norm_like, with_bias, activation, layout, dtype):

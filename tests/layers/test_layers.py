@@ -19,6 +19,7 @@ from affnorm_zoo import (
     norm_like_linear,
     patch_norm_conv2d,
 )
+from affnorm_zoo.functional.activation import ACTIVATIONS
 
 LINEAR = {AffineLikeLinear: affine_like_linear, NormLikeLinear: norm_like_linear}
 LAYERS = {
@@ -26,6 +27,7 @@ LAYERS = {
     "norm_like": lambda **kw: NormLikeLinear(6, 4, scale="rms", **kw),
     "patch_norm": lambda **kw: PatchNormConv2d(6, 4, 3, padding=1, **kw),
     "patch_norm_relu": lambda **kw: PatchNormConv2d(6, 4, 3, padding=1, activation="relu", **kw),
+    "patch_norm_silu": lambda **kw: PatchNormConv2d(6, 4, 3, padding=1, activation="silu", **kw),
     "patch_norm_ws": lambda **kw: PatchNormConv2d(6, 4, 3, gain=True, weight_standardization=True, **kw),
     "patch_norm_same": lambda **kw: PatchNormConv2dSame(6, 4, 3, stride=2, variant="norm_like", **kw),
     "l2_norm": lambda **kw: L2Norm(6, **kw),
@@ -76,14 +78,14 @@ def test_same_convolution_is_timms_divided_by_the_patch():
     torch.testing.assert_close(layer(x), twin(x) / (ones(x.square()) + 1).sqrt())
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "none"])
 def test_activation_and_gain_are_what_they_say(activation):
     layer = PatchNormConv2d(4, 6, 3, gain=True, activation=activation)
     nn.init.normal_(layer.gain)
     nn.init.normal_(layer.bias)
     x = torch.randn(2, 4, 6, 7)
     z = patch_norm_conv2d(x, layer.weight * layer.gain[:, None, None, None], layer.bias)
-    torch.testing.assert_close(layer(x), getattr(F, activation)(z))
+    torch.testing.assert_close(layer(x), getattr(F, activation.replace("hard_swish", "hardswish"))(z))
 
 
 def test_float64_survives(make):
@@ -187,6 +189,6 @@ def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match="variant must be one of"):
         PatchNormConv2d(3, 3, 3, variant="patch")
     with pytest.raises(ValueError, match="activation must be one of"):
-        PatchNormConv2d(3, 3, 3, activation="silu")
+        PatchNormConv2d(3, 3, 3, activation="mish")
     with pytest.raises(ValueError, match="scale must be"):
         AffineLikeLinear(3, 3, scale="root")

@@ -24,6 +24,7 @@ class Case:
     lean: Callable[..., Tensor]
     reference: Callable[..., Tensor]
     shapes: tuple[tuple[int, ...], ...]
+    kinks: tuple[float, ...] = (0.0,)  # values of the output at which its activation's derivative may jump
 
     def sample(self, dtype=torch.float64, layout=torch.contiguous_format, seed=0) -> list[Tensor]:
         """Random inputs that ask for a gradient."""
@@ -39,6 +40,9 @@ class Case:
         return tensors
 
 
+KINKS = {"relu6": (0.0, 6.0), "hard_swish": (0.0, 3.0)}
+
+
 def conv(name, x, weight, bias=True, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, norm_like=False,
          activation="none", recompute=False, scale=(3.0, 2.0)):  # fmt: skip
     shapes = (x, weight, (weight[0],)) if bias else (x, weight)
@@ -50,7 +54,7 @@ def conv(name, x, weight, bias=True, stride=(1, 1), padding=(0, 0), dilation=(1,
     def reference(x, weight, bias=None):
         return patch_norm_map(x, weight, bias, *tail)
 
-    return Case(name, lean, reference, shapes)
+    return Case(name, lean, reference, shapes, KINKS.get(activation, (0.0,)))
 
 
 def linear(name, is_norm_like, bias=True, activation="none", rows=(3, 5)):
@@ -81,6 +85,15 @@ CASES = [
     conv("stem", (2, 3, 15, 17), (4, 3, 7, 7), padding=(3, 3), stride=(2, 2), activation="relu"),
     conv("dilated-uneven", (1, 4, 11, 9), (6, 2, 3, 2), (True), (2, 1), (3, 1), (2, 3), 2),
     conv("depthwise-relu", (2, 6, 6, 5), (6, 1, 3, 3), padding=(1, 1), groups=6, activation="relu"),
+    conv("relu6", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1), activation="relu6", scale=(15.0, 2.0)),
+    conv("norm_like-relu6", (2, 5, 6, 7), (6, 5, 1, 1), activation="relu6", norm_like=True, scale=(9.0, 2.0)),
+    conv("silu", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1), activation="silu"),
+    conv("depthwise-silu", (2, 6, 6, 5), (6, 1, 3, 3), padding=(1, 1), groups=6, activation="silu", recompute=True),
+    conv("pointwise-silu", (2, 5, 7, 3), (6, 5, 1, 1), activation="silu", norm_like=True),
+    conv("hard_swish", (2, 6, 7, 9), (6, 3, 3, 3), stride=(2, 1), groups=2, activation="hard_swish", scale=(9.0, 2.0)),
+    conv("norm_like-hard_swish", (2, 5, 7, 9), (6, 5, 3, 3), activation="hard_swish", norm_like=True, recompute=True),
+    conv("pointwise-gelu", (2, 5, 7, 3), (6, 5, 1, 1), activation="gelu", recompute=True, scale=(5.0, 2.0)),
+    conv("norm_like-gelu-no-bias", (2, 5, 7, 9), (6, 5, 3, 3), bias=False, activation="gelu", norm_like=True),
     conv("norm_like-kept", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1), norm_like=True),
     conv("norm_like-recomputed", (2, 5, 7, 9), (6, 5, 3, 3), norm_like=True, recompute=True),
     conv("norm_like-relu", (2, 6, 7, 9), (6, 3, 3, 3), padding=(1, 1), norm_like=True, activation="relu", groups=2),
@@ -99,6 +112,19 @@ CASES = [
         ((4, 3, 3, 2), (4,)),
     ),
 ]  # fmt: skip
+
+
+def on_the_same_side(case: Case, true: Tensor, *others: Tensor) -> Tensor:
+    """1 where rounding has not moved an output across a kink of its activation, or onto it, and 0 elsewhere.
+
+    Beyond a kink the gradient is that of another branch, so that no error bound holds for it.
+    """
+    same = torch.ones_like(true, dtype=torch.bool)
+    for other in others:
+        for kink in case.kinks:
+            same &= torch.sign(other.double() - kink) == torch.sign(true - kink)
+    assert same.double().mean() > 0.95
+    return same
 
 
 def forward_backward(

@@ -17,10 +17,10 @@ FLOORS = {
     "layers": 4,
     "factory": 5, "data": 5, "diagnostics": 5, "pruning": 5,
     "models": 6, "evaluation": 6,
-    "runs": 6,
-    "training": 7,
-    "hub": 8, "paper": 8, "studies": 8, "benchmarks": 8,
-    "cli": 9, "run": 9,
+    "runs": 7,
+    "training": 8, "hub": 8,
+    "paper": 9, "studies": 9, "benchmarks": 9,
+    "cli": 10, "run": 10,
 }  # fmt: skip
 
 
@@ -66,3 +66,11 @@ def test_importing_costs_little_beside_timm():
     while not ratios or (min(ratios) > 1.15 and len(ratios) < 5):  # what else runs disturbs single measurements
         ratios.append(import_seconds("import timm, affnorm_zoo") / import_seconds("import timm"))
     assert min(ratios) <= 1.15, ratios
+
+
+def test_loading_a_model_needs_neither_accelerate_nor_the_training_loop():
+    loaded = "import sys, affnorm_zoo; affnorm_zoo.load; print(*sys.modules)"
+    command = [sys.executable, "-W", "ignore", "-c", loaded]
+    modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "affnorm_zoo.hub.pull" in modules
+    assert not {"accelerate", "affnorm_zoo.training"} & set(modules)

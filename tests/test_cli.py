@@ -19,7 +19,7 @@ import affnorm_zoo.run
 from affnorm_zoo.cli import cli
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub import export_run
-from affnorm_zoo.hub.bundle import bundled
+from affnorm_zoo.hub.index import bundled
 from affnorm_zoo.models import zoo_models
 
 

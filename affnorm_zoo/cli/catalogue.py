@@ -6,10 +6,10 @@ import torch
 
 from affnorm_zoo.cli.report import reported_errors
 from affnorm_zoo.evaluation import check_model_name
+from affnorm_zoo.evaluation.flops import count_flops
 from affnorm_zoo.hub import list_pretrained, model_table
 from affnorm_zoo.models import zoo_models
 from affnorm_zoo.registry import get_normalizer, list_normalizers
-from affnorm_zoo.training.plan import count_flops
 
 
 @click.command("list")

@@ -7,7 +7,7 @@ from accelerate import PartialState
 from affnorm_zoo.cli.report import USER_PATH, reported_errors, split_config
 from affnorm_zoo.config import config_to_yaml, load_config
 from affnorm_zoo.hub import export_run
-from affnorm_zoo.training import dry_run as make_plan
+from affnorm_zoo.training import dry_run as estimate
 from affnorm_zoo.training import train as train_model
 
 
@@ -22,7 +22,7 @@ from affnorm_zoo.training import train as train_model
 )
 @click.option("--overwrite", is_flag=True, help="Empty the output folder if it is already in use.")
 @click.option("--allow-changes", is_flag=True, help="Resume even if settings that decide the result differ.")
-@click.option("--dry-run", is_flag=True, help="Check everything, take one step, print the plan, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Check everything, take one step, print the cost, write nothing.")
 @click.option("--print-config", is_flag=True, help="Print the merged config and stop.")
 def train(
     config: tuple[str, ...],
@@ -46,9 +46,9 @@ def train(
             click.echo(config_to_yaml(merged), nl=False)
             return
         if dry_run:
-            plan = make_plan(merged)
+            cost = estimate(merged)
             if PartialState().is_main_process:
-                click.echo(plan.as_text())
+                click.echo(cost.as_text())
             return
         report = train_model(merged, output, resume=resume, overwrite=overwrite, allow_changes=allow_changes)
         if PartialState().is_main_process:

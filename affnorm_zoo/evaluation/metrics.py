@@ -1,7 +1,7 @@
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -9,6 +9,9 @@ from torch.nn import functional as F
 
 from affnorm_zoo.data import Normalize
 from affnorm_zoo.errors import UsageError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # takes a second, and loading a model needs none
 
 _NUM_BINS = 15  # of the calibration error
 
@@ -18,7 +21,7 @@ def evaluate(
     model: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],
     normalize: Normalize,
-    accelerator: Accelerator,
+    accelerator: "Accelerator",
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
     """Top-1, top-5, loss and calibration over all processes, exact for any number of images per process.
@@ -81,7 +84,7 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def _in_step(loader: Iterable[tuple[Tensor, Tensor]], accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor]]:
+def _in_step(loader: Iterable[tuple[Tensor, Tensor]], accelerator: "Accelerator") -> Iterator[tuple[Tensor, Tensor]]:
     """The same number of batches on every process: a process that runs out repeats its last one, without labels.
 
     Raises:

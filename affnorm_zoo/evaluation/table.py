@@ -2,10 +2,9 @@ import csv
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from affnorm_zoo.config import DataConfig
@@ -14,11 +13,14 @@ from affnorm_zoo.evaluation.labels import match_labels
 from affnorm_zoo.evaluation.metrics import evaluate
 from affnorm_zoo.evaluation.models import check_classifier, check_fit, load_model
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # as in metrics
+
 _logger = logging.getLogger(__name__)
 
 
 def evaluate_model(
-    name: str, config: DataConfig, source: Source, accelerator: Accelerator, batch_size: int
+    name: str, config: DataConfig, source: Source, accelerator: "Accelerator", batch_size: int
 ) -> dict[str, Any]:
     """Load a model and measure it on the validation split.
 

@@ -1,6 +1,5 @@
 """Runs of one recipe with several seeds -> the folder of weights that travels with the package."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -84,8 +83,3 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(release, target)
     return target
-
-
-def bundled(folder: Path = WEIGHTS_FOLDER) -> list[dict]:
-    """The manifests of the package's weights, in the order of their names."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/manifest.json"))]

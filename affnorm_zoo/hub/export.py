@@ -24,8 +24,8 @@ from affnorm_zoo.runs.layout import (
     REPORT_FILE,
     WEIGHTS_FILE,
 )
+from affnorm_zoo.runs.model import build_model, describe_preprocessing
 from affnorm_zoo.runs.resume import FREE
-from affnorm_zoo.training import builders
 
 EXPORT_FOLDER = "export"
 BENCHMARK_FILE = "benchmark.json"  # of scripts/benchmark.py measure, if it was asked to write here
@@ -57,9 +57,9 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     preprocessing = Preprocessing(**report["preprocessing"])
     class_names = tuple(report["class_names"])
     in_chans = preprocessing.input_size[0]
-    model = builders.build_model(config.model, len(class_names), in_chans)
+    model = build_model(config.model, len(class_names), in_chans)
     model.load_state_dict(load_file(run / weights_file))
-    builders.describe_preprocessing(model, preprocessing, class_names)
+    describe_preprocessing(model, preprocessing, class_names)
 
     temporary = run / f".{EXPORT_FOLDER}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)

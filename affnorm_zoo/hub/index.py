@@ -1,20 +1,21 @@
 """The models of this package that have published weights, and the table of all."""
 
+import json
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
+from affnorm_zoo.evaluation.flops import count_flops
 from affnorm_zoo.evidence.statistics import Sample
-from affnorm_zoo.hub.bundle import bundled
 from affnorm_zoo.hub.card import HUB_TAG
 from affnorm_zoo.hub.client import hub_client
 from affnorm_zoo.hub.errors import hub_errors
 from affnorm_zoo.hub.release import WEIGHTS_FILE
-from affnorm_zoo.models import zoo_models
-from affnorm_zoo.training.plan import count_flops
+from affnorm_zoo.models import WEIGHTS_FOLDER, zoo_models
 
 _WEIGHTS = """\
 # Models
@@ -61,6 +62,11 @@ def list_pretrained(pattern: str = "*", namespace: str | None = None, token: str
         return sorted(name for name in found if fnmatch(name.partition("/")[2], pattern))
     ours = set(zoo_models())
     return [name for name in timm.list_models(pattern, pretrained=True) if name.split(".")[0] in ours]
+
+
+def bundled(folder: Path = WEIGHTS_FOLDER) -> list[dict]:
+    """The manifests of the package's weights, in the order of their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/manifest.json"))]
 
 
 def model_table() -> str:

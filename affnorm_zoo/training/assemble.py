@@ -24,11 +24,12 @@ from affnorm_zoo.data import (
 )
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_classifier, match_labels
+from affnorm_zoo.evaluation.flops import count_flops
+from affnorm_zoo.runs.model import build_model, reorder_classifier
 from affnorm_zoo.training import builders
 from affnorm_zoo.training.deepspeed import configure_deepspeed, is_deepspeed
 from affnorm_zoo.training.ema import build_ema
 from affnorm_zoo.training.loop import Trainer
-from affnorm_zoo.training.plan import count_flops
 from affnorm_zoo.training.processes import shards_weights
 from affnorm_zoo.training.state import Progress, RunState
 
@@ -119,11 +120,11 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
 def _build_model(config: RunConfig, source: Source) -> nn.Module:
     """The model, pretrained if the config asks for it, with its classes in the order of the data's."""
     num_classes, pretrained = len(source.class_names), config.model.pretrained
-    model = builders.build_model(config.model, num_classes, source.in_chans, pretrained=pretrained)
+    model = build_model(config.model, num_classes, source.in_chans, pretrained=pretrained)
     if pretrained and model.pretrained_cfg.get("num_classes") == num_classes:  # otherwise its classifier is untrained
         outputs = match_labels(config.model.name, model, source, config.data.labels_by_position)
         if outputs is not None:
-            builders.reorder_classifier(model, outputs)
+            reorder_classifier(model, outputs)
     return model
 
 

@@ -4,12 +4,12 @@ from affnorm_zoo.config import RunConfig
 from affnorm_zoo.evaluation.memory import saved_bytes
 from affnorm_zoo.training import run_log
 from affnorm_zoo.training.assemble import assemble
-from affnorm_zoo.training.plan import Plan
+from affnorm_zoo.training.cost import Cost
 from affnorm_zoo.training.processes import build_accelerator
 
 
-def dry_run(config: RunConfig) -> Plan:
-    """Check everything, take one step, and return the plan of the run's cost. Nothing is written.
+def dry_run(config: RunConfig) -> Cost:
+    """Check everything, take one step, and return the run's cost. Nothing is written.
 
     Raises:
         UsageError: an error that the caller can fix.
@@ -29,7 +29,7 @@ def dry_run(config: RunConfig) -> Plan:
         value for values in state.optimizer.state.values() for value in values.values() if torch.is_tensor(value)
     ]
     gradients_and_average = sum(p.nbytes for p in state.bare_model.parameters()) * (2 if state.ema else 1)
-    return Plan(
+    return Cost(
         preprocessing=parts.preprocessing,
         parameters=parts.parameters,
         forward_flops=parts.forward_flops,

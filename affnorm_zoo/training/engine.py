@@ -19,10 +19,10 @@ from affnorm_zoo.runs.resume import describe_facts
 from affnorm_zoo.training import run_log
 from affnorm_zoo.training.assemble import Parts, assemble
 from affnorm_zoo.training.checkpoint_policy import CheckpointPolicy
+from affnorm_zoo.training.cost import peak_flops
 from affnorm_zoo.training.divergence_probe import DivergenceProbe
 from affnorm_zoo.training.epochs import Epochs, PreemptedError
 from affnorm_zoo.training.interrupt import Interrupt
-from affnorm_zoo.training.plan import peak_flops
 from affnorm_zoo.training.processes import build_accelerator, on_main
 
 _logger = logging.getLogger(__name__)

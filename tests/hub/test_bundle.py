@@ -11,7 +11,8 @@ from runs import train_here
 from safetensors.torch import load_file
 
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.hub.bundle import bundle, bundled
+from affnorm_zoo.hub.bundle import bundle
+from affnorm_zoo.hub.index import bundled
 from affnorm_zoo.hub.release import build_release, check_golden, load_folder
 from affnorm_zoo.runs.files import sha256_of
 

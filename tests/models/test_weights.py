@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from affnorm_zoo import list_pretrained
-from affnorm_zoo.hub.bundle import MAX_BYTES, bundled
+from affnorm_zoo.hub.bundle import MAX_BYTES
+from affnorm_zoo.hub.index import bundled
 from affnorm_zoo.hub.release import check_card, check_golden
 from affnorm_zoo.models import WEIGHTS_FOLDER, tag_args
 from affnorm_zoo.runs.files import sha256_of

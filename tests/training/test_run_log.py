@@ -14,7 +14,7 @@ from runs import ROOT, TINY, command, environment, metrics, train_here
 
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.runs.files import read_json
-from affnorm_zoo.training import engine, plan
+from affnorm_zoo.training import cost, engine
 
 
 def test_a_terminal_gets_a_bar(tmp_path):
@@ -67,10 +67,10 @@ def test_the_peak_is_looked_up_by_device_and_precision(monkeypatch):
     cuda = torch.device("cuda")
     for name, half, single in (("NVIDIA H200", 989e12, 67e12), ("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12)):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
-        assert (plan.peak_flops(cuda, "bf16"), plan.peak_flops(cuda, "no")) == (half, single)
+        assert (cost.peak_flops(cuda, "bf16"), cost.peak_flops(cuda, "no")) == (half, single)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU of next year")
-    assert plan.peak_flops(cuda, "bf16") is None
-    assert plan.peak_flops(torch.device("cpu"), "no") is None
+    assert cost.peak_flops(cuda, "bf16") is None
+    assert cost.peak_flops(torch.device("cpu"), "no") is None
 
 
 def test_the_share_of_a_known_peak_is_logged(tmp_path, monkeypatch):

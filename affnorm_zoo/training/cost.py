@@ -1,10 +1,8 @@
-"""The plan of a run: what it will cost, known before the first update."""
+"""The cost of a run, known before its first update."""
 
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from affnorm_zoo.data import Preprocessing
 
@@ -23,7 +21,7 @@ _PEAK_TFLOPS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Cost:
     """Sizes of a run: counts, and bytes per process.
 
     ``forward_flops`` counts a multiply-add of convolutions and matrix products as two; it leaves out the normalisers'
@@ -44,7 +42,7 @@ class Plan:
     activation_bytes: int
 
     def as_text(self) -> str:
-        """The plan as readable lines."""
+        """The cost as readable lines."""
         return (
             f"images            {' x '.join(map(str, self.preprocessing.input_size))}, mean "
             f"{_rounded(self.preprocessing.mean)}, std {_rounded(self.preprocessing.std)}\n"
@@ -62,17 +60,6 @@ class Plan:
 
 def _rounded(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:.3f}" for value in values)
-
-
-def count_flops(model: nn.Module, input_size: tuple[int, ...]) -> int:
-    """Floating-point operations of a forward pass on one image; a multiply-add counts as two."""
-    was_training = model.training
-    parameter = next(model.parameters())
-    x = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(x)
-    model.train(was_training)
-    return counter.get_total_flops()
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

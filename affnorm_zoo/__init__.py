@@ -3,6 +3,8 @@
 from . import _requirements as _requirements  # stays first: names what is missing before an import below fails
 from . import models as models
 from ._version import __version__ as __version__
+from .conversion import Conversion as Conversion
+from .conversion import convert as convert
 from .factory import bind as bind
 from .factory import norm_layer as norm_layer
 from .factory import slot_norms as slot_norms

@@ -17,7 +17,7 @@ FLOORS = {
     "layers": 4,
     "factory": 5, "data": 5, "diagnostics": 5, "pruning": 5,
     "models": 6, "evaluation": 6,
-    "runs": 7,
+    "runs": 7, "conversion": 7,
     "training": 8, "hub": 8,
     "paper": 9, "studies": 9, "benchmarks": 9,
     "cli": 10, "run": 10,

@@ -1,7 +1,7 @@
 """Output scale c and augmented coordinate κ: the two numbers that define a member of the family."""
 
 import math
-from collections.abc import Callable
+import re
 from typing import NamedTuple
 
 import torch
@@ -18,32 +18,43 @@ class Scale(NamedTuple):
     kappa: float
 
 
-# of the square root of the fan-in
-NAMED_SCALES: dict[str, Callable[[float], Scale]] = {
-    "unit": lambda _: Scale(1.0, 1.0),
-    "rms": lambda root: Scale(root, root),
-    "rms4": lambda root: Scale(root, 4 * root),
-}
+SCALE_NAMES = "'unit', 'rms', 'rms4' or 'rms<r>' with any positive number r"
+_ROOTED = re.compile(r"rms(\d+(?:\.\d+)?)?")
+
+
+def is_scale_name(scale: object) -> bool:
+    """Whether ``scale`` is the name of a scale: one of :data:`SCALE_NAMES`."""
+    return isinstance(scale, str) and (scale == "unit" or _ratio(scale) > 0)
+
+
+def _ratio(name: str) -> float:
+    """κ/√n of ``"rms<r>"``: 1 for ``"rms"`` itself, 0 for what is no such name."""
+    match = _ROOTED.fullmatch(name)
+    return float(match[1] or 1) if match else 0.0
 
 
 def resolve_scale(scale: str | tuple[float, float], fan_in: int) -> Scale:
     """Resolve a scale's name to its numbers.
 
-        "unit":  c = κ = 1                      the paper's form
-        "rms":   c = κ = √fan_in                the same map in root-mean-square units
-        "rms4":  c = √fan_in,  κ = 4 √fan_in    closer to the affine map; equals "rms" for a map without κ
+        "unit":    c = κ = 1                      the paper's form
+        "rms":     c = κ = √fan_in                the same map in root-mean-square units
+        "rms<r>":  c = √fan_in,  κ = r √fan_in    closer to the affine map the larger r; "rms4" is common
+
+    For a map without κ every ``"rms<r>"`` is ``"rms"``.
 
     Args:
-        scale: ``"unit"``, ``"rms"``, ``"rms4"``, or the pair (c, κ) itself.
+        scale: ``"unit"``, ``"rms"``, ``"rms4"``, ``"rms<r>"`` with another positive number such as ``"rms0.5"``, or
+            the pair (c, κ) itself.
         fan_in: number of entries of one input vector or patch; at least 1.
 
     Raises:
         ValueError: the name is unknown, ``c`` is not positive, or ``kappa`` is negative.
     """
-    if isinstance(scale, str) and scale in NAMED_SCALES:
-        return NAMED_SCALES[scale](math.sqrt(fan_in))
+    if isinstance(scale, str) and is_scale_name(scale):
+        root = math.sqrt(fan_in)
+        return Scale(1.0, 1.0) if scale == "unit" else Scale(root, _ratio(scale) * root)
     if isinstance(scale, str) or len(scale) != 2:
-        raise ValueError(f"scale must be {', '.join(map(repr, NAMED_SCALES))} or a pair (c, κ), got {scale!r}")
+        raise ValueError(f"scale must be {SCALE_NAMES}, or a pair (c, κ), got {scale!r}")
     c, kappa = (float(value) for value in scale)
     if not (math.isfinite(c) and c > 0):
         raise ValueError(f"scale: c must be positive and finite, got {c}")

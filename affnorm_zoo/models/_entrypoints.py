@@ -9,15 +9,15 @@ from timm.models import register_model
 from timm.models._input import update_model_args
 from torch import nn
 
-from affnorm_zoo.functional.scale import NAMED_SCALES
+from affnorm_zoo.functional.scale import SCALE_NAMES, is_scale_name
 from affnorm_zoo.models._weights import check_weights, tag_args
 from affnorm_zoo.registry import NormalizerSpec
 
 
 def check_norm_scale(norm_scale: str, spec: NormalizerSpec) -> None:
     """Raise ValueError unless the scale is known and the normaliser has one."""
-    if norm_scale not in list(NAMED_SCALES):  # a list from a config has no hash
-        raise ValueError(f"norm_scale must be one of {', '.join(map(repr, NAMED_SCALES))}, got {norm_scale!r}")
+    if not is_scale_name(norm_scale):
+        raise ValueError(f"norm_scale must be one of {SCALE_NAMES}, got {norm_scale!r}")
     if norm_scale != "rms" and not spec.is_bound:
         raise ValueError(f"norm_scale is for divergence-free normalizers and does not apply to {spec.name!r}")
 

@@ -16,7 +16,8 @@ def test_gradcheck(name, scale):
 
 
 @pytest.mark.parametrize(
-    ("scale", "c", "kappa"), [("unit", 1, 1), ("rms", 3, 3), ("rms4", 3, 12), ((0.7, 2.5), 0.7, 2.5)]
+    ("scale", "c", "kappa"),
+    [("unit", 1, 1), ("rms", 3, 3), ("rms4", 3, 12), ("rms0.5", 3, 1.5), ((0.7, 2.5), 0.7, 2.5)],
 )
 def test_a_scale_is_its_c_and_kappa(scale, c, kappa):
     x, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 9), (4, 9), (4,)))

@@ -1,0 +1,77 @@
+"""What a conversion refuses before it changes anything."""
+
+from timm.layers import Conv2dSame, RmsNorm, RmsNorm2d
+from torch import nn
+
+from affnorm_zoo.conversion.fit import FITS
+from affnorm_zoo.errors import UsageError
+from affnorm_zoo.layers import check_writable
+from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # exact types: a subclass may compute something else
+CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+UNNORMED = ("plain", "bind")
+
+
+def check_request(normalizer: str, fit: str | None, unnormed: str) -> NormalizerSpec:
+    """Return the normaliser's spec.
+
+    Raises:
+        UsageError: the normaliser is no divergence-free one, or an option is unknown.
+    """
+    spec = get_normalizer(normalizer)
+    if not spec.is_bound:
+        bound = [name for name in list_normalizers() if get_normalizer(name).is_bound]
+        raise UsageError(f"normalizer must be a divergence-free one, {', '.join(bound)}, got {normalizer!r}")
+    if fit is not None and fit not in FITS:
+        raise UsageError(f"fit must be None, {', '.join(map(repr, FITS))}, got {fit!r}")
+    if unnormed not in UNNORMED:
+        raise UsageError(f"unnormed must be 'plain' or 'bind', got {unnormed!r}")
+    if spec.options.get("weight_standardization") and fit not in (None, "lstsq"):
+        raise UsageError(
+            f"{normalizer!r} standardises its kernels, and scaled ones do not sum to zero: use fit='lstsq', got {fit!r}"
+        )
+    return spec
+
+
+def batch_norms(model: nn.Module) -> list[str]:
+    """Names of the batch norms to convert.
+
+    Raises:
+        UsageError: there are none, one cannot be folded, or another norm would stay.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if type(module) in BATCH_NORMS:
+            if module.running_mean is None or module.running_var is None:
+                raise UsageError(
+                    f"{name!r} has no running statistics (track_running_stats=False), and so computes no fixed map "
+                    "that could be converted: train the model with running statistics"
+                )
+            check_writable(module)
+            found.append(name)
+        elif _is_norm(module):
+            raise UsageError(
+                f"{name!r} is a {type(module).__name__}, which cannot be folded into a layer: convert a model, or the "
+                "part of one, whose norms are BatchNorm2d"
+            )
+    if not found:
+        raise UsageError(
+            "the model has no BatchNorm2d to convert: for a transformer with layer norms use 'normlike' or 'affinelike'"
+        )
+    return found
+
+
+def check_convolution(norm: str, name: str, layer: nn.Module) -> None:
+    """Raise UsageError unless a norm can be folded into this layer."""
+    if type(layer) not in CONVOLUTIONS:
+        raise UsageError(
+            f"{norm!r} follows {name!r}, a {type(layer).__name__}: only Conv2d itself is converted, as a subclass, "
+            "such as one with standardised weights, computes something else; replace it by a Conv2d first"
+        )
+    check_writable(layer)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    own = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)
+    return isinstance(module, (*own, RmsNorm, RmsNorm2d))

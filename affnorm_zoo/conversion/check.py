@@ -1,6 +1,6 @@
 """What a conversion refuses before it changes anything."""
 
-from timm.layers import Conv2dSame, RmsNorm, RmsNorm2d
+from timm.layers import BatchNormAct2d, Conv2dSame, FrozenBatchNormAct2d, RmsNorm, RmsNorm2d, norm_act
 from torch import nn
 
 from affnorm_zoo.conversion.fit import FITS
@@ -8,7 +8,8 @@ from affnorm_zoo.errors import UsageError
 from affnorm_zoo.layers import check_writable
 from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
 
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # exact types: a subclass may compute something else
+# exact types: a subclass may compute something else
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, norm_act.SyncBatchNormAct, FrozenBatchNormAct2d)
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 UNNORMED = ("plain", "bind")
 

@@ -7,8 +7,7 @@ from torch import nn
 
 from affnorm_zoo.conversion.check import batch_norms, check_convolution
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.factory import NormSlot
-from affnorm_zoo.factory.plan import plan_bindings
+from affnorm_zoo.factory import NormSlot, plan_bindings, slot_for
 
 
 def fold_batch_norms(model: nn.Module, normalizer: str) -> nn.Module:
@@ -20,12 +19,17 @@ def fold_batch_norms(model: nn.Module, normalizer: str) -> nn.Module:
     norms = {name: model.get_submodule(name) for name in batch_norms(model)}
     slotted = copy.deepcopy(model)
     for name, norm in norms.items():
-        slotted.set_submodule(name, NormSlot(norm.num_features, normalizer).train(norm.training))
+        slotted.set_submodule(name, slot_for(norm, normalizer))
     try:
         bindings = plan_bindings(slotted)
     except ValueError as error:
         raise UsageError(f"the model cannot be converted: {error}") from error
     for binding in bindings:
+        if binding.norm_first or not binding.layers:
+            raise UsageError(
+                f"{binding.slot!r} stands before its convolutions, as in a pre-activation network: it cannot be folded "
+                "into the one before it, whose outputs are used without it"
+            )
         check_convolution(binding.slot, binding.layers[0], slotted.get_submodule(binding.layers[0]))
     for binding in bindings:
         _fold(slotted.get_submodule(binding.layers[0]), norms[binding.slot])
@@ -33,11 +37,11 @@ def fold_batch_norms(model: nn.Module, normalizer: str) -> nn.Module:
 
 
 def without_slots(slotted: nn.Module) -> nn.Module:
-    """A copy in which every slot passes its input through: the folded network."""
+    """A copy in which every slot only applies what its norm held beside itself: the folded network."""
     folded = copy.deepcopy(slotted)
     for name, module in list(folded.named_modules()):
         if isinstance(module, NormSlot):
-            folded.set_submodule(name, nn.Identity())
+            folded.set_submodule(name, nn.Sequential(module.drop, module.act))
     return folded
 
 

@@ -1,6 +1,10 @@
 from .activation import apply_activation as apply_activation
 from .affine_like import affine_like_linear as affine_like_linear
 from .l2_norm import l2_norm as l2_norm
+from .maps import erf_map as erf_map
+from .maps import scale_map as scale_map
+from .maps import tanh_map as tanh_map
+from .maps import vector_softsign as vector_softsign
 from .norm_like import norm_like_linear as norm_like_linear
 from .patch_norm import patch_norm_conv2d as patch_norm_conv2d
 from .scale import Scale as Scale

@@ -6,6 +6,10 @@ from ._bound import check_writable as check_writable
 from .affine_like import AffineLikeLinear as AffineLikeLinear
 from .l2_norm import L2Norm as L2Norm
 from .l2_norm import L2Norm2d as L2Norm2d
+from .maps import Derf as Derf
+from .maps import DyT as DyT
+from .maps import Softsign as Softsign
+from .maps import Softsign2d as Softsign2d
 from .norm_like import NormLikeLinear as NormLikeLinear
 from .patch_norm import PatchNormConv2d as PatchNormConv2d
 from .patch_norm import PatchNormConv2dSame as PatchNormConv2dSame

@@ -105,12 +105,14 @@ def _create(architecture: str, normalizer: str, name: str, pretrained: bool, **k
 
 
 def _names() -> dict[str, tuple[str, str]]:
-    """Model name -> (architecture, normaliser): all bound normalisers, and layer norm for the small nets."""
+    """Model name -> (architecture, normaliser): all bound normalisers, and the baselines for the small nets."""
     bound = [name for name in list_normalizers() if get_normalizer(name).linear is not None]
+    # timm takes an identity for a norm that is left out
+    baselines = [name for name in list_normalizers() if get_normalizer(name).norm not in (None, nn.Identity)]
     return {
         f"{architecture}_{normalizer}": (architecture, normalizer)
         for architecture in (*_IMAGENET, *_CIFAR)
-        for normalizer in (bound if architecture in _IMAGENET else [*bound, "layernorm"])
+        for normalizer in (bound if architecture in _IMAGENET else bound + baselines)
     }
 
 

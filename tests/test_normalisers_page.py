@@ -1,0 +1,58 @@
+"""docs/normalisers.md: what it says of saved bytes and of lengths is what the layers do."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from affnorm_zoo import get_normalizer, list_normalizers
+from affnorm_zoo.evaluation.memory import saved_bytes
+
+PAGE = (Path(__file__).parents[1] / "docs/normalisers.md").read_text()
+HEADER = re.search(r"\| name \|.*\n", PAGE)
+ROWS = {
+    cells[0].strip("`"): dict(zip(HEADER.group().strip("| \n").split(" | ")[1:], cells[1:], strict=True))
+    for cells in (line.strip("| ").split(" | ") for line in PAGE[HEADER.end() :].split("\n\n")[0].splitlines()[1:])
+}
+WIDTH = 96
+
+
+class Behind(nn.Module):
+    """A norm and a linear layer, or the layer that is both, behind an activation that needs a gradient."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        spec = get_normalizer(name)
+        self.shift = nn.Parameter(torch.zeros(WIDTH))
+        plain = spec.linear is None
+        self.layer = nn.Sequential(spec.norm(WIDTH), nn.Linear(WIDTH, 128)) if plain else spec.linear(WIDTH, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x + self.shift)
+
+
+def test_the_table_has_every_normaliser_of_tokens():
+    tokens = {name for name in list_normalizers() if get_normalizer(name).linear or get_normalizer(name).norm}
+    assert set(ROWS) == tokens
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_saved_bytes(name):
+    x = torch.randn(8, 64, WIDTH)
+    assert round(saved_bytes(Behind(name), x) / (4 * x.numel()), 1) == float(ROWS[name]["saved"])
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if get_normalizer(name).norm is not None])
+def test_lengths(name):
+    norm = get_normalizer(name).norm(WIDTH).double()
+    x = torch.randn(1, WIDTH, dtype=torch.float64)
+    x -= x.mean()
+    lengths = torch.cat([norm(factor * x).norm(dim=-1) for factor in (1e-1, 1.0, 1e3)])
+    root = WIDTH**0.5
+    assert (lengths.max() <= root * (1 + 1e-9)) == (ROWS[name]["bounded"] == "yes")
+    ignores = lengths.max() / lengths.min() < 1.01  # what an eps does to the shortest
+    assert ignores == (ROWS[name]["ignores the length of x"] == "yes")
+    if ROWS[name]["length of φ(x)"] == "√n":
+        assert lengths[-1].item() == pytest.approx(root)

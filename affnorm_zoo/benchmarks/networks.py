@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
+from affnorm_zoo.benchmarks.rivals import RIVALS
 from affnorm_zoo.evaluation.memory import saved_bytes
 from affnorm_zoo.factory import bound_layers, norm_layer
 
@@ -30,7 +31,12 @@ PRECISIONS = {
 
 
 def build(architecture: str, normalizer: str) -> nn.Module:
-    """Build an architecture with any normaliser. With its standard norm this is timm's own model, if timm has it."""
+    """Build an architecture with a normaliser, or as one of the rivals.
+
+    With its standard norm this is timm's own model, if timm has it.
+    """
+    if normalizer in RIVALS:
+        return RIVALS[normalizer](architecture, NUM_CLASSES)
     family = architecture.partition("_")[0].rstrip("0123456789d")
     if timm.is_model(f"{architecture}_{normalizer}"):
         return timm.create_model(f"{architecture}_{normalizer}", num_classes=NUM_CLASSES)
@@ -145,9 +151,11 @@ class Bench:
         return rows
 
     def infer(self, normalizers: list[str], compiled: bool) -> list[dict[str, Any]]:
-        """Time inference. Batch norm comes first folded into its convolutions, and again unfolded."""
+        """Time inference. Batch norm comes first folded into its convolutions, and again unfolded; no rivals run."""
         models: dict[str, Any] = {}
         for name in normalizers:
+            if name in RIVALS:  # in inference they are the network that they stand for
+                continue
             model = self.model(name).eval()
             if name == "batchnorm":
                 models["batchnorm, folded"] = fuse(model)

@@ -16,11 +16,15 @@ from affnorm_zoo.config import load_config
 from affnorm_zoo.evidence.environment import describe_environment
 from affnorm_zoo.runs.files import write_json
 
+_RESNET = ("batchnorm", "patchnorm", "patchnorm_ws", "groupnorm", "none")
 CONTENDERS = {
-    "resnet50": ["batchnorm", "patchnorm", "patchnorm_ws", "groupnorm", "none"],
-    "resnet18": ["batchnorm", "patchnorm", "patchnorm_ws", "groupnorm", "none"],
-    "vit_small_patch16_224": ["layernorm", "affinelike", "normlike", "rmsnorm"],
-}
+    "resnet50": [*_RESNET, "batchnorm, checkpointed", "in-place ABN"],
+    "resnet18": [*_RESNET, "batchnorm, checkpointed", "in-place ABN"],
+    "vit_small_patch16_224": [
+        "layernorm", "affinelike", "normlike", "rmsnorm", "dyt", "derf", "layernorm, checkpointed",
+        "memory-sharing layer norm",
+    ],
+}  # fmt: skip
 _path = click.Path(path_type=Path)
 
 

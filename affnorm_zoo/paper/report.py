@@ -13,9 +13,9 @@ _HEAD = """\
 # The paper's experiments, repeated
 
 `scripts/reproduce.py report` writes this page from the files of single runs. The paper is Bird 2025, *The Affine
-Divergence* ([arXiv:2512.22247](https://arxiv.org/abs/2512.22247)), a workshop paper by a single author. Its experiments use
-fully connected networks on CIFAR-10, by design; PatchNorm is in its appendix. It came without code. These settings are
-ours ([normalisers.md](normalisers.md#the-paper) lists what else is):
+Divergence* ([arXiv:2512.22247](https://arxiv.org/abs/2512.22247)), a workshop paper by a single author. Its experiments
+use fully connected networks on CIFAR-10, by design; PatchNorm is in its appendix. It came without code. These settings
+are ours ([normalisers.md](normalisers.md#the-paper) lists what else is):
 
 - We use plain gradient descent at a constant learning rate, without momentum, weight decay or augmentation.
 - Every map has no parameters of its own. It stands in the hidden layers and at their input; the classifier is plain.

@@ -67,11 +67,14 @@ def test_a_scale_is_none_scalar_or_per_channel(dim):
 def test_layers_compute_their_formula_and_start_as_their_papers_say(kind):
     x = torch.randn(4, 6, dtype=torch.float64)
     start = {name: parameter.unique().item() for name, parameter in kind(6).named_parameters()}
-    assert start == {
-        DyT: {"weight": 1, "bias": 0, "alpha": 0.5},
-        Derf: {"weight": 1, "bias": 0, "alpha": 0.5, "shift": 0},
-        Softsign: {"weight": 1, "bias": 0},
-    }[kind]
+    assert (
+        start
+        == {
+            DyT: {"weight": 1, "bias": 0, "alpha": 0.5},
+            Derf: {"weight": 1, "bias": 0, "alpha": 0.5, "shift": 0},
+            Softsign: {"weight": 1, "bias": 0},
+        }[kind]
+    )
     layer = trained(kind(6, dtype=torch.float64))
     inner = {
         DyT: lambda: torch.tanh(layer.alpha * x),

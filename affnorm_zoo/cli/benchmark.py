@@ -10,6 +10,7 @@ import torch
 
 from affnorm_zoo.benchmarks.loop import measure_loop
 from affnorm_zoo.benchmarks.networks import COMPILE_MODES, OPAQUE, PRECISIONS, Bench
+from affnorm_zoo.benchmarks.overview import draw_overview
 from affnorm_zoo.benchmarks.report import write_report
 from affnorm_zoo.cli.report import fail, reported_errors, split_config
 from affnorm_zoo.config import load_config
@@ -127,3 +128,12 @@ def loop(config: tuple[str, ...], rounds: int, updates: int, output: Path) -> No
 def report(folder: Path, page: Path, readme: Path) -> None:
     """Write tables, figures and the README's lines on the GPU from the JSON files."""
     write_report(folder, page, readme)
+
+
+@benchmark.command()
+@click.option("--recipes", type=_path, default=Path("docs/recipes"), show_default=True)
+@click.option("--benchmark", "measured", type=_path, default=Path("docs/benchmarks/cpu.json"), show_default=True)
+@click.option("--output", type=_path, default=Path("docs/overview.png"), show_default=True)
+def overview(recipes: Path, measured: Path, output: Path) -> None:
+    """Draw the README's figure from the files of sweeps and of a benchmark."""
+    draw_overview(recipes, measured, output)

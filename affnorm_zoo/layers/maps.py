@@ -104,6 +104,7 @@ register_normalizer(
         name="softsign",
         summary="vector softsign over the channels, the map inside affinelike as a norm of its own",
         formula="γ √n x / √(‖x‖² + n) + β",
+        order=100,
         norm=Softsign,
         norm2d=Softsign2d,
     )
@@ -113,6 +114,7 @@ register_normalizer(
         name="dyt",
         summary="dynamic tanh, entry by entry",
         formula="γ tanh(α x) + β",
+        order=100,
         norm=DyT,
     )
 )
@@ -121,6 +123,7 @@ register_normalizer(
         name="derf",
         summary="dynamic erf, entry by entry",
         formula="γ erf(α x + s) + β",
+        order=100,
         norm=Derf,
     )
 )

@@ -21,7 +21,8 @@ IMAGENET_RESNETS = (
 CIFAR_RESNETS = ("resnet20_cifar", "resnet56_cifar", "resnet18_cifar")
 IMAGENET_VITS = tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
 CIFAR_VITS = ("vit_nano_patch4_32", "vit_tiny_patch4_32")
-BASELINES = ("batchnorm", "groupnorm", "layernorm", "rmsnorm", "none")
+BASELINES = ("batchnorm", "groupnorm", "layernorm", "rmsnorm", "none", "softsign")
+TOKEN_BASELINES = ("layernorm", "rmsnorm", "softsign", "dyt", "derf")
 
 
 def zoo():
@@ -32,10 +33,10 @@ def test_the_zoo_holds_every_architecture_with_every_normaliser():
     expected = {f"{arch}_{norm}" for arch in IMAGENET_RESNETS + CIFAR_RESNETS for norm in CONV}
     expected |= {f"{arch}_{norm}" for arch in CIFAR_RESNETS for norm in BASELINES}
     expected |= {f"{arch}_{norm}" for arch in IMAGENET_VITS + CIFAR_VITS for norm in LINEAR}
-    expected |= {f"{arch}_layernorm" for arch in CIFAR_VITS}
+    expected |= {f"{arch}_{norm}" for arch in CIFAR_VITS for norm in TOKEN_BASELINES}
     assert set(zoo()) == expected
     assert set(timm.list_models("*patchnorm*")) == {name for name in expected if "patchnorm" in name}
-    assert set(CONV + LINEAR + BASELINES) == set(list_normalizers())
+    assert set(CONV + LINEAR + BASELINES + TOKEN_BASELINES) == set(list_normalizers())
 
 
 @pytest.mark.parametrize("arch", IMAGENET_RESNETS + IMAGENET_VITS)
@@ -96,7 +97,7 @@ EMPTIED = {
     "resnet50d_patchnorm_l2": {}, "resnext50_32x4d_patchnorm": {}, "seresnet50_patchnorm_ws": {},
     "resnet18_patchnorm": dict(block_args=dict(attn_layer="eca")),
     "vit_nano_patch4_32_affinelike": {}, "vit_nano_patch4_32_normlike": VIT_OPTIONS,
-    "vit_nano_patch4_32_layernorm": VIT_OPTIONS, "vit_tiny_patch16_224_affinelike": {},
+    "vit_nano_patch4_32_layernorm": VIT_OPTIONS, "vit_nano_patch4_32_derf": {}, "vit_tiny_patch16_224_affinelike": {},
 }  # fmt: skip
 
 

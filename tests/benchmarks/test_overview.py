@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_accuracies_are_those_of_the_recipes_page():
     page = (ROOT / "docs/recipes.md").read_text()
     found = accuracies(ROOT / "docs/recipes")
-    assert {arm: sorted(sizes) for arm, sizes in found.items()} == {arm: [2, 4, 8, 16] for arm in found}  # noqa: C420
+    assert {arm: sorted(sizes) for arm, sizes in found.items()} == {arm: [2, 4, 8, 16] for arm in found}
     for size in (2, 4, 8, 16):
         section = page.partition(f"at batch size {size}\n")[2].partition("\n## ")[0]
         for arm, by_size in found.items():

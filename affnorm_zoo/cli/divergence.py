@@ -1,6 +1,6 @@
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
@@ -23,8 +23,15 @@ from affnorm_zoo.data import (
     open_source,
     resolve_preprocessing,
 )
-from affnorm_zoo.diagnostics import DivergenceMeter, calibrate, measure_step, summed_cross_entropy
-from affnorm_zoo.diagnostics.figures import plot_depth
+from affnorm_zoo.diagnostics import (
+    DivergenceMeter,
+    calibrate,
+    factor_map,
+    map_layers,
+    measure_step,
+    summed_cross_entropy,
+)
+from affnorm_zoo.diagnostics.figures import plot_depth, plot_maps
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_classifier, check_fit, check_model_name, load_model, match_labels
 from affnorm_zoo.evidence.environment import describe_environment
@@ -34,6 +41,7 @@ OPTIMIZERS = {
     "momentum": partial(torch.optim.SGD, momentum=0.9),
     "adamw": torch.optim.AdamW,
 }
+MOST_MAPS = 4  # rows of a figure of heat maps
 
 
 @click.command()
@@ -48,12 +56,16 @@ OPTIMIZERS = {
 @click.option("--steps", default=3, show_default=True, help="Real steps; only the last one is measured. 0: none.")
 @click.option("--seed", default=0, show_default=True, help="Seed of untrained weights and drawn positions.")
 @click.option("--output", type=USER_PATH, help="JSON file; a figure of the same name is written next to it.")
+@click.option("--maps", type=USER_PATH, help="PNG file: heat maps of one layer's self factor over the first images.")
+@click.option("--layer", help="The layer of --maps; by default the middle one of the first model.")
 def divergence(
     models: tuple[str, ...],
     vs: tuple[str, ...],
     data: str | None,
     checkpoint: Path | None,
     output: Path | None,
+    maps: Path | None,
+    layer: str | None,
     **options,
 ) -> None:
     """Measure how unevenly a gradient step moves the activations of each layer.
@@ -75,9 +87,22 @@ def divergence(
         config = load_config(overrides=[*overrides, *([f"data.path={data}"] if data else [])])
         source = open_source(config.data)
         weights = {names[0]: checkpoint}
-        results = {name: _measure(name, weights.get(name), config.data, source, **options) for name in names}
+        results = {}
+        drawn: dict[str, Tensor] = {}
+        for name in names:
+            model, batches, preprocessing = _prepare(name, weights.get(name), config.data, source, **options)
+            results[name] = _measure(model, batches, **options)
+            if maps is not None:
+                images = next(batches())[0][:MOST_MAPS]
+                layer = layer or _middle_layer(name, model, images[:1])
+                drawn[name] = factor_map(model, images, layer)
+                if len(drawn) == 1:
+                    pictures = Normalize(preprocessing, torch.device("cpu")).undo(images)
     for name, result in results.items():
         _show(name, result)
+    if maps is not None:
+        maps.parent.mkdir(parents=True, exist_ok=True)
+        plot_maps(pictures, drawn, maps, f"layer {layer}, images of {source.name}, seed {options['seed']}")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -88,7 +113,7 @@ def divergence(
         plot_depth({name: result["layers"] for name, result in results.items()}, output.with_suffix(".png"), caption)
 
 
-def _measure(
+def _prepare(
     name: str,
     checkpoint: Path | None,
     config: DataConfig,
@@ -96,11 +121,10 @@ def _measure(
     *,
     num_images: int,
     batch_size: int,
-    optimizer: str,
-    lr: float,
-    steps: int,
     seed: int,
-) -> dict[str, Any]:
+    **_: Any,
+) -> tuple[nn.Module, Callable[[], Iterator[tuple[Tensor, Tensor]]], Preprocessing]:
+    """The model, ready to be measured, its batches, and how their images are made."""
     model = _build(name, source, seed)
     outputs = match_labels(name, model, source, config.labels_by_position) if _is_stored(name) else None
     if checkpoint is not None:
@@ -110,6 +134,19 @@ def _measure(
     batches = partial(_batches, source, preprocessing, batch_size, num_images, config.workers, seed, outputs)
     if checkpoint is None and not _is_stored(name):
         calibrate(model, (images for images, _ in batches()))
+    return model, batches, preprocessing
+
+
+def _measure(
+    model: nn.Module,
+    batches: Callable[[], Iterator[tuple[Tensor, Tensor]]],
+    *,
+    optimizer: str,
+    lr: float,
+    steps: int,
+    seed: int,
+    **_: Any,
+) -> dict[str, Any]:
     meter = DivergenceMeter(model, summed_cross_entropy, seed)
     for images, labels in batches():
         meter.update(images, labels)
@@ -150,6 +187,13 @@ def _step(
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
     return [layer.summary() for layer in measure_step(model, optimizer, *batches[-1], F.cross_entropy)]
+
+
+def _middle_layer(name: str, model: nn.Module, image: Tensor) -> str:
+    layers = list(map_layers(model, image))
+    if not layers:
+        raise UsageError(f"--maps needs a layer with more than one position, and {name} has none")
+    return layers[len(layers) // 2]
 
 
 def _build(name: str, source: Source, seed: int) -> nn.Module:

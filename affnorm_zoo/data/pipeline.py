@@ -152,6 +152,10 @@ class Normalize:
     def __call__(self, images: Tensor) -> Tensor:
         return images.to(self.mean.device, torch.float32, non_blocking=True).sub_(self.mean).div_(self.std)
 
+    def undo(self, images: Tensor) -> Tensor:
+        """The pictures in [0, 1] of images in the model's units, to be looked at."""
+        return images.mul(self.std).add_(self.mean).div_(255).clamp_(0, 1)
+
 
 def _fits_in_memory(config: DataConfig, num_bytes: int) -> bool:
     if config.in_memory != "auto":

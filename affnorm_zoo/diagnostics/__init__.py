@@ -2,6 +2,8 @@ from .calibrate import calibrate as calibrate
 from .distribution import Distribution as Distribution
 from .divergence import LayerDivergence as LayerDivergence
 from .divergence import measure_divergence as measure_divergence
+from .maps import factor_map as factor_map
+from .maps import map_layers as map_layers
 from .meter import DivergenceMeter as DivergenceMeter
 from .recording import summed_cross_entropy as summed_cross_entropy
 from .steps import StepAlignment as StepAlignment

@@ -1,9 +1,11 @@
-"""Figures of the divergence: along the depth of several models, and over a run."""
+"""Figures of the divergence: along the depth of several models, over a run, and over a picture."""
 
 import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from torch import Tensor
 
 COLOURS = ("#2a6f97", "#d1495b", "#3c8d53", "#8e5aa8", "#c77c11", "#555555")
 
@@ -93,3 +95,44 @@ def plot_training(metrics: Path, target: Path) -> bool:
     figure.axes[0].legend(fontsize=8)
     figure.savefig(target, format="png", dpi=120)
     return True
+
+
+def plot_maps(pictures: Tensor, maps: dict[str, Tensor], target: Path | BinaryIO, caption: str) -> None:
+    """Draw heat maps over pictures: one row per picture, one column per model, on one colour scale.
+
+    Args:
+        pictures: (N, 1 or 3, H, W), in [0, 1].
+        maps: model name -> (N, rows, columns) of :func:`affnorm_zoo.diagnostics.factor_map`. Each model's factors are
+            divided by their mean, as models of different scales have different means.
+        target: PNG file.
+        caption: text under the figure.
+
+    Raises:
+        ImportError: matplotlib is missing; it comes with the extra ``plots``.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    height, width = pictures.shape[2:]
+    relative = {name: factors / factors.mean().clamp_min(1e-30) for name, factors in maps.items()}
+    # 1, the mean, is the middle of the scale; the colours of a flat map do not show rounding errors
+    limit = max(1.25, *(max(r.max().item(), 1 / r.clamp_min(1e-2).min().item()) for r in relative.values()))
+    figure = Figure(figsize=(2.6 * (len(maps) + 1) + 0.8, 2.75 * len(pictures) + 0.5), layout="constrained")
+    colours = {"cmap": "coolwarm", "norm": LogNorm(1 / limit, limit, clip=True), "alpha": 0.65}
+    grid = figure.subplots(len(pictures), len(maps) + 1, squeeze=False)
+    for row, picture in zip(grid, pictures, strict=True):
+        row[0].imshow(picture.expand(3, -1, -1).permute(1, 2, 0).numpy())
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+    for column, (name, factors) in zip(grid.T[1:], relative.items(), strict=True):
+        column[0].set_title(name, fontsize=9)
+        for axes, picture, values in zip(column, pictures, factors, strict=True):
+            over = {"extent": (0, width, height, 0)}
+            axes.imshow(picture.mean(0).numpy(), cmap="gray", vmin=-1, vmax=1, **over)  # pale, under the colours
+            heat = axes.imshow(values.numpy(), **colours, **over)
+            axes.set_xlabel(f"{values.min():.3g} to {values.max():.3g}", fontsize=8)
+    scale = figure.colorbar(heat, ax=grid.ravel().tolist(), label="self factor / its mean", shrink=0.8)
+    scale.set_ticks([1 / limit, 1, limit], labels=[f"{tick:.2g}" for tick in (1 / limit, 1, limit)])
+    scale.minorticks_off()
+    figure.supxlabel(caption, fontsize=8)
+    figure.savefig(target, format="png", dpi=120)

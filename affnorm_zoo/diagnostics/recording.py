@@ -1,6 +1,6 @@
 """Record one pass of a model: every affine layer's input, and the gradient at its pre-activation."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +71,7 @@ def record_calls(
         seen.setdefault(module, []).append((inputs[0].detach(), output))
         return output.clone()  # later operations may overwrite it in place
 
-    with _hooked(names, hook), torch.enable_grad():
+    with hooked(names, hook), torch.enable_grad():
         value = loss(model(images), labels)
         once = [(module, *calls[0]) for module, calls in seen.items() if len(calls) == 1]
         wanted = [*(output for _, _, output in once), *parameters]
@@ -93,7 +93,7 @@ def record_inputs(model: nn.Module, images: Tensor, calls: list[Call]) -> dict[s
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
         seen[names[module]] = inputs[0].clone()
 
-    with _hooked(names, hook), torch.no_grad():
+    with hooked(names, hook), torch.no_grad():
         model(images)
     return seen
 
@@ -120,7 +120,8 @@ def in_full_precision(x: Tensor) -> torch.autocast:
 
 
 @contextmanager
-def _hooked(modules: dict[nn.Module, str], hook: Callable) -> Iterator[None]:
+def hooked(modules: Iterable[nn.Module], hook: Callable) -> Iterator[None]:
+    """Call ``hook`` after the forward pass of each module, until the block ends."""
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
         yield

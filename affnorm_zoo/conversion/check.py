@@ -5,13 +5,13 @@ from torch import nn
 
 from affnorm_zoo.conversion.fit import FITS
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.factory.bind import UNNORMED
 from affnorm_zoo.layers import check_writable
 from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
 
 # exact types: a subclass may compute something else
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, norm_act.SyncBatchNormAct, FrozenBatchNormAct2d)
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
-UNNORMED = ("plain", "bind")
 
 
 def check_request(normalizer: str, fit: str | None, unnormed: str) -> NormalizerSpec:
@@ -27,7 +27,7 @@ def check_request(normalizer: str, fit: str | None, unnormed: str) -> Normalizer
     if fit is not None and fit not in FITS:
         raise UsageError(f"fit must be None, {', '.join(map(repr, FITS))}, got {fit!r}")
     if unnormed not in UNNORMED:
-        raise UsageError(f"unnormed must be 'plain' or 'bind', got {unnormed!r}")
+        raise UsageError(f"unnormed must be {' or '.join(map(repr, UNNORMED))}, got {unnormed!r}")
     if spec.options.get("weight_standardization") and fit not in (None, "lstsq"):
         raise UsageError(
             f"{normalizer!r} standardises its kernels, and scaled ones do not sum to zero: use fit='lstsq', got {fit!r}"
@@ -54,12 +54,10 @@ def batch_norms(model: nn.Module) -> list[str]:
         elif _is_norm(module):
             raise UsageError(
                 f"{name!r} is a {type(module).__name__}, which cannot be folded into a layer: convert a model, or the "
-                "part of one, whose norms are BatchNorm2d"
+                "part of one, whose norms are BatchNorm2d; for layer norms use 'normlike' or 'affinelike'"
             )
     if not found:
-        raise UsageError(
-            "the model has no BatchNorm2d to convert: for a transformer with layer norms use 'normlike' or 'affinelike'"
-        )
+        raise UsageError("the model has no BatchNorm2d to convert")
     return found
 
 

@@ -73,7 +73,7 @@ def fit_layer(
 ) -> Fit:
     """Choose weight and bias of a layer so that it maps ``x`` to ``targets``, and write them into it.
 
-        "layer":    W = f W', β = f b' with f = E√(‖x_p‖² + κ²) / c, per group
+        "layer":    W = f W', β = f b' with f = E√(‖x_p‖² + κ²) / c, per group; behind a norm W = E(g_p / a_p) W'
         "channel":  W = γ W', and γ and β per output channel by least squares
         "lstsq":    W and β by least squares with a ridge towards those of "layer"
 
@@ -120,11 +120,12 @@ def fit_layer(
 
 def _prior(view: LayerView, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The scaled weight and shift of the rule "layer", and its factors (groups,)."""
-    a, _ = view.factors(view.square_sums(x))
-    factors = torch.where(a > 0, 1 / a, 0).mean(dim=1)
-    per_output = factors.repeat_interleave(len(weight) // view.groups)
+    square_sums = view.square_sums(x)
+    a, h = view.factors(square_sums)
+    factors = torch.where(a > 0, view.norms(square_sums) / a, 0).mean(dim=1)
+    per_output, per_shift = (f.repeat_interleave(len(weight) // view.groups) for f in (factors, (1 / h).mean(dim=1)))
     scaled = per_output.reshape(-1, *[1] * (weight.dim() - 1)) * weight.double()
-    return scaled, bias.double() * (per_output if view.bias_is_inside else 1), factors
+    return scaled, bias.double() * per_shift, factors
 
 
 def _kernel_features(view: LayerView, x: Tensor, _: Tensor) -> Tensor:

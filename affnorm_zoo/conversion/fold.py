@@ -7,10 +7,10 @@ from torch import nn
 
 from affnorm_zoo.conversion.check import batch_norms, check_convolution
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.factory import NormSlot, plan_bindings, slot_for
+from affnorm_zoo.factory import Binding, plan_bindings, slot_for
 
 
-def fold_batch_norms(model: nn.Module, normalizer: str) -> nn.Module:
+def fold_batch_norms(model: nn.Module, normalizer: str) -> tuple[nn.Module, list[Binding]]:
     """A copy of the model whose batch norms are slots for ``normalizer``, folded into their convolutions.
 
     Raises:
@@ -33,16 +33,7 @@ def fold_batch_norms(model: nn.Module, normalizer: str) -> nn.Module:
         check_convolution(binding.slot, binding.layers[0], slotted.get_submodule(binding.layers[0]))
     for binding in bindings:
         _fold(slotted.get_submodule(binding.layers[0]), norms[binding.slot])
-    return slotted
-
-
-def without_slots(slotted: nn.Module) -> nn.Module:
-    """A copy in which every slot only applies what its norm held beside itself: the folded network."""
-    folded = copy.deepcopy(slotted)
-    for name, module in list(folded.named_modules()):
-        if isinstance(module, NormSlot):
-            folded.set_submodule(name, nn.Sequential(module.drop, module.act))
-    return folded
+    return slotted, bindings
 
 
 @torch.no_grad()

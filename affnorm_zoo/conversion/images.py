@@ -13,8 +13,8 @@ MOST_IMAGES = 2048  # read from an iterable; the rest is left
 _HELD_OUT = 8  # every eighth image measures
 
 
-def collect(images: Iterable[Any], model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Read batches of images: those to fit with, and those to measure with.
+def collect(images: Iterable[Any], model: nn.Module, divides: bool) -> tuple[Tensor, Tensor]:
+    """Read batches of images: those to fit with, and those to measure with, the same ones unless ``divides``.
 
     Args:
         images: batches as the model wants them, or pairs of these and labels, which are not used.
@@ -43,6 +43,8 @@ def collect(images: Iterable[Any], model: nn.Module) -> tuple[Tensor, Tensor]:
     if len(found) < 2:
         raise UsageError(f"images must hold at least two images, got {len(found)}; a few hundred are usual")
     check_normalization(found, getattr(model, "pretrained_cfg", None))
+    if not divides:
+        return found, found
     is_held_out = torch.arange(len(found)) % _HELD_OUT == min(_HELD_OUT, len(found)) - 1
     return found[~is_held_out.to(found.device)], found[is_held_out.to(found.device)]
 

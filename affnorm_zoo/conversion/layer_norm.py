@@ -37,8 +37,8 @@ def center_layer_norms(model: nn.Module, normalizer: str) -> tuple[nn.Module, li
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm) and id(module) not in inside:
             raise UsageError(
-                f"{name!r}, a {type(module).__name__}, does not stand in timm's VisionTransformer, for which alone this "
-                "conversion is proven: convert a part of the model that is one"
+                f"{name!r}, a {type(module).__name__}, is not part of a timm VisionTransformer, the only transformer "
+                "that is converted so far: convert the part of the model that is one"
             )
     slotted = copy.deepcopy(model)
     for name, root in roots.items():
@@ -118,6 +118,26 @@ def _fold(root: VisionTransformer, normalizer: str) -> None:
         readers = [root.get_submodule(layer) for layer in binding.layers] or [classifier]
         for reader in readers:
             _absorb_affine(norms[binding.slot], reader)
+
+
+def eps_note(model: nn.Module, images: Tensor | None) -> tuple[str, ...]:
+    """What the loss of the norms' eps costs: the largest change of a normalised token, measured on images."""
+    norms = [module for module in model.modules() if type(module) in LAYER_NORMS]
+    eps = max(float(norm.eps) for norm in norms)
+    note = f"an L2 norm has no eps; the layer norms had {eps:g} beside the variance"
+    if images is None:
+        return (f"{note}: a token of variance v changes by {eps / 2:g} / v of its size",)
+    changes = []
+
+    def measure(norm: nn.LayerNorm, inputs: tuple[Tensor, ...]) -> None:
+        variance = inputs[0].double().var(dim=-1, correction=0)
+        changes.append(float(((1 + norm.eps / variance).sqrt() - 1).max()))
+
+    handles = [norm.register_forward_pre_hook(measure) for norm in norms]
+    model(images)
+    for handle in handles:
+        handle.remove()
+    return (f"{note}: normalised tokens change by at most {max(changes):.1g} of their size",)
 
 
 @torch.no_grad()

@@ -1,8 +1,12 @@
 """The name under which timm builds a converted network."""
 
+from typing import Any
+
 import timm
 import torch
-from timm.models._input import get_model_args, update_model_args
+from timm.layers import LayerScale
+from timm.models._input import get_model_args
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from affnorm_zoo.factory import bound_layers
@@ -10,10 +14,11 @@ from affnorm_zoo.functional.scale import is_scale_name
 from affnorm_zoo.models import zoo_models
 from affnorm_zoo.registry import list_normalizers
 
+_CURRENT = ("in_chans", "num_classes", "global_pool")  # which timm reads off the model
 _OF_THE_WEIGHTS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
 
 
-def name_twin(twin: nn.Module, normalizer: str, scale: str | tuple[float, float]) -> str:
+def name_twin(twin: nn.Module, normalizer: str, scale: str | tuple[float, float], unnormed: str) -> str:
     """Let the twin say under which architecture and arguments timm builds it, and return the name.
 
     timm's exports read both from the model. Nothing is written, and the name is empty, unless the model that timm
@@ -25,7 +30,12 @@ def name_twin(twin: nn.Module, normalizer: str, scale: str | tuple[float, float]
     name = f"{_without_normalizer(cfg['architecture'])}_{normalizer}"
     if name not in zoo_models():
         return ""
-    args = {**get_model_args(twin), "norm_scale": scale}
+    own: dict[str, Any] = {"norm_scale": scale}
+    if isinstance(twin, VisionTransformer) and unnormed != "bind":
+        own["unnormed"] = unnormed
+    args = {**get_model_args(twin), **own}
+    if not any(isinstance(module, LayerScale) for module in twin.modules()):
+        args.pop("init_values", None)  # folded
     try:
         with torch.device("meta"):
             built = timm.create_model(name, **args)
@@ -35,7 +45,7 @@ def name_twin(twin: nn.Module, normalizer: str, scale: str | tuple[float, float]
         return ""
     kept = {key: value for key, value in cfg.items() if key not in _OF_THE_WEIGHTS}
     setattr(twin, "pretrained_cfg", {**kept, "architecture": name, "tag": None})  # noqa: B010
-    update_model_args(twin, norm_scale=scale)
+    setattr(twin, "_model_args", {key: value for key, value in args.items() if key not in _CURRENT})  # noqa: B010
     if hasattr(twin, "normalizer"):
         setattr(twin, "normalizer", normalizer)  # noqa: B010 a module's attributes are typed as modules
     return name

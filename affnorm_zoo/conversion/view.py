@@ -20,10 +20,16 @@ _STANDARDIZATION_EPS = 1e-6  # of affnorm_zoo.layers.PatchNormConv2d
 
 
 class LayerView:
-    """What the fits need of a bound layer, a convolution or a linear layer alike."""
+    """What the fits need of a bound layer, a convolution or a linear layer alike.
 
-    def __init__(self, layer: BoundLayer) -> None:
+    Args:
+        layer: with a bias.
+        norm_first: the layer stands for one that reads its input through an L2 norm of RMS 1.
+    """
+
+    def __init__(self, layer: BoundLayer, norm_first: bool = False) -> None:
         self.layer = layer
+        self.norm_first = norm_first
         self.is_conv = layer.like is nn.Conv2d
         self.groups = layer.groups if self.is_conv else 1
         self.fan_in = layer.weight[0].numel()
@@ -44,6 +50,12 @@ class LayerView:
         """a_p and h_p."""
         a = self.layer.c * inverse_norm(square_sums, self.kappa)
         return a, a if self.bias_is_inside else torch.ones_like(a)
+
+    def norms(self, square_sums: Tensor) -> Tensor:
+        """g_p, for which the layer that this one stands for computes W' g_p x_p + b'."""
+        if not self.norm_first:
+            return torch.ones_like(square_sums)
+        return math.sqrt(self.fan_in) * inverse_norm(square_sums, 0.0)
 
     def patches(self, x: Tensor) -> Tensor:
         """x_p in columns: (groups, fan-in, positions), in float64."""

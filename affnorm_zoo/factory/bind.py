@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from timm.layers import Conv2dSame
@@ -13,6 +14,7 @@ from affnorm_zoo.layers import BoundLayer, L2Norm, L2Norm2d, check_writable
 from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
 
 Scale = str | tuple[float, float]
+UNNORMED = ("bind", "plain")
 
 
 def bind(
@@ -21,6 +23,7 @@ def bind(
     scale: Scale = "rms",
     stem_scale: Scale | None = None,
     absorb: bool = True,
+    unnormed: str = "bind",
     init: bool = True,
 ) -> list[Binding]:
     """Replace every slot of ``model``, in place, by the divergence-free layer it stands for.
@@ -40,17 +43,23 @@ def bind(
         stem_scale: scale of the first bound layer, if it differs.
         absorb: take activations into the layers. Without, every one stays a module of its own, to be hooked or
             replaced: the same function, more memory.
+        unnormed: what becomes of the layers of a block that read no norm: ``"bind"`` or ``"plain"``, as they are.
         init: initialise the bound layers, by :func:`init_bound_weights`, as suits the family.
 
     Returns:
         What was bound: one entry per slot, in the order of the model's modules.
 
     Raises:
-        ValueError: there is no slot, a slot cannot be paired with a layer, the channel counts differ, the normaliser
-            is not made for such layers, or a layer has hooks or a weight computed from others, which would be lost.
+        ValueError: ``unnormed`` is unknown, there is no slot, a slot cannot be paired with a layer, the channel counts
+            differ, the normaliser is not made for such layers, or a layer has hooks or a weight computed from
+            others, which would be lost.
             The model is then unchanged.
     """
+    if unnormed not in UNNORMED:
+        raise ValueError(f"unnormed must be {' or '.join(map(repr, UNNORMED))}, got {unnormed!r}")
     bindings = plan_bindings(model)
+    if unnormed == "plain":
+        bindings = [replace(binding, unnormed=()) for binding in bindings]
     for binding in bindings:
         _check(model, binding)
     taken = _absorbed(model, bindings) if absorb else {}

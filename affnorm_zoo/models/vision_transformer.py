@@ -27,6 +27,8 @@ class NormalizedVisionTransformer(VisionTransformer):
             times as large where there is one, or ``"unit"``, the paper's form.
         absorb: take each GELU into the divergence-free layer behind it, which saves its output; False keeps it a
             module of its own, the same function.
+        unnormed: what becomes of the linear layers that read no norm, the last ones of both branches: ``"bind"``, or
+            ``"plain"``, as :func:`affnorm_zoo.convert` leaves them.
         damp_branches, damp_attention: of divergence-free normalisers: let residual branches start at a tenth of their
             size, and queries and keys at a fifth.
         enlarge_tokens: of divergence-free normalisers: let the embeddings of patches and positions start at ten times
@@ -42,6 +44,7 @@ class NormalizedVisionTransformer(VisionTransformer):
         normalizer: str,
         norm_scale: str = "rms",
         absorb: bool = True,
+        unnormed: str = "bind",
         damp_branches: bool = True,
         damp_attention: bool = True,
         enlarge_tokens: bool = False,
@@ -57,7 +60,7 @@ class NormalizedVisionTransformer(VisionTransformer):
         )
         super().__init__(norm_layer=norm_layer(normalizer, layout="NLC"), **kwargs)
         if spec.is_bound:
-            bind(self, scale=norm_scale, init=False, absorb=absorb)
+            bind(self, scale=norm_scale, init=False, absorb=absorb, unnormed=unnormed)
             if kwargs.get("weight_init") != "skip":
                 init_bound_weights(self, **self.start)
 

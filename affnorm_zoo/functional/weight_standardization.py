@@ -3,6 +3,8 @@ from torch import Tensor
 
 from affnorm_zoo.functional.scale import widen
 
+EPS = 1e-6  # added to the variance by our layers
+
 
 def standardize_weight(weight: Tensor, gain: Tensor | None = None, *, c: float, eps: float = 1e-6) -> Tensor:
     """Give every output channel's kernel mean 0 and variance 1/c², then multiply by its gain.
@@ -38,3 +40,12 @@ def standardize_weight_map(weight: Tensor, gain: Tensor | None, c: float, eps: f
     if gain is not None:
         standardized = standardized * gain.reshape(-1, 1, 1, 1)
     return standardized.to(weight.dtype)
+
+
+def effective_weight_map(weight: Tensor, gain: Tensor | None, c: float, standardized: bool) -> Tensor:
+    """The kernel that a convolution sees: W, standardised and multiplied by the gain where asked for."""
+    if standardized:
+        return standardize_weight_map(weight, gain, c, 1e-6)  # EPS; TorchScript cannot read the global
+    if gain is not None:
+        return weight * gain.reshape(-1, 1, 1, 1)
+    return weight

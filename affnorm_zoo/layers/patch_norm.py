@@ -15,11 +15,10 @@ from affnorm_zoo.functional.patch_norm import VARIANTS, split_padding
 from affnorm_zoo.functional.weight_standardization import standardize_weight
 from affnorm_zoo.layers._bound import BoundLayer
 from affnorm_zoo.ops.patch_norm import patch_norm
-from affnorm_zoo.ops.weight_standardization import standardize
+from affnorm_zoo.ops.weight_standardization import effective_weight
 from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
 
 torch.fx.wrap("patch_norm")  # a traced graph calls the op, and so keeps its gradient
-torch.fx.wrap("standardize")
 
 # ReLU halves the second moment of a symmetric input
 RELU_GAIN = math.sqrt(2)
@@ -133,11 +132,9 @@ class PatchNormConv2d(BoundLayer):
         (self.weight if self.gain is None else self.gain).mul_(factor)
 
     @classmethod
-    def replacing(cls, layer: nn.Module, **options: Any) -> "PatchNormConv2d":
+    def replacing(cls, layer: nn.Module, **options: Any) -> BoundLayer:
         """As of every bound layer; a convolution whose output would have to be kept recomputes it."""
-        bound: Any = super().replacing(layer, **options)
-        bound.recompute = bound.activation == "none" and max(bound.kernel_size) > 1
-        return bound
+        return super().replacing(layer, **{"recompute": True, **options})
 
     def adapt_inputs(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         """As of every bound layer; a standardised kernel would be standardised again.
@@ -198,7 +195,7 @@ class PatchNormConv2d(BoundLayer):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Conv2d's
         return patch_norm(
             self.pad(input),
-            self.effective_weight(),
+            self.weight,
             self.bias,
             self.stride,
             self.conv_padding,
@@ -209,6 +206,8 @@ class PatchNormConv2d(BoundLayer):
             self.norm_like,
             self.activation,
             self.recompute,
+            self.gain,
+            self.weight_standardization,
         )
 
     def pad(self, x: Tensor) -> Tensor:
@@ -217,14 +216,13 @@ class PatchNormConv2d(BoundLayer):
             return F.pad(x, self.pads, self.pad_mode)
         return x
 
+    @torch.no_grad()
     def effective_weight(self) -> Tensor:
-        """The kernel that the convolution sees: W, standardised and multiplied by the gain where asked for."""
-        weight = self.weight
-        if self.weight_standardization:
-            return standardize(weight, self.gain, self.c, 1e-6)
-        if self.gain is not None:
-            return weight * self.gain.reshape(-1, 1, 1, 1)
-        return weight
+        """The kernel that the convolution sees: W, standardised and multiplied by the gain where asked for.
+
+        It has no gradient.
+        """
+        return effective_weight(self.weight, self.gain, self.c, self.weight_standardization)
 
     @torch.no_grad()
     def reparameterize(self) -> None:

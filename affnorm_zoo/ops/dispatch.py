@@ -1,5 +1,7 @@
 """Which path an op takes. Only the way it is called decides, never the environment. All paths give the same values."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -17,10 +19,15 @@ def use_plain_path() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def autocast_inputs(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cast as autocast would for a convolution, so that the backward pass saves the smaller copy."""
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype to which autocast would cast a convolution of x, or None if it would leave it alone."""
     device = x.device.type
     if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(device)
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def autocast_inputs(x: Tensor, *others: Any) -> tuple[Any, ...]:
+    """Cast x and other tensors or None as autocast would for a convolution, so that the smaller copies are saved."""
+    dtype = autocast_dtype(x)
+    return tuple(t if t is None or dtype is None else t.to(dtype) for t in (x, *others))

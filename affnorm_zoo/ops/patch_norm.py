@@ -25,11 +25,13 @@ from torch.nn import functional as F
 from affnorm_zoo.functional.activation import FROM_INPUT, FROM_OUTPUT
 from affnorm_zoo.functional.patch_norm import patch_norm_map
 from affnorm_zoo.functional.scale import inverse_norm
+from affnorm_zoo.functional.weight_standardization import effective_weight_map
 from affnorm_zoo.ops import passes, windows
-from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
+from affnorm_zoo.ops.dispatch import autocast_dtype, autocast_inputs, use_plain_path
 from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
 from affnorm_zoo.ops.product import may_fuse, run_fastest
-from affnorm_zoo.ops.recompute import convolve_again
+from affnorm_zoo.ops.recompute import convolve_again, standardize_again
+from affnorm_zoo.ops.weight_standardization import Kernel, gained_parts, kernel_gradients, standardized_parts
 
 aten = torch.ops.aten
 IntPair = tuple[int, int]
@@ -82,13 +84,16 @@ def patch_norm(
     kappa: float,
     norm_like: bool,
     activation: str,
-    recompute: bool,
+    recompute: bool = False,
+    gain: Tensor | None = None,
+    standardized: bool = False,
 ) -> Tensor:
     """The lean form of :func:`affnorm_zoo.functional.patch_norm.patch_norm_map`, with the same values.
 
     Args:
-        recompute: for kernels larger than 1x1 without an activation, recompute W∗x in the backward instead of keeping
-            it. All other cases keep no output anyway.
+        recompute: recompute W∗x in the backward instead of keeping it, where the gradient needs it.
+        gain: (C_out,), a factor on each output channel's kernel, or None.
+        standardized: standardise the kernel first. The backward computes the effective kernel again.
         others: as in the reference, resolved; x may also be one image, (C_in, H, W).
 
     Note:
@@ -96,21 +101,48 @@ def patch_norm(
     """
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     if torch.jit.is_scripting():
-        z = patch_norm_map(batch, weight, bias, stride, padding, dilation, groups, c, kappa, norm_like, activation)
+        kernel = effective_weight_map(weight, gain, c, standardized)
+        z = patch_norm_map(batch, kernel, bias, stride, padding, dilation, groups, c, kappa, norm_like, activation)
     else:
         what = PatchMap(stride, padding, dilation, groups, c, kappa, norm_like, activation)
-        z = _lean(batch, weight, bias, what, recompute)
+        z = _lean(batch, weight, bias, gain, what, standardized, recompute)
     return z if x.dim() == 4 else z.squeeze(0)
 
 
-def _lean(x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, recompute: bool) -> Tensor:
+def _lean(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None,
+    what: PatchMap, standardized: bool, recompute: bool,
+) -> Tensor:  # fmt: skip
     if use_plain_path():
-        return patch_norm_map(x, weight, bias, *what)
-    x, weight, bias = autocast_inputs(x, weight, bias)
-    if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
-        return _forward(x, weight, bias, what, keep=False)[0]
-    keep = what.needs_inner(weight) and not recompute
-    return PatchNormFunction.apply(x, weight, bias, what, keep)
+        return _plain(x, weight, bias, gain, what, standardized)
+    if gain is None and not standardized:
+        x, weight, bias = autocast_inputs(x, weight, bias)
+        dtype = weight.dtype
+    else:  # the weight is saved as it is; its kernel is rounded
+        dtype = autocast_dtype(x) or weight.dtype
+        x, bias = autocast_inputs(x, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, gain)):
+        keep = what.needs_inner(weight) and not recompute
+        return PatchNormFunction.apply(x, weight, bias, gain, what, standardized, dtype, keep)
+    kernel = _kernel(weight, gain, what, standardized, dtype).value
+    return _forward(x, kernel, bias, what, keep=False)[0]
+
+
+def _plain(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, what: PatchMap, standardized: bool
+) -> Tensor:
+    return patch_norm_map(x, effective_weight_map(weight, gain, what.c, standardized), bias, *what)
+
+
+def _kernel(
+    weight: Tensor, gain: Tensor | None, what: PatchMap, standardized: bool, dtype: torch.dtype, again: bool = False
+) -> Kernel:
+    """The kernel that the convolution sees; ``again`` in the backward."""
+    if standardized:
+        if again and torch.compiler.is_compiling():
+            return Kernel(*standardize_again(weight, gain, what.c, dtype))
+        return standardized_parts(weight, gain, what.c, dtype)
+    return Kernel(weight, weight, None) if gain is None else gained_parts(weight, gain, dtype)
 
 
 def _forward(
@@ -143,21 +175,28 @@ class PatchNormFunction(torch.autograd.Function):
     """Autograd of :func:`patch_norm`; see the head of this file."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, keep: bool) -> Tensor:
-        z, factor, y = _forward(x, weight, bias, what, keep)
-        ctx.save_for_backward(x, weight, bias, factor, z if what.activation in FROM_OUTPUT else y)
-        ctx.what = what
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None,
+        what: PatchMap, standardized: bool, dtype: torch.dtype, keep: bool,
+    ) -> Tensor:  # fmt: skip
+        kernel = _kernel(weight, gain, what, standardized, dtype).value
+        z, factor, y = _forward(x, kernel, bias, what, keep)
+        ctx.save_for_backward(x, weight, bias, gain, factor, z if what.activation in FROM_OUTPUT else y)
+        ctx.what, ctx.standardized, ctx.dtype = what, standardized, dtype
         return z
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple:
-        x, weight, bias, factor, kept = ctx.saved_tensors
+        x, weight, bias, gain, factor, kept = ctx.saved_tensors
         what = ctx.what
+        nothing = (None,) * 4
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            plain = lambda *tensors: patch_norm_map(*tensors, *what)  # noqa: E731
-            return *differentiable_gradients(plain, (x, weight, bias), ctx.needs_input_grad[:3], dz), None, None
+            plain = partial(_plain, what=what, standardized=ctx.standardized)
+            return *differentiable_gradients(plain, (x, weight, bias, gain), ctx.needs_input_grad[:4], dz), *nothing
         stride, padding, dilation, groups = what.geometry
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        needs_x, needs_weight, needs_bias, needs_gain = ctx.needs_input_grad[:4]
+        needs_kernel = needs_weight or needs_gain
+        kernel = _kernel(weight, gain, what, ctx.standardized, ctx.dtype, again=True)
 
         in_library = passes.bias_in_library(x, what.inner_kappa)
         given: dict[str, Any] = {"kappa": what.inner_kappa, "sum_bias": needs_bias and not in_library}
@@ -168,15 +207,15 @@ class PatchNormFunction(torch.autograd.Function):
             pass  # s only corrects dx
         elif what.needs_inner(weight):
             library_bias = what.kappa * bias if in_library and bias is not None else None
-            given["inner"] = convolve_again(x, weight, library_bias, *what.geometry) if kept is None else kept
+            given["inner"] = convolve_again(x, kernel.value, library_bias, *what.geometry) if kept is None else kept
             given |= {"activation": what.activation, "bias": None if in_library else bias}
         else:
             from_input = True
             given["bias"] = None if what.norm_like else bias
         h, s, dbias = passes.scale_cotangent(dz, factor, **given)
-        dx, dweight, dbias_in_library = aten.convolution_backward(
-            h, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups,
-            [needs_x, needs_weight, needs_bias and in_library],
+        dx, dkernel, dbias_in_library = aten.convolution_backward(
+            h, x, kernel.value, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups,
+            [needs_x, needs_kernel, needs_bias and in_library],
         )  # fmt: skip
         if needs_bias:
             dbias = what.kappa * dbias_in_library if in_library else dbias.to(bias.dtype)
@@ -189,4 +228,7 @@ class PatchNormFunction(torch.autograd.Function):
                 size, kernel_size = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
                 v = windows.window_sum_transpose(inv_square * s, size, kernel_size, stride, padding, dilation)
                 passes.correct(dx, x, v)
-        return dx, dweight, dbias, None, None
+        dweight, dgain = dkernel, None
+        if needs_kernel and kernel.value is not weight:
+            dweight, dgain = kernel_gradients(dkernel, kernel, weight, gain, what.c)
+        return dx, dweight, dbias, dgain, *nothing

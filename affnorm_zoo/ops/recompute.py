@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from affnorm_zoo.ops.weight_standardization import standardized_parts
+
 
 @torch.library.custom_op("affnorm_zoo::convolve_again", mutates_args=())
 def convolve_again(
@@ -31,6 +33,12 @@ def gelu_again(x: Tensor) -> Tensor:
     return F.gelu(x)
 
 
+@torch.library.custom_op("affnorm_zoo::standardize_again", mutates_args=())
+def standardize_again(weight: Tensor, gain: Tensor | None, c: float, dtype: torch.dtype) -> list[Tensor]:
+    """The parts of :func:`affnorm_zoo.ops.weight_standardization.standardized_parts`."""
+    return list(standardized_parts(weight, gain, c, dtype))
+
+
 @convolve_again.register_fake
 def _(x, weight, bias, stride, padding, dilation, groups):
     return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
@@ -39,3 +47,8 @@ def _(x, weight, bias, stride, padding, dilation, groups):
 @gelu_again.register_fake
 def _(x):
     return F.gelu(x)
+
+
+@standardize_again.register_fake
+def _(weight, gain, c, dtype):
+    return list(standardized_parts(weight, gain, c, dtype))

@@ -10,10 +10,9 @@ from affnorm_zoo.functional.activation import apply_input_activation
 from affnorm_zoo.functional.affine_like import affine_like_map
 from affnorm_zoo.functional.norm_like import norm_like_map
 from affnorm_zoo.functional.patch_norm import patch_norm_map
-from affnorm_zoo.functional.weight_standardization import standardize_weight_map
+from affnorm_zoo.functional.weight_standardization import effective_weight_map
 from affnorm_zoo.ops.linear import affine_like, norm_like
 from affnorm_zoo.ops.patch_norm import patch_norm
-from affnorm_zoo.ops.weight_standardization import standardize
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,20 @@ KINKS = {"relu6": (0.0, 6.0), "hard_swish": (0.0, 3.0)}
 
 
 def conv(name, x, weight, bias=True, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, norm_like=False,
-         activation="none", recompute=False, scale=(3.0, 2.0)):  # fmt: skip
-    shapes = (x, weight, (weight[0],)) if bias else (x, weight)
+         activation="none", recompute=False, scale=(3.0, 2.0), gain=False, standardized=False):  # fmt: skip
+    shapes = (x, weight, *[(weight[0],)] * (bias + gain))
     tail = (stride, padding, dilation, groups, *scale, norm_like, activation)
 
-    def lean(x, weight, bias=None):
-        return patch_norm(x, weight, bias, *tail, recompute)
+    def split(vectors):
+        return vectors[0] if bias else None, vectors[-1] if gain else None
 
-    def reference(x, weight, bias=None):
-        return patch_norm_map(x, weight, bias, *tail)
+    def lean(x, weight, *vectors):
+        b, g = split(vectors)
+        return patch_norm(x, weight, b, *tail, recompute, g, standardized)
+
+    def reference(x, weight, *vectors):
+        b, g = split(vectors)
+        return patch_norm_map(x, effective_weight_map(weight, g, scale[0], standardized), b, *tail)
 
     return Case(name, lean, reference, shapes, KINKS.get(activation, (0.0,)))
 
@@ -99,18 +103,18 @@ CASES = [
     conv("norm_like-relu", (2, 6, 7, 9), (6, 3, 3, 3), padding=(1, 1), norm_like=True, activation="relu", groups=2),
     conv("norm_like-leaky", (2, 5, 7, 9), (6, 5, 3, 3), norm_like=True, activation="leaky_relu"),
     conv("norm_like-no-bias-relu", (2, 5, 7, 9), (6, 5, 3, 3), bias=False, norm_like=True, activation="relu"),
+    conv("ws", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1), gain=True, standardized=True),
+    conv("ws-recomputed", (2, 5, 7, 9), (6, 5, 3, 2), gain=True, standardized=True, recompute=True),
+    conv("ws-relu", (2, 6, 7, 9), (6, 3, 3, 3), activation="relu", groups=2, gain=True, standardized=True),
+    conv("ws-pointwise-norm_like", (2, 5, 7, 3), (6, 5, 1, 1), norm_like=True, gain=True, standardized=True),
+    conv("ws-no-gain-no-bias", (2, 5, 7, 3), (6, 5, 1, 1), bias=False, standardized=True),
+    conv("gain", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1), gain=True, activation="silu"),
     linear("affine_like", False),
     linear("affine_like-no-bias", False, bias=False, rows=()),
     linear("affine_like-gelu", False, activation="gelu"),
     linear("norm_like", True, rows=(4,)),
     linear("norm_like-no-bias", True, bias=False),
     linear("norm_like-gelu", True, activation="gelu"),
-    Case(
-        "standardize",
-        lambda weight, gain: standardize(weight, gain, 2.0, 1e-6),
-        lambda weight, gain: standardize_weight_map(weight, gain, 2.0, 1e-6),
-        ((4, 3, 3, 2), (4,)),
-    ),
 ]  # fmt: skip
 
 

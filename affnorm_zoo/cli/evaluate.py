@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from affnorm_zoo.cli.report import USAGE, USER_PATH, reported_errors, split_config
+from affnorm_zoo.cli.report import USAGE, USER_PATH, as_line, reported_errors, split_config
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
@@ -38,7 +38,7 @@ def evaluate(models: tuple[str, ...], batch_size: int, labels_by_position: bool,
         except UsageError as error:
             failed = True
             if accelerator.is_main_process:
-                click.echo(f"error: {error}", err=True)
+                click.echo(as_line(error), err=True)
             continue
         rows.append(row)
         if accelerator.is_main_process:

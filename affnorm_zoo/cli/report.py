@@ -1,6 +1,5 @@
 """How commands report errors: one line, and an exit code per kind of error."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import click
 from affnorm_zoo.config import expand_home, is_override
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import NonFiniteError, PreemptedError
+from affnorm_zoo.training.shared_errors import is_first_to_report, shared_errors
 
 USAGE, DIVERGED = 2, 1
 _RAISED = f"{UsageError.__module__}.{UsageError.__qualname__}: "
@@ -21,19 +21,24 @@ _RAISED = f"{UsageError.__module__}.{UsageError.__qualname__}: "
 def reported_errors() -> Iterator[None]:
     """Print an error that the caller can fix as one line and exit: code 2 for usage, 128 + n for signal n."""
     try:
-        yield
+        with shared_errors():
+            yield
     except UsageError as error:
-        # an error from a loader worker has its traceback before the message
-        fail(f"error: {str(error).strip().splitlines()[-1].removeprefix(_RAISED)}", USAGE)
+        fail(as_line(error), USAGE)
     except NonFiniteError as error:
         fail(f"training diverged: {error}; try a lower optim.lr or a longer optim.warmup_epochs", DIVERGED)
     except PreemptedError as error:
         fail(str(error), 128 + error.signum)
 
 
+def as_line(error: UsageError) -> str:
+    """One line for the terminal: an error from a loader worker has its traceback before the message."""
+    return f"error: {str(error).strip().splitlines()[-1].removeprefix(_RAISED)}"
+
+
 def fail(message: str, code: int) -> None:
-    """Print the message and exit."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print the message, on one process of a run, and exit."""
+    if is_first_to_report():
         click.echo(message, err=True)
     sys.exit(code)
 

@@ -12,3 +12,4 @@ from .sources import open_source as open_source
 from .streams import StreamedBatches as StreamedBatches
 from .transforms import Preprocessing as Preprocessing
 from .transforms import resolve_preprocessing as resolve_preprocessing
+from .workers import dead_workers_named as dead_workers_named

@@ -24,10 +24,10 @@ class Images(Dataset):
     Args:
         reader: gives an open file and a label for an index.
         num_classes: labels lie below it.
-        max_bad: images that may be replaced, as :class:`BadImages` counts them.
+        max_bad: training images that may be replaced, as :class:`BadImages` counts them; None while evaluating.
     """
 
-    def __init__(self, reader: Any, num_classes: int, max_bad: int = 0) -> None:
+    def __init__(self, reader: Any, num_classes: int, max_bad: int | None = None) -> None:
         self.reader = reader
         self.num_classes = num_classes
         self.max_bad = max_bad
@@ -61,6 +61,8 @@ class Images(Dataset):
     def _note_bad(self, index: int, error: Exception) -> None:
         is_new = self.bad.add(index)
         what = f"image {self.name(index)} cannot be decoded ({type(error).__name__}: {error})"
+        if self.max_bad is None:
+            raise UsageError(f"{what}; remove it: held-out images are not replaced") from error
         number = len(self.bad) if is_new else 0
         if number > self.max_bad or not self.max_bad:
             raise UsageError(

@@ -17,6 +17,7 @@ from affnorm_zoo.data.images import Images
 from affnorm_zoo.data.packed import PackedImages
 from affnorm_zoo.data.part import Part
 from affnorm_zoo.data.sampler import ShardedBatches
+from affnorm_zoo.data.workers import dead_workers_named
 
 MAX_BYTES = 2**30  # of a dataset that is held without being asked for
 
@@ -34,7 +35,8 @@ def decode(dataset: Any, transform: object, workers: int) -> tuple[Tensor, Tenso
     loader = DataLoader(
         dataset, batch_size=256, num_workers=workers, collate_fn=fast_collate, generator=torch.Generator()
     )
-    images, labels = zip(*loader, strict=True)
+    with dead_workers_named():
+        images, labels = zip(*loader, strict=True)
     return torch.cat(images), torch.cat(labels)
 
 

@@ -5,6 +5,8 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from affnorm_zoo.errors import UsageError
@@ -30,6 +32,21 @@ def _obey_parent() -> None:
     while True:
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
             os._exit(0)
+
+
+@contextmanager
+def dead_workers_named() -> Iterator[None]:
+    """Report a worker that has died as an error of the user's: it often lacks memory.
+
+    Raises:
+        UsageError: torch has found one dead; it raises that from a signal, which can interrupt any line.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader "):
+            raise
+        raise UsageError(f"the loader failed: {str(error).splitlines()[0]}; data.workers=0 may show why") from error
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> None:

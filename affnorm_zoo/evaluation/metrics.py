@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from affnorm_zoo.data import Normalize
+from affnorm_zoo.data import Normalize, dead_workers_named
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.evaluation.agree import raised_together
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # takes a second, and loading a model needs none
@@ -34,6 +35,9 @@ def evaluate(
     Args:
         interrupted: called before every batch; once it is true on one process, the result is None on all.
 
+    Raises:
+        UsageError: on all processes; an image of one of them cannot be read, or a worker has died.
+
     Returns:
         ``top1`` and ``top5`` as fractions in [0, 1], the mean cross-entropy ``loss``, the expected calibration error
         ``ece`` in [0, 1], and ``num_images``; None if interrupted.
@@ -51,20 +55,21 @@ def evaluate(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     bins = torch.zeros(2, _NUM_BINS, dtype=torch.float64, device=device)  # sums of confidence, of correctness
     batches = _in_step(loader, accelerator) if is_sharded(model) else loader
-    for images, labels in batches:
-        if interrupted():
-            counts[3] += 1
-            if batches is loader:
-                break
-        labels = labels.to(device, non_blocking=True)
-        with accelerator.autocast():
-            logits = model(normalize(images))
-        logits = logits[: len(labels)].float()
-        ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        counts[:2] += torch.stack((ranked[:, 0].sum(), ranked.sum()))
-        counts[2] += len(labels)
-        loss_sum += F.cross_entropy(logits, labels, reduction="none").double().sum()
-        _add_calibration(bins, logits, ranked[:, 0])
+    with raised_together(accelerator), dead_workers_named():
+        for images, labels in batches:
+            if interrupted():
+                counts[3] += 1
+                if batches is loader:
+                    break
+            labels = labels.to(device, non_blocking=True)
+            with accelerator.autocast():
+                logits = model(normalize(images))
+            logits = logits[: len(labels)].float()
+            ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+            counts[:2] += torch.stack((ranked[:, 0].sum(), ranked.sum()))
+            counts[2] += len(labels)
+            loss_sum += F.cross_entropy(logits, labels, reduction="none").double().sum()
+            _add_calibration(bins, logits, ranked[:, 0])
     model.train(was_training)
     top1, top5, total, stopped = accelerator.reduce(counts, "sum").tolist()
     loss_sum, bins = accelerator.reduce(loss_sum, "sum"), accelerator.reduce(bins, "sum")
@@ -88,10 +93,11 @@ def _in_step(loader: Iterable[tuple[Tensor, Tensor]], accelerator: "Accelerator"
     """The same number of batches on every process: a process that runs out repeats its last one, without labels.
 
     Raises:
-        UsageError: a process has no batch.
+        UsageError: a process has no batch, or cannot read it.
     """
     batches = iter(loader)
-    first = next(batches, None)
+    with raised_together(accelerator):
+        first = next(batches, None)
     if accelerator.gather(torch.tensor([first is None], device=accelerator.device)).any():
         raise UsageError(
             f"sharded weights need at least one validation image per process, for {accelerator.num_processes} processes"
@@ -100,7 +106,8 @@ def _in_step(loader: Iterable[tuple[Tensor, Tensor]], accelerator: "Accelerator"
     images, labels = first
     while True:
         yield images, labels
-        following = next(batches, None)
+        with raised_together(accelerator):
+            following = next(batches, None)
         if not accelerator.gather(torch.tensor([following is not None], device=accelerator.device)).any():
             return
         images, labels = following or (images, labels[:0])

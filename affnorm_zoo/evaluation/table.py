@@ -9,6 +9,7 @@ from torch import Tensor
 
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data import Normalize, Preprocessing, Source, eval_loader, resolve_preprocessing
+from affnorm_zoo.evaluation.agree import raised_together
 from affnorm_zoo.evaluation.labels import match_labels
 from affnorm_zoo.evaluation.metrics import evaluate
 from affnorm_zoo.evaluation.models import check_classifier, check_fit, load_model
@@ -32,18 +33,19 @@ def evaluate_model(
         The metrics of :func:`evaluate`, and facts about the model: name, data, parameters, size in pixels, crop.
 
     Raises:
-        UsageError: the model cannot be loaded, or does not match the data.
+        UsageError: on all processes; the model cannot be loaded or does not match the data, or these cannot be read.
     """
-    model = load_model(name)
-    check_fit(model, source)
-    outputs = match_labels(name, model, source, config.labels_by_position)
-    own = model.pretrained_cfg
-    preprocessing = resolve_preprocessing(config, source, own, trained=True)
-    size = preprocessing.input_size[-1]
-    if own.get("fixed_input_size") and size != own["input_size"][-1]:
-        model = load_model(name, img_size=size)
-    check_classifier(name, model, preprocessing.input_size, len(source.class_names))
-    _compare_statistics(name, preprocessing, own)
+    with raised_together(accelerator):
+        model = load_model(name)
+        check_fit(model, source)
+        outputs = match_labels(name, model, source, config.labels_by_position)
+        own = model.pretrained_cfg
+        preprocessing = resolve_preprocessing(config, source, own, trained=True)
+        size = preprocessing.input_size[-1]
+        if own.get("fixed_input_size") and size != own["input_size"][-1]:
+            model = load_model(name, img_size=size)
+        check_classifier(name, model, preprocessing.input_size, len(source.class_names))
+        _compare_statistics(name, preprocessing, own)
     loader = eval_loader(
         source.val,
         preprocessing,

@@ -24,6 +24,7 @@ from affnorm_zoo.training.divergence_probe import DivergenceProbe
 from affnorm_zoo.training.epochs import Epochs, PreemptedError
 from affnorm_zoo.training.interrupt import Interrupt
 from affnorm_zoo.training.processes import build_accelerator, on_main
+from affnorm_zoo.training.shared_errors import shared_errors
 
 _logger = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ def train(
             _logger.warning("a run on a stream can be resumed only at the end of an epoch, so it is saved only there")
         _keep_bad_images(parts, output, checkpoint)
         try:
-            return _train(config, output, parts, probe, interrupt, checkpoint)
+            with shared_errors():
+                return _train(config, output, parts, probe, interrupt, checkpoint)
         except PreemptedError as error:
             _write_state(parts, output, "preempted", message=str(error))
             raise

@@ -5,7 +5,7 @@ import logging
 import pytest
 from forks import run_forked
 from pictures import draw_folder
-from runs import TINY, assert_same_run, kill_at, train_here
+from runs import TINY, assert_same_run, kill_at, state, train_here
 
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import PreemptedError
@@ -45,8 +45,11 @@ def test_all_processes_count_together(arguments, tmp_path):
     run_forked(*command, "data.max_bad_images=3", "--output", tmp_path / "run", processes=2)
     assert written(tmp_path / "run") == sorted(BAD)
     result = run_forked(*command, "data.max_bad_images=2", "--output", tmp_path / "two", processes=2, ok=False)
-    # the first process reports its own error, or that the second one has left with it
-    assert "more than 2 replacements" in result.stderr or "remote" in result.stderr
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if "takes its place" not in line]
+    assert len(errors) == 1, result.stderr
+    assert "more than 2 replacements" in errors[0]
+    assert "more than 2 replacements" in state(tmp_path / "two")["message"]
     assert len(written(tmp_path / "two")) == 3
 
 

@@ -1,6 +1,7 @@
 """Structured pruning by torch-pruning, which knows torch's own layers only."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -16,21 +17,29 @@ def pruners() -> dict[type[nn.Module], Any]:
         group = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=[0, 2])
         group.prune()
 
+    Importances need :func:`weighing`, and vision transformers a ``forward_fn`` that applies the classifier to all
+    tokens, ``lambda model, x: model.head(model.forward_features(x))``: from a linear layer of three axes torch-pruning
+    learns that there are tokens, and in ours it sees none.
+
     The gain goes with the weight. The scale c and κ of a layer stay those of its full size, so that an input channel
     that is zero everywhere can go without a change of the outputs.
 
     Raises:
         ImportError: torch-pruning is not installed.
     """
+    from torch_pruning.ops import OPTYPE
     from torch_pruning.pruner import function
 
     class LinearPruner(function.LinearPruner):
         """As of a linear layer."""
 
         TARGET_MODULES = None  # ours are no nn.Linear
+        like = function.PrunerBox[OPTYPE.LINEAR]
 
     class ConvPruner(function.ConvPruner):
         """As of a convolution, depthwise or not, and of its gain."""
+
+        like = function.PrunerBox[OPTYPE.CONV]
 
         def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
             if layer.gain is not None:
@@ -47,3 +56,27 @@ def pruners() -> dict[type[nn.Module], Any]:
 
     linear, conv = LinearPruner(), ConvPruner()
     return {AffineLikeLinear: linear, NormLikeLinear: linear, PatchNormConv2d: conv, PatchNormConv2dSame: conv}
+
+
+def weighing(importance: Any) -> Callable[[Any], Any]:
+    """Let an importance of torch-pruning weigh our layers as it does torch's; alone it leaves them out.
+
+    A group of channels that only our layers share would then never be pruned, without a word.
+
+    Args:
+        importance: such as ``torch_pruning.importance.GroupMagnitudeImportance()``; its ``target_types`` grow by ours.
+    """
+    importance.target_types = [*importance.target_types, *pruners()]
+
+    def weigh(group: Any) -> Any:
+        known = type(group)()
+        for item in group:
+            dep = copy.copy(item.dep)
+            like = getattr(getattr(dep.handler, "__self__", None), "like", None)
+            if like is not None:
+                dep.handler = getattr(like, dep.handler.__name__)
+            known.add_dep(dep, item.idxs)
+            known[len(known) - 1].root_idxs = item.root_idxs
+        return importance(known)
+
+    return weigh

@@ -61,7 +61,7 @@ def write_recipes(configs: Path, results: Path, page: Path, readme: Path) -> Non
     write_text(page, _HEAD.format(aims="\n".join(aims)) + "".join(sections))
     before, _, rest = readme.read_text(encoding="utf-8").partition(_BEGIN)
     _, _, after = rest.partition(_END)
-    table = ["| data, net, updates | normaliser | top-1, % | runs |", "|---|---|---|---|", *short]
+    table = ["| network and data | standard norm | ours | difference | runs |", "|---|---|---|---|---|", *short]
     write_text(readme, before + _BEGIN + "\n".join(table) + "\n" + _END + after)
 
 
@@ -120,8 +120,9 @@ def _aim_row(sweep: SweepConfig, aim: Aim, finals: dict[str, list[dict[str, Any]
 
 
 def _short_rows(sweep: SweepConfig, finals: dict[str, list[dict[str, Any]]]) -> list[str]:
-    return [
-        f"| {sweep.title}, {runs[0]['updates']:,} | `{arm}` | {sample_of(runs)} | {len(runs)} |"
-        for arm, runs in finals.items()
-        if runs and not any(run["diverged"] for run in runs)
-    ]
+    ours, base = finals[sweep.in_readme], finals[sweep.baseline]
+    if not ours or not base:
+        return []
+    cells = [f"`{arm}` {sample_of(runs)}" for arm, runs in ((sweep.baseline, base), (sweep.in_readme, ours))]
+    runs = f"{len(base)} + {len(ours)}"
+    return [f"| {sweep.title} | {cells[0]} | {cells[1]} | {gap(sample_of(ours), sample_of(base))} | {runs} |"]

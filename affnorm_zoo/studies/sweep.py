@@ -46,7 +46,7 @@ class SweepConfig:
         hold_out: training images held out as validation images to score the tuning runs.
         seeds: final runs of each arm at its best setting, on the full training set, scored on the validation split.
         aims: targets of the comparison.
-        in_readme: whether the README's table includes it.
+        in_readme: the arm that the README's table shows beside the baseline, or empty.
     """
 
     title: str = ""
@@ -59,7 +59,7 @@ class SweepConfig:
     hold_out: int = 5000
     seeds: int = 3
     aims: list[Aim] = field(default_factory=list)
-    in_readme: bool = False
+    in_readme: str = ""
 
     def __post_init__(self) -> None:
         require(len(self.arms) > 0, "arms must name at least one")
@@ -69,6 +69,7 @@ class SweepConfig:
         require(self.seeds > 0, f"seeds must be positive, got {self.seeds}")
         unknown = {name for aim in self.aims for name in (aim.arm, aim.over)} - set(self.arms)
         require(not unknown, f"aims must be about arms, got {', '.join(sorted(unknown))}")
+        require(self.in_readme in ("", *self.arms), f"in_readme must be one of the arms, got {self.in_readme!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

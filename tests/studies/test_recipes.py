@@ -24,7 +24,7 @@ aims:
   - {arm: new, over: old, points: 1.0}
   - {arm: old, over: new, points: -1.0}
   - {arm: other, over: old}
-in_readme: true
+in_readme: new
 """
 NOT_RUN = [*sorted((ROOT / "configs").glob("imagenet*/*.yaml")), ROOT / "configs/cifar10/resnet18_cifar.yaml"]
 TOP1 = {"old": (0.50, 0.52), "new": (0.60, 0.64)}
@@ -38,7 +38,7 @@ def tree(tmp_path):
     (tmp_path / "configs/empty.yaml").write_text(SWEEP.replace("A net", "Nothing"))
     plain = SWEEP.partition("aims")[0]
     (tmp_path / "configs/one16.yaml").write_text(plain.replace("A net", "An ablation"))
-    (tmp_path / "configs/one2.yaml").write_text(plain.replace("A net", "Another net") + "in_readme: true\n")
+    (tmp_path / "configs/one2.yaml").write_text(plain.replace("A net", "Another net") + "in_readme: new\n")
     (tmp_path / "README.md").write_text(
         "before\n<!-- results: scripts/recipes.py -->\nold\n<!-- end of results -->\nafter\n"
     )
@@ -77,9 +77,9 @@ def test_the_page_says_what_was_aimed_at_and_what_was_found(tree):
     assert "Nothing on pictures" not in page
     assert readme.startswith("before\n<!-- results")
     assert readme.endswith("<!-- end of results -->\nafter\n")
-    assert "| A net on pictures, 1,600 | `new` | 62.0 ± 2.8 | 2 |" in readme
+    assert "| A net on pictures | `old` 51.0 ± 1.4 | `new` 62.0 ± 2.8 | +11.00 points (p = " in readme
     assert "\nold\n" not in readme
-    assert "| Another net on pictures, 1,600 | `new` | 62.0 ± 2.8 | 2 |" in readme
+    assert "| Another net on pictures | `old` 51.0 ± 1.4 | `new` 62.0 ± 2.8 |" in readme
     assert "An ablation" not in readme
     titles = [line for line in page.splitlines() if line.startswith("## ")]
     assert titles[1:] == ["## A net on pictures", "## Another net on pictures", "## An ablation on pictures"]

@@ -3,6 +3,7 @@ import click
 from affnorm_zoo._version import __version__
 from affnorm_zoo.cli.benchmark import benchmark
 from affnorm_zoo.cli.catalogue import info, list_models
+from affnorm_zoo.cli.convert import convert
 from affnorm_zoo.cli.divergence import divergence
 from affnorm_zoo.cli.evaluate import evaluate
 from affnorm_zoo.cli.gpu_evidence import gpu_evidence
@@ -14,8 +15,8 @@ from affnorm_zoo.cli.train import train
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
-    """Divergence-free normalisers for timm models: look up, train, evaluate, measure, publish."""
+    """Divergence-free normalisers for timm models: look up, convert, train, evaluate, measure, publish."""
 
 
-for command in (list_models, info, pack, train, evaluate, benchmark, gpu_evidence, divergence, push, pull):
+for command in (list_models, info, pack, convert, train, evaluate, benchmark, gpu_evidence, divergence, push, pull):
     cli.add_command(command)

@@ -16,6 +16,7 @@ class ModelConfig:
 
     name: str = "resnet20_cifar_patchnorm"
     pretrained: bool = False  # start from the name's published weights
+    weights: str | None = None  # start from those of an export folder, such as affnorm-zoo convert writes
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
     grad_checkpointing: bool = False  # less memory for about a third more time
     ema_decay: float | None = None  # of a moving average of the weights, an update; None: no average
@@ -23,6 +24,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_numbers("model", self)
+        require(self.weights is None or not self.pretrained, "set model.weights or model.pretrained, not both")
         decay = self.ema_decay
         require(decay is None or 0 < decay < 1, f"model.ema_decay must lie in (0, 1), got {decay}")
 
@@ -39,6 +41,9 @@ class TrainConfig:
     max_updates: int | None = None  # stop there; the schedule stays that of all epochs
     non_finite: Literal["stop", "skip"] = "stop"  # on a gradient that is no number; skip reads it at every update
     max_skips: int = 10  # in a row
+    # train towards the outputs of this network, without labels: an export folder, or a timm name with weights
+    distill_from: str | None = None
+    distill_temperature: float = 1.0  # divides both networks' logits
 
     def __post_init__(self) -> None:
         require_numbers("train", self)
@@ -51,6 +56,8 @@ class TrainConfig:
         most = self.max_updates
         require(most is None or most > 0, f"train.max_updates must be positive, got {most}")
         require(self.max_skips > 0, f"train.max_skips must be positive, got {self.max_skips}")
+        temperature = self.distill_temperature
+        require(temperature > 0, f"train.distill_temperature must be positive, got {temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +134,11 @@ class RunConfig:
         warmup, epochs, off = self.optim.warmup_epochs, self.train.epochs, self.data.mixup_off_epoch
         require(warmup < epochs, f"optim.warmup_epochs ({warmup}) must be below train.epochs ({epochs})")
         require(off is None or off < epochs, f"data.mixup_off_epoch ({off}) must be below train.epochs ({epochs})")
+        uses_labels = self.optim.loss != "ce" or self.optim.label_smoothing > 0
+        require(
+            self.train.distill_from is None or not uses_labels,
+            "train.distill_from takes no labels: leave optim.loss and optim.label_smoothing as they are",
+        )
         require(
             not self.checkpoint.best_metric.startswith("ema") or self.model.ema_decay is not None,
             f"checkpoint.best_metric={self.checkpoint.best_metric} needs an average: set model.ema_decay",

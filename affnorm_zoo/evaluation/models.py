@@ -38,17 +38,21 @@ def load_model(name: str, **kwargs: Any) -> nn.Module:
         name = f"local-dir:{name}"
     scheme, _ = parse_model_name(name) if ":" in name else ("", name)
     if scheme == "local-dir":
-        folder = Path(expand_home(name.removeprefix("local-dir:")))
-        name = f"local-dir:{folder}"
-        missing = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
-        if missing:
-            raise UsageError(f"{folder} is not an export folder: it has no {' and no '.join(missing)}")
+        name = f"local-dir:{check_export(Path(expand_home(name.removeprefix('local-dir:'))))}"
     elif not scheme:
         check_model_name(name)
     try:
         return timm.create_model(name, pretrained=True, **kwargs)
     except Exception as error:  # from timm, the Hub's client, or a file with the wrong content
         raise UsageError(f"the weights of {name} could not be loaded: {' '.join(str(error).split())[:500]}") from error
+
+
+def check_export(folder: Path) -> Path:
+    """Return the folder; raises UsageError unless it is an export that timm loads."""
+    missing = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
+    if missing:
+        raise UsageError(f"{folder} is not an export folder: it has no {' and no '.join(missing)}")
+    return folder
 
 
 def expand_names(patterns: list[str]) -> list[str]:

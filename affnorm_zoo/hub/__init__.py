@@ -1,3 +1,4 @@
+from .conversion import export_conversion as export_conversion
 from .errors import HubError as HubError
 from .export import export_run as export_run
 from .index import list_pretrained as list_pretrained

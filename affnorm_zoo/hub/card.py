@@ -149,7 +149,7 @@ def write_card(
         data,
         template_str=_TEMPLATE,
         title=report["model"],
-        summary=_summary(report["model"]),
+        summary=summary(report["model"]),
         versions={key: value for key, value in environment.items() if key not in ("device", "cpu_count")},
         recipe=config_to_yaml(config).strip(),
         note=config.data.note,
@@ -173,7 +173,8 @@ def say_half(path: Path) -> None:
     path.write_text(text.replace("| stored in | float32 |", f"| stored in | {half} |"), encoding="utf-8")
 
 
-def _summary(name: str) -> str:
+def summary(name: str) -> str:
+    """What a model of this name is, in a line of Markdown."""
     normalizers = [spec for spec in map(get_normalizer, list_normalizers()) if name.endswith("_" + spec.name)]
     if not normalizers:
         return f"`{name}` of timm."

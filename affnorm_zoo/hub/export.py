@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
-from affnorm_zoo.config import RunConfig, flatten, load_config
+from affnorm_zoo.config import RunConfig, expand_home, flatten, load_config
 from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.card import write_card
@@ -78,7 +78,7 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     write_card(
         temporary / "README.md", public, report, top1=top1, benchmark=benchmark, figures=figures, load_as=load_as
     )
-    _check_reload(model, temporary, preprocessing.input_size)
+    check_reload(model, temporary, preprocessing.input_size)
     target = run / EXPORT_FOLDER
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
@@ -120,7 +120,12 @@ def score_of(run: Path) -> float:
 
 
 def public_config(config: RunConfig) -> RunConfig:
-    """The config without what it says of the machine: of the data's path, only the folder's own name."""
+    """The config without what it says of the machine: of a path, only the folder's own name."""
+    weights, teacher = config.model.weights, config.train.distill_from
+    if weights is not None:
+        config = replace(config, model=replace(config.model, weights=Path(weights).name))
+    if teacher is not None and Path(expand_home(teacher)).is_dir():
+        config = replace(config, train=replace(config.train, distill_from=Path(teacher).name))
     path = config.data.path
     if path is None or (path.startswith("hfds/") and not Path(config.data.local_path).exists()):
         return config
@@ -142,9 +147,10 @@ def _check_seeds(config: RunConfig, report: dict[str, Any], seeds: Sequence[Path
 
 
 @torch.no_grad()
-def _check_reload(model: Any, folder: Path, input_size: tuple[int, ...]) -> None:
+def check_reload(model: Any, folder: Path, input_size: tuple[int, ...]) -> None:
+    """Raise RuntimeError unless timm builds the same function from an export folder, to the bit."""
     x = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
     reloaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
     difference = (model.eval()(x) - reloaded.eval()(x)).abs().max().item()
     if difference != 0.0:
-        raise RuntimeError(f"the export does not reproduce the run: logits differ by {difference:.3g}")
+        raise RuntimeError(f"the export does not reproduce the model: logits differ by {difference:.3g}")

@@ -1,27 +1,34 @@
 """The model of a run: built from its config, its classes in the order of the data's, described for an export."""
 
+import json
+from pathlib import Path
+
 import timm
 from torch import nn
 
-from affnorm_zoo.config import ModelConfig
+from affnorm_zoo.config import ModelConfig, expand_home
 from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.evaluation import check_model_name
+from affnorm_zoo.evaluation import check_export, check_model_name
+
+_OF_THE_DATA = ("num_classes", "in_chans", "img_size", "global_pool")  # set by the data, or no choice of a function
 
 
 def build_model(config: ModelConfig, num_classes: int, in_chans: int, *, pretrained: bool = False) -> nn.Module:
     """Build the model for the data, untrained unless ``pretrained``.
 
+    Pretrained weights are those of ``config.weights``, if given, or those that timm has for the name.
+
     Raises:
         UsageError: timm does not know the name; or the model does not take an argument, has no pretrained weights, is
-            not a classifier, or cannot checkpoint its activations.
+            not a classifier, or cannot checkpoint its activations; or ``config.weights`` are those of another model.
     """
     check_model_name(config.name)
-    kwargs = config.kwargs
+    kwargs, name = config.kwargs, config.name
+    if pretrained and config.weights is not None:
+        name = f"local-dir:{_check_weights(config)}"
     try:
-        model = timm.create_model(
-            config.name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **kwargs
-        )
+        model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **kwargs)
     except Exception as error:  # architectures raise errors of any type for an argument that they do not support
         message = " ".join(str(error).split())[:500]
         if pretrained and isinstance(error, RuntimeError | OSError):
@@ -35,6 +42,19 @@ def build_model(config: ModelConfig, num_classes: int, in_chans: int, *, pretrai
         except Exception as error:
             raise UsageError(f"model.grad_checkpointing: {config.name} does not support it: {error}") from error
     return model
+
+
+def _check_weights(config: ModelConfig) -> Path:
+    """The export folder of ``config.weights``; raises UsageError unless it is one of the config's model."""
+    folder = check_export(Path(expand_home(str(config.weights))))
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    wanted = {key: value for key, value in described.get("model_args", {}).items() if key not in _OF_THE_DATA}
+    options = [f"model.kwargs.{key}={value}" for key, value in wanted.items() if config.kwargs.get(key) != value]
+    if described["architecture"] != config.name:
+        options.insert(0, f"model.name={described['architecture']}")
+    if options:
+        raise UsageError(f"model.weights={config.weights} are those of another model: set {' '.join(options)}")
+    return folder
 
 
 def reorder_classifier(model: nn.Module, outputs: list[int]) -> None:

@@ -28,6 +28,7 @@ from affnorm_zoo.evaluation.flops import count_flops
 from affnorm_zoo.runs.model import build_model, reorder_classifier
 from affnorm_zoo.training import builders
 from affnorm_zoo.training.deepspeed import configure_deepspeed, is_deepspeed
+from affnorm_zoo.training.distill import DistillationLoss, Teacher
 from affnorm_zoo.training.ema import build_ema
 from affnorm_zoo.training.loop import Trainer
 from affnorm_zoo.training.processes import shards_weights
@@ -79,12 +80,16 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
     if sharded:
         bare_model = accelerator.unwrap_model(model, keep_torch_compile=False)
         ema = build_ema(config.model, bare_model, sharded)
+    teacher = None
+    if config.train.distill_from is not None:
+        teacher = Teacher(config.train.distill_from, source, preprocessing, data.labels_by_position, device)
     uses_norm = config.optim.clip_mode == "norm"
     trainer = Trainer(
         accelerator=accelerator,
         state=RunState(accelerator, model, bare_model, optimizer, ema, Progress()),
         schedule=builders.build_schedule(config.optim, optimizer, config.train.epochs, batches.num_updates),
-        loss=builders.build_loss(config.optim, data.mixes),
+        loss=builders.build_loss(config.optim, data.mixes) if teacher is None else DistillationLoss(config.train),
+        teacher=teacher,
         normalize=Normalize(preprocessing, device),
         augment=BatchAugment(data, len(source.class_names), config.optim.label_smoothing, device),
         batches=batches,
@@ -119,7 +124,8 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
 
 def _build_model(config: RunConfig, source: Source) -> nn.Module:
     """The model, pretrained if the config asks for it, with its classes in the order of the data's."""
-    num_classes, pretrained = len(source.class_names), config.model.pretrained
+    num_classes = len(source.class_names)
+    pretrained = config.model.pretrained or config.model.weights is not None
     model = build_model(config.model, num_classes, source.in_chans, pretrained=pretrained)
     if pretrained and model.pretrained_cfg.get("num_classes") == num_classes:  # otherwise its classifier is untrained
         outputs = match_labels(config.model.name, model, source, config.data.labels_by_position)

@@ -59,6 +59,7 @@ class Trainer:
     clip: Callable[[], None] | None = None  # clipping other than by norm
     channels_last: bool = False
     replays_graphs: bool = False  # with CUDA graphs, the next step overwrites all outputs, including gradients
+    teacher: Callable[[Tensor], Tensor] | None = None  # gives targets for the augmented images in the labels' place
     skip_non_finite: bool = False
     max_skips: int = 10
     pending: list[Window] = field(default_factory=list)  # not read yet: reading waits for the device
@@ -138,6 +139,9 @@ class Trainer:
         x, targets = self.augment(self.normalize(images), labels.to(self.accelerator.device, non_blocking=True))
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
+        if self.teacher is not None:
+            with self.accelerator.autocast():
+                targets = self.teacher(x)
         if self.replays_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         engine = getattr(self.accelerator, "deepspeed_engine_wrapped", None)  # only under DeepSpeed

@@ -323,3 +323,15 @@ def test_a_conversion_prints_a_table(source):
     assert [line.split()[0] for line in lines[2:5]] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
     assert lines[-2] == "fitted with 21 images"
     assert lines[-1].startswith("on 3 other images: output error ")
+
+
+@pytest.mark.parametrize(("name", "options"), [("resnet18", {}), ("resnet10t", dict(output_stride=16))], ids=str)
+def test_backbones_that_return_features_are_converted(name, options):
+    source = settle(timm.create_model(name, features_only=True, **options), pixels(size=64))
+    conversion = convert(source, "patchnorm", images=pixels(size=64), scale=NEARLY_AFFINE, fit="layer")
+    assert conversion.layers[0].name in ("conv1", "conv1.0")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in conversion.model.modules())
+    for ours, theirs in zip(conversion.model(pixels(size=64)), source(pixels(size=64)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert conversion.agreement is None
+    assert conversion.logit_error < 1e-6

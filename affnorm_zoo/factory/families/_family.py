@@ -79,7 +79,7 @@ class Family:
     def describe(self) -> str:
         """The family in messages and documents: its model classes, and their blocks in parentheses."""
         if not self.roots:
-            return ", ".join(f"torch.nn.{kind.__name__}" for kind in self.rules)
+            return ", ".join(f"{kind.__module__.partition('.')[0]}'s {kind.__name__}" for kind in self.rules)
         homes = {root.__module__ for root in self.roots}
         blocks = [kind.__name__ for kind in self.rules if kind.__module__ in homes and kind not in self.roots]
         return f"timm {'/'.join(root.__name__ for root in self.roots)} ({', '.join(blocks)})"

@@ -5,11 +5,11 @@ from typing import Any
 from timm.layers import Conv2dSame
 from torch import nn
 
-from affnorm_zoo.factory.activation import activation_name
 from affnorm_zoo.factory.families import Binding
 from affnorm_zoo.factory.init import family_of, init_bound_weights
 from affnorm_zoo.factory.plan import plan_absorptions, plan_bindings
 from affnorm_zoo.factory.slot import NormSlot
+from affnorm_zoo.functional.activation import activation_name
 from affnorm_zoo.layers import BoundLayer, L2Norm, L2Norm2d, check_writable
 from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
 

@@ -13,6 +13,7 @@ import yaml
 
 from affnorm_zoo import list_normalizers
 from affnorm_zoo._version import __version__
+from affnorm_zoo.factory import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -46,6 +47,12 @@ def test_the_readme_names_every_normaliser_and_every_architecture():
                 (name for name in re.findall(r"`(\w+)`", table) if model.startswith(name + "_")), key=len
             )
             assert model.removeprefix(architecture + "_") in list_normalizers()
+
+
+def test_a_page_names_every_family_that_can_be_bound():
+    text = (ROOT / "docs/normalisers.md").read_text()
+    for family in FAMILIES:
+        assert f"- {family.describe()}\n" in text
 
 
 def test_the_changelog_counts_the_models():

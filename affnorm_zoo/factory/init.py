@@ -53,7 +53,7 @@ def init_bound_weights(
 def _damp_branch(module: nn.Module, layers: list[BoundLayer]) -> None:
     for family in FAMILIES:
         names, factor = family.branch_ends.get(type(module), ((), 1.0))
-        for name in names:
+        for name in names if names and family.is_residual(module) else ():
             end = module.get_submodule(name)
             if end in layers:
                 end.damp(factor)

@@ -65,6 +65,7 @@ def candidate_bindings(model: nn.Module) -> Iterator[Binding]:
                 layers=tuple(path + layer for layer in item.layers),
                 unnormed=tuple(path + layer for layer in item.unnormed),
                 activation=None if item.activation is None else path + item.activation,
+                writer=None if item.writer is None else path + item.writer,
                 layout=item.layout or family.layout,
             )
 
@@ -72,11 +73,11 @@ def candidate_bindings(model: nn.Module) -> Iterator[Binding]:
 def plan_absorptions(model: nn.Module, bindings: list[Binding]) -> list[Absorption]:
     """The activations beside a layer that is bound; whether the layer can take them is for the layer to say."""
     bound = {layer for binding in bindings for layer in (*binding.layers, *binding.unnormed)}
-    found = [
-        Absorption(binding.activation, binding.layers[0], "output")
-        for binding in bindings
-        if binding.activation is not None and binding.layers and not binding.norm_first
-    ]
+    found = []
+    for binding in bindings:
+        before = binding.writer if binding.norm_first else next(iter(binding.layers), None)
+        if before is not None and binding.activation is not None:
+            found.append(Absorption(binding.activation, before, "output"))
     for item, path, _ in _rule_items(model):
         if isinstance(item, Absorption):
             found.append(replace(item, activation=path + item.activation, layer=path + item.layer))

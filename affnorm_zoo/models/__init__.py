@@ -1,6 +1,11 @@
 from ._entrypoints import zoo_models as zoo_models
 from ._weights import WEIGHTS_FOLDER as WEIGHTS_FOLDER
 from ._weights import tag_args as tag_args
+from .densenet import NormalizedDenseNet as NormalizedDenseNet
+from .efficientnet import NormalizedEfficientNet as NormalizedEfficientNet
+from .mobilenetv3 import NormalizedMobileNetV3 as NormalizedMobileNetV3
+from .regnet import NormalizedRegNet as NormalizedRegNet
 from .resnet import NormalizedCifarResNet as NormalizedCifarResNet
 from .resnet import NormalizedResNet as NormalizedResNet
+from .resnetv2 import NormalizedResNetV2 as NormalizedResNetV2
 from .vision_transformer import NormalizedVisionTransformer as NormalizedVisionTransformer

@@ -1,11 +1,19 @@
 """The roll call of families, in the order in which messages name them."""
 
-from . import resnet, sequential, vision_transformer
+from . import densenet, efficientnet, regnet, resnet, resnetv2, sequential, vision_transformer
 from ._family import Absorption as Absorption
 from ._family import Binding as Binding
 from ._family import Family as Family
 
-FAMILIES: tuple[Family, ...] = (resnet.FAMILY, vision_transformer.FAMILY, sequential.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    resnet.FAMILY,
+    resnetv2.FAMILY,
+    efficientnet.FAMILY,
+    regnet.FAMILY,
+    densenet.FAMILY,
+    vision_transformer.FAMILY,
+    sequential.FAMILY,
+)
 
 
 def supported() -> str:

@@ -17,6 +17,7 @@ class Binding:
             none here.
         norm_first: the norm stands before its layers, which read it; otherwise behind its one layer.
         unnormed: further layers of the same block that read no norm. They are bound as well.
+        writer: of a norm that stands first, the layer whose output it alone reads, which may absorb its activation.
         layout: of the slot's input, ``"NCHW"``, ``"NHWC"`` or ``"NLC"``; a rule may leave it to its family, or to the
             slot if that has none.
         has_activation: the slot must hold an activation, because the block has none of its own.
@@ -27,6 +28,7 @@ class Binding:
     activation: str | None = None
     norm_first: bool = False
     unnormed: tuple[str, ...] = ()
+    writer: str | None = None
     layout: str = ""
     has_activation: bool = False
 
@@ -60,6 +62,7 @@ class Family:
         layout: of the slots, unless a rule says otherwise; empty if the slot itself knows it.
         branch_ends: the last layers of a residual branch, and the factor on their initial weights. A divergence-free
             branch cannot start at zero through its norm, which has no weight.
+        is_residual: whether a block of ``branch_ends`` has a shortcut; without one it has no branch.
         queries_keys: the layer that makes the queries and keys of an attention, and how many of its first output
             features those are; see :data:`affnorm_zoo.factory.init.QUERY_KEY_START`.
         patches: the layers of a root that embed patches; see :data:`affnorm_zoo.factory.init.TOKEN_START`.
@@ -71,18 +74,19 @@ class Family:
     rules: Mapping[type[nn.Module], Rule]
     layout: str = ""
     branch_ends: Mapping[type[nn.Module], tuple[tuple[str, ...], float]] = field(default_factory=dict)
+    is_residual: Callable[..., bool] = lambda _: True
     queries_keys: Mapping[type[nn.Module], Callable[..., tuple[nn.Module, int]]] = field(default_factory=dict)
     patches: Callable[..., list[nn.Module]] = lambda _: []
     positions: Callable[..., list[nn.Parameter]] = lambda _: []
     start: Mapping[str, bool] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """The family in messages and documents: its model classes, and their blocks in parentheses."""
+        """The family in messages and documents: its model classes, and their residual blocks in parentheses."""
         if not self.roots:
             return ", ".join(f"{kind.__module__.partition('.')[0]}'s {kind.__name__}" for kind in self.rules)
-        homes = {root.__module__ for root in self.roots}
-        blocks = [kind.__name__ for kind in self.rules if kind.__module__ in homes and kind not in self.roots]
-        return f"timm {'/'.join(root.__name__ for root in self.roots)} ({', '.join(blocks)})"
+        blocks = ", ".join(dict.fromkeys(kind.__name__ for kind in self.branch_ends))
+        roots = "/".join(root.__name__ for root in self.roots)
+        return f"timm {roots} ({blocks})" if blocks else f"timm {roots}"
 
 
 def is_identity(module: nn.Module) -> bool:

@@ -1,31 +1,32 @@
-"""torch's Sequential: a convolution and its slot, or a slot and the linear layer that reads it, next to each other.
+"""Modules that run their children in order: torch's Sequential, and the networks of ``features_only`` in timm.
 
-timm's wrappers for ``features_only=True`` are such a sequence too, of a network's children.
+A slot is paired with the convolution before it, or with the linear layer after it.
 """
 
 from collections.abc import Iterator
 
-from timm.models import FeatureDictNet, FeatureListNet
+from timm.models import FeatureDictNet, FeatureHookNet, FeatureListNet
 from torch import nn
 
 from affnorm_zoo.factory.families._family import Binding, Family
 
 
-def _sequential(parent: nn.Sequential) -> Iterator[Binding]:
+def _in_order(parent: nn.Module) -> Iterator[Binding]:
     children = list(parent.named_children())
     for before, here, after in zip([None, *children], children, [*children[1:], None], strict=False):
-        conv = None if before is None else _last(*before)
-        if conv is not None:
-            yield Binding(here[0], (conv,), after[0] if after is not None else None)
+        name, last = _last_of(*before) if before is not None else ("", None)
+        if isinstance(last, nn.Conv2d):
+            yield Binding(here[0], (name,), after[0] if after is not None else None)
         elif after is not None and isinstance(after[1], nn.Linear):
             yield Binding(here[0], (after[0],), norm_first=True)
 
 
-def _last(name: str, module: nn.Module) -> str | None:
-    """The convolution whose output is the module's: itself, or the last one of a deep stem."""
-    if isinstance(module, nn.Sequential) and len(module) > 0:
-        name, module = f"{name}.{len(module) - 1}", module[-1]
-    return name if isinstance(module, nn.Conv2d) else None
+def _last_of(name: str, module: nn.Module) -> tuple[str, nn.Module]:
+    """What runs last in a child, such as the convolution at the end of a deep stem."""
+    while type(module) is nn.Sequential and len(module) > 0:
+        last, module = list(module.named_children())[-1]
+        name = f"{name}.{last}"
+    return name, module
 
 
-FAMILY = Family(rules=dict.fromkeys((nn.Sequential, FeatureListNet, FeatureDictNet), _sequential))
+FAMILY = Family(rules=dict.fromkeys((nn.Sequential, FeatureListNet, FeatureDictNet, FeatureHookNet), _in_order))

@@ -1,0 +1,124 @@
+"""Options of the models: absorbed activations, hooks, timm's own options, stems of other channel counts."""
+
+import warnings
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+from affnorm_zoo import AffineLikeLinear, NormLikeLinear, PatchNormConv2d
+
+
+@pytest.mark.parametrize("name", ["resnet18_patchnorm", "resnet50_patchnorm_l2", "resnet50d_patchnorm_ws",
+                                  "vit_nano_patch4_32_affinelike", "vit_nano_patch4_32_normlike"])  # fmt: skip
+def test_without_absorbing_every_activation_is_a_module_and_the_function_the_same(name, tmp_path):
+    kinds = (nn.ReLU, nn.GELU)
+    reference = timm.create_model(name.rpartition("_patchnorm")[0] if "resnet" in name else "vit_tiny_patch16_224")
+    absorbed = timm.create_model(name, num_classes=3)
+    modular = timm.create_model(name, num_classes=3, absorb=False)
+    modular.load_state_dict(absorbed.state_dict())
+
+    def count(model):
+        return sum(isinstance(module, kinds) for module in model.modules())
+
+    per_network = {"vit_nano_patch4_32": 6}.get(name.rpartition("_")[0], count(reference))
+    assert count(modular) == per_network > count(absorbed)
+    x = torch.randn(2, 3, 64, 64) if "resnet" in name else torch.randn(2, 3, 32, 32)
+    g = torch.randn(2, 3)
+    gradients = []
+    for model in (absorbed, modular):
+        y = model(x)
+        gradients.append((y, *torch.autograd.grad(y, [*model.parameters()], g)))
+    for actual, expected in zip(*reversed(gradients), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    save_for_hf(modular, tmp_path, safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert count(loaded) == per_network
+    for module in loaded.modules():  # and so each can be replaced
+        for child_name, child in list(module.named_children()):
+            if isinstance(child, kinds):
+                setattr(module, child_name, nn.SiLU())
+    assert not torch.equal(loaded.eval()(x), modular.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar_patchnorm", "resnet50_patchnorm_ws", "resnet50d_patchnorm_l2"])
+@pytest.mark.parametrize("absorb", [True, False])
+def test_hooks_on_every_convolution_keep_its_output_and_its_gradient(name, absorb):
+    model = timm.create_model(name, num_classes=3, absorb=absorb).eval()
+    convs = {key: module for key, module in model.named_modules() if isinstance(module, PatchNormConv2d)}
+    forward, backward, handles = {}, {}, []
+    for key, module in convs.items():
+        handles += [
+            module.register_forward_hook(lambda m, i, o, key=key: forward.update({key: (i[0].clone(), o.detach())})),
+            module.register_full_backward_hook(lambda m, dx, dz, key=key: backward.update({key: dz[0]})),
+        ]
+    x, g = torch.randn(1, 3, 64, 64, requires_grad=True), torch.randn(1, 3)
+    (hooked,) = torch.autograd.grad(model(x), x, g)
+    for handle in handles:
+        handle.remove()
+    (plain,) = torch.autograd.grad(model(x), x, g)
+    assert torch.equal(hooked, plain)
+    assert backward.keys() == forward.keys() == convs.keys()
+    for key, (input_, kept) in forward.items():
+        with torch.no_grad():
+            assert torch.equal(convs[key](input_), kept), key
+
+
+def test_vit_options_of_timm():
+    name = "vit_nano_patch4_32_affinelike"
+    assert timm.create_model(name, img_size=48)(torch.randn(1, 3, 48, 48)).shape == (1, 10)
+    dynamic = timm.create_model(name, dynamic_img_size=True)
+    assert dynamic(torch.randn(1, 3, 40, 56)).shape == (1, 10)
+    averaged = timm.create_model(name, global_pool="avg", num_classes=3, drop_path_rate=0.1)
+    assert averaged(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    assert isinstance(averaged.blocks[0].mlp.fc2, AffineLikeLinear)
+    kinds = [m for m in timm.create_model("vit_nano_patch4_32_normlike").modules() if isinstance(m, NormLikeLinear)]
+    assert len(kinds) == 6 * 4
+
+
+def test_cifar_stages_and_reductions():
+    model = timm.create_model("resnet20_cifar_patchnorm", features_only=True)
+    assert model.feature_info.channels() == [16, 16, 32, 64]
+    assert model.feature_info.reduction() == [1, 1, 2, 4]
+    assert [tuple(f.shape[2:]) for f in model(torch.randn(1, 3, 32, 32))] == [(32, 32), (32, 32), (16, 16), (8, 8)]
+
+
+STEM_CASES = ["resnet18_patchnorm", "resnet18_patchnorm_l2", "resnet18_patchnorm_ws", "resnet50d_patchnorm",
+              "tf_efficientnet_lite0_patchnorm", "resnetv2_18_patchnorm"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STEM_CASES)
+@pytest.mark.parametrize("norm_scale", ["rms", "rms4", "unit"])
+@pytest.mark.parametrize("in_chans", [1, 6])
+def test_a_stem_keeps_its_response_to_grey_images_of_other_channel_counts(name, norm_scale, in_chans, tmp_path):
+    source = timm.create_model(name, norm_scale=norm_scale, num_classes=4).eval()
+    with torch.no_grad():
+        for key, p in source.named_parameters():
+            if key.endswith(".bias") or "gain" in key:
+                p.add_(0.3 * torch.randn_like(p))
+    file = tmp_path / "weights.safetensors"
+    save_file(source.state_dict(), file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = timm.create_model(
+            name, norm_scale=norm_scale, num_classes=4, in_chans=in_chans, pretrained=True,
+            pretrained_cfg_overlay=dict(file=str(file), num_classes=4),
+        ).eval()  # fmt: skip
+    grey = torch.randn(2, 1, 64, 64)
+    expected, actual = source(grey.expand(-1, 3, -1, -1)), adapted(grey.expand(-1, in_chans, -1, -1))
+    # exact but for float32 roundings and, under weight standardisation, eps = 1e-6 beside a variance of about 1e-2
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_drop_path_checkpointing_and_layer_decay_work():
+    model = timm.create_model("resnet20_cifar_patchnorm", drop_path_rate=0.2)
+    model.set_grad_checkpointing()
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    groups = param_groups_layer_decay(model, weight_decay=0.1, layer_decay=0.9)
+    undecayed = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    assert all(id(m.bias) in undecayed for m in model.modules() if isinstance(m, PatchNormConv2d))

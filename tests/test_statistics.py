@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from affnorm_zoo.evidence.statistics import Sample, fit_slope, holm, welch
+from affnorm_zoo.evidence.statistics import Sample, fit_slope, holm, paired, welch
 
 
 def test_a_sample_says_mean_and_deviation_of_one_run():
@@ -39,3 +39,14 @@ def test_equal_means_are_told_apart_as_often_as_agreed():
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+def test_pairs_cancel_what_both_share():
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=8)
+    a, b = shared + 0.1 + 0.01 * rng.normal(size=8), shared
+    assert paired(a, b) < 1e-4
+    assert paired(b, a) == pytest.approx(paired(a, b))
+    assert paired([0.5, 0.5], [0.5, 0.5]) == 1.0
+    rejected = sum(paired(rng.normal(size=5), rng.normal(size=5)) < 0.05 for _ in range(1000))
+    assert abs(rejected / 1000 - 0.05) < 4 * math.sqrt(0.95 * 0.05 / 1000)

@@ -59,6 +59,14 @@ def welch(a: Sample, b: Sample) -> float:
     return float(scipy.stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue)
 
 
+def paired(a: Sequence[float], b: Sequence[float]) -> float:
+    """The p value of a zero mean difference, by Student's t test on the pairs; 1 if every pair is equal."""
+    differences = np.subtract(a, b)
+    if np.ptp(differences) == 0:
+        return 1.0 if differences[0] == 0 else 0.0
+    return float(scipy.stats.ttest_rel(a, b).pvalue)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p values for multiple tests.
 

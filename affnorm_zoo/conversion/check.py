@@ -2,6 +2,7 @@
 
 from timm.layers import BatchNormAct2d, Conv2dSame, FrozenBatchNormAct2d, RmsNorm, RmsNorm2d, norm_act
 from torch import nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from affnorm_zoo.conversion.fit import FITS
 from affnorm_zoo.errors import UsageError
@@ -10,7 +11,10 @@ from affnorm_zoo.layers import check_writable
 from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
 
 # exact types: a subclass may compute something else
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, norm_act.SyncBatchNormAct, FrozenBatchNormAct2d)
+BATCH_NORMS = (
+    nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d,
+    BatchNormAct2d, norm_act.SyncBatchNormAct, FrozenBatchNormAct2d,
+)  # fmt: skip
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 
 
@@ -49,7 +53,6 @@ def batch_norms(model: nn.Module) -> list[str]:
                     f"{name!r} has no running statistics (track_running_stats=False), and so computes no fixed map "
                     "that could be converted: train the model with running statistics"
                 )
-            check_writable(module)
             found.append(name)
         elif _is_norm(module):
             raise UsageError(

@@ -99,23 +99,24 @@ def _written(root: VisionTransformer) -> Iterator[tuple[nn.Parameter, int]]:
         yield layer.weight, 0
         if layer.bias is not None:
             yield layer.bias, 0
-    for name in ("pos_embed", "cls_token", "reg_token"):
-        if getattr(root, name) is not None:
+    for name in ("pos_embed", "cls_token", "reg_token", "dist_token"):
+        if getattr(root, name, None) is not None:
             yield getattr(root, name), -1
 
 
 def _fold(root: VisionTransformer, normalizer: str) -> None:
     """Move γ and β of every norm into what reads it, and put a slot in its place."""
-    classifier = root.head if isinstance(root.head, nn.Linear) else None
+    heads = [getattr(root, name, None) for name in ("head", "head_dist")]
+    classifiers = [head for head in heads if isinstance(head, nn.Linear)]
     norms = {name: norm for name, norm in root.named_modules() if isinstance(norm, nn.LayerNorm)}
     slots = {name: slot_for(norm, normalizer) for name, norm in norms.items()}
     for name in norms:
-        if name in ("norm", "fc_norm") and classifier is None:
+        if name in ("norm", "fc_norm") and not classifiers:
             del slots[name]
         else:
             root.set_submodule(name, slots[name])
     for binding in plan_bindings(root):
-        readers = [root.get_submodule(layer) for layer in binding.layers] or [classifier]
+        readers = [root.get_submodule(layer) for layer in binding.layers] or classifiers
         for reader in readers:
             _absorb_affine(norms[binding.slot], reader)
 

@@ -4,6 +4,7 @@ from typing import Any
 import torch
 from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d, create_act_layer, norm, norm_act
 from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from affnorm_zoo.factory.families import supported
 from affnorm_zoo.registry import NormalizerSpec, get_normalizer
@@ -12,7 +13,8 @@ LAYOUTS = ("NCHW", "NHWC", "NLC")
 
 # norms of torch and timm by layout; those for images first, as some subclass the others
 _IMAGE_NORMS = (
-    nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, norm_act.FrozenBatchNormAct2d, LayerNorm2d, norm.LayerNorm2dFp32,
+    nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, nn.GroupNorm, norm_act.FrozenBatchNormAct2d, LayerNorm2d,
+    norm.LayerNorm2dFp32,
     norm.LayerNormExp2d, norm_act.LayerNormAct2d, norm_act.LayerNormAct2dFp32, RmsNorm2d, norm.RmsNorm2dFp32,
 )  # fmt: skip
 _TOKEN_NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm, norm.RmsNormFp32)
@@ -161,7 +163,7 @@ def slot_for(norm: nn.Module, normalizer: str) -> NormSlot:
 
 
 def _num_channels(norm: nn.Module) -> int:
-    if isinstance(norm, norm_act.FrozenBatchNormAct2d):
+    if isinstance(norm, FrozenBatchNorm2d | norm_act.FrozenBatchNormAct2d):
         return norm.weight.numel()
     for name in ("num_features", "num_channels"):
         if hasattr(norm, name):

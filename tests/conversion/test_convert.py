@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from definitions import unfolded_patch_norm
-from timm.layers import ScaledStdConv2d
+from timm.layers import BatchNormAct2d, Conv2dSame, ScaledStdConv2d, freeze_batch_norm_2d
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -335,3 +335,34 @@ def test_backbones_that_return_features_are_converted(name, options):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert conversion.agreement is None
     assert conversion.logit_error < 1e-6
+
+
+def test_norms_that_hold_their_activation_and_padding_that_depends_on_the_size():
+    def stage(inputs, outputs):
+        return Conv2dSame(inputs, outputs, 3, stride=2, bias=False), BatchNormAct2d(outputs, act_layer=nn.SiLU)
+
+    source = settle(nn.Sequential(*stage(3, 6), *stage(6, 4)), pixels())
+    conversion = convert(source, "patchnorm", images=pixels(size=31), scale=NEARLY_AFFINE, fit="lstsq")
+    assert [row.name for row in conversion.layers] == ["0", "2"]
+    other = pixels(size=29, seed=2)
+    torch.testing.assert_close(conversion.model(other), source(other), rtol=0, atol=1e-7)
+
+
+def test_half_precision_stays_and_is_fitted_in_float64():
+    source = settle(Plain(3, 6, 3, groups=3), pixels(size=8))
+    conversion = convert(source.bfloat16(), "patchnorm", images=pixels(size=8), scale="rms10", fit="lstsq")
+    assert {p.dtype for p in conversion.model.parameters()} == {torch.bfloat16}
+    assert conversion.layers[0].predicted_error < 0.02
+    assert conversion.logit_error < 0.02 + 8 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("act", [False, True], ids=["plain", "with activation"])
+def test_frozen_norms_are_converted_as_detectors_have_them(act):
+    norm = BatchNormAct2d(6, act_layer=nn.ReLU) if act else nn.BatchNorm2d(6)
+    source = settle(nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU()), pixels())
+    expected = source(pixels(seed=2))
+    frozen = freeze_batch_norm_2d(source)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in frozen.modules())
+    twin = convert(frozen, "patchnorm", images=pixels(), scale=NEARLY_AFFINE, fit="lstsq").model
+    assert isinstance(twin[0], PatchNormConv2d)
+    torch.testing.assert_close(twin(pixels(seed=2)), expected, rtol=0, atol=1e-7)

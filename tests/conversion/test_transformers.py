@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from timm.layers import LayerScale
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -27,14 +28,14 @@ def settle(model, eps=0.0):
                 nn.init.normal_(module.bias)
         if isinstance(module, LayerScale):
             nn.init.normal_(module.gamma)
-    for name in ("cls_token", "reg_token", "pos_embed"):
+    for name in ("cls_token", "reg_token", "dist_token", "pos_embed"):
         if getattr(model, name, None) is not None:
             nn.init.normal_(getattr(model, name), mean=0.5)
     return model.double().eval()
 
 
-def vit(**options):
-    return settle(VisionTransformer(**{**SMALL, **options}))
+def vit(kind=VisionTransformer, **options):
+    return settle(kind(**{**SMALL, **options}))
 
 
 def images(count=16, seed=3):
@@ -51,6 +52,7 @@ VITS = {
     "any size": dict(dynamic_img_size=True),
     "no classifier": dict(num_classes=0),
     "no positions": dict(pos_embed="none"),
+    "distilled": dict(kind=VisionTransformerDistilled),
 }
 
 

@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from timm.utils.onnx import onnx_export
+from torch.distributed import checkpoint
 
 import affnorm_zoo
 from affnorm_zoo.models import zoo_models
@@ -101,3 +102,14 @@ def test_a_traced_layer_calls_the_op_and_keeps_its_gradient(layer, shape):
 def test_a_whole_resnet_can_be_traced_without_timms_leaves(images):
     model = timm.create_model("resnet20_cifar_patchnorm").eval()
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(images), model(images))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that nothing is distributed here
+@pytest.mark.parametrize("name", NAMES)
+def test_a_distributed_checkpoint_brings_the_network_back(name, tmp_path, images):
+    model, other = timm.create_model(name).eval(), timm.create_model(name).eval()
+    checkpoint.save({"model": model.state_dict()}, checkpoint_id=tmp_path)
+    content = {"model": other.state_dict()}
+    checkpoint.load(content, checkpoint_id=tmp_path)
+    other.load_state_dict(content["model"])
+    assert torch.equal(other(images), model(images))

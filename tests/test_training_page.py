@@ -47,7 +47,7 @@ def test_a_newcomer_gets_from_photographs_to_a_model(tmp_path):
 
     run = tmp_path / "runs/photos"
     process = call(train, tmp_path)
-    wait_for(lambda: process.poll() is not None or list(run.glob("checkpoints/update_*[0-9]")), seconds=120)
+    wait_for(lambda: process.poll() is not None or list(run.glob("checkpoints/window_*[0-9]")), seconds=120)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert "resume with --resume auto" in errors

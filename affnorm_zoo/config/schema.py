@@ -38,7 +38,7 @@ class TrainConfig:
     micro_batch_size: int | None = None  # images a forward pass on one process; None: no accumulation
     seed: int = 0
     eval_epochs: int = 1  # epochs between evaluations; the last epoch is always evaluated
-    max_updates: int | None = None  # stop there; the schedule stays that of all epochs
+    max_updates: int | None = None  # stop there, skipped updates counted; the schedule stays that of all epochs
     non_finite: Literal["stop", "skip"] = "stop"  # on a gradient that is no number; skip reads it at every update
     max_skips: int = 10  # in a row
     # train towards the outputs of this network, without labels: an export folder, or a timm name with weights
@@ -66,7 +66,7 @@ class CheckpointConfig:
 
     every_epochs: int = 1
     every_minutes: float | None = 15.0  # within an epoch; None: at its end only
-    every_updates: int | None = None
+    every_updates: int | None = None  # skipped updates counted
     keep_last: int = 2
     milestones: tuple[int, ...] = ()  # epochs whose end is kept for good
     best_metric: str = "val.top1"  # or val.top5, val.loss, val.ece, and the same of ema

@@ -5,6 +5,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from timm.models import parse_model_name
 from torch import Tensor, nn
 
@@ -49,7 +50,7 @@ def load_model(name: str, **kwargs: Any) -> nn.Module:
 
 def check_export(folder: Path) -> Path:
     """Return the folder; raises UsageError unless it is an export that timm loads."""
-    missing = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
+    missing = [file for file in (CONFIG_NAME, SAFETENSORS_SINGLE_FILE) if not (folder / file).is_file()]
     if missing:
         raise UsageError(f"{folder} is not an export folder: it has no {' and no '.join(missing)}")
     return folder

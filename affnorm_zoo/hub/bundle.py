@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from timm.models import split_model_name_tag
 
-from affnorm_zoo.config import load_config
 from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import evaluate_model
@@ -17,14 +16,14 @@ from affnorm_zoo.hub.card import say_half
 from affnorm_zoo.hub.export import score_of
 from affnorm_zoo.hub.release import (
     GOLDEN_FILE,
-    WEIGHTS_FILE,
     build_release,
     golden_tensors,
     load_folder,
     write_manifest,
 )
 from affnorm_zoo.models import WEIGHTS_FOLDER, tag_args
-from affnorm_zoo.runs.layout import CONFIG_FILE, METRICS_FILE
+from affnorm_zoo.runs.layout import METRICS_FILE, WEIGHTS_FILE
+from affnorm_zoo.runs.record import read_config
 
 MAX_BYTES = 2**21  # of a weight file in the package
 LARGEST_LOSS = 0.003  # of top-1, for storing the weights in half precision and evaluating them in single
@@ -53,7 +52,7 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
     """
     ordered = sorted(runs, key=score_of)
     median = ordered.pop(len(ordered) // 2)
-    config = load_config([median / CONFIG_FILE])
+    config = read_config(median)
     architecture, start_tag = split_model_name_tag(config.model.name)
     name = f"{architecture}.{tag}"
     release = build_release(median, ordered, load_as=name)

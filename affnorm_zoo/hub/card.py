@@ -6,6 +6,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from affnorm_zoo.config import RunConfig, config_to_yaml
 from affnorm_zoo.registry import get_normalizer, list_normalizers
+from affnorm_zoo.runs.layout import CURVES_FILE, DIVERGENCE_FILE
 
 HUB_TAG = "affnorm-zoo"  # by which the Hub finds what this package has published
 
@@ -62,15 +63,15 @@ transformers loads the same files, after the same import, by `AutoModelForImageC
 {{ recipe }}
 ```
 
-{% if 'curves.png' in figures -%}
-![loss, learning rate and accuracy over the updates](curves.png)
+{% if curves in figures -%}
+![loss, learning rate and accuracy over the updates]({{ curves }})
 
 {% endif -%}
 ## Divergence
-{% if 'divergence.png' in figures %}
+{% if divergence in figures %}
 How unevenly the layers' activations follow a gradient step, over the training:
 
-![unevenness of the self factor and alignment of the optimiser's step over the updates](divergence.png)
+![unevenness of the self factor and alignment of the optimiser's step over the updates]({{ divergence }})
 {% else %}
 Not measured in this run (`runtime.divergence_updates`).
 {% endif %}
@@ -155,6 +156,8 @@ def write_card(
         note=config.data.note,
         averaged="ema" in report,
         figures=figures,
+        curves=CURVES_FILE,
+        divergence=DIVERGENCE_FILE,
         load_as=load_as,
         top1=top1,
         mean=statistics.mean(top1),

@@ -7,28 +7,29 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.constants import CONFIG_NAME
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
-from affnorm_zoo.config import RunConfig, expand_home, flatten, load_config
+from affnorm_zoo.config import RunConfig, expand_home, flatten
 from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.card import write_card
 from affnorm_zoo.models import zoo_models
 from affnorm_zoo.runs.files import read_json
 from affnorm_zoo.runs.layout import (
+    BENCHMARK_FILE,
     CONFIG_FILE,
     CURVES_FILE,
     DIVERGENCE_FILE,
     EMA_WEIGHTS_FILE,
+    EXPORT_FOLDER,
     REPORT_FILE,
     WEIGHTS_FILE,
 )
 from affnorm_zoo.runs.model import build_model, describe_preprocessing
+from affnorm_zoo.runs.record import read_config
 from affnorm_zoo.runs.resume import FREE
-
-EXPORT_FOLDER = "export"
-BENCHMARK_FILE = "benchmark.json"  # of scripts/benchmark.py measure, if it was asked to write here
 
 
 def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None) -> Path:
@@ -69,7 +70,7 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
         model_config={} if is_stream(config) else {"label_names": list(class_names)},  # whose names are made up
         safe_serialization=True,
     )
-    suit_other_readers(temporary / "config.json")
+    suit_other_readers(temporary / CONFIG_NAME)
     figures = {name for name in (CURVES_FILE, DIVERGENCE_FILE) if (run / name).is_file()}
     for name in figures:
         shutil.copy(run / name, temporary / name)
@@ -106,7 +107,7 @@ def _read_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     missing = [name for name in (CONFIG_FILE, REPORT_FILE, WEIGHTS_FILE) if not (run / name).is_file()]
     if missing:
         raise UsageError(f"{run} is not a finished run: it has no {' and no '.join(missing)}")
-    return load_config([run / CONFIG_FILE]), json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
+    return read_config(run), json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
 
 
 def _weights_metrics(report: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from affnorm_zoo.evidence.statistics import Sample
 from affnorm_zoo.hub.card import HUB_TAG
 from affnorm_zoo.hub.client import hub_client
 from affnorm_zoo.hub.errors import hub_errors
-from affnorm_zoo.hub.release import WEIGHTS_FILE
-from affnorm_zoo.models import WEIGHTS_FOLDER, zoo_models
+from affnorm_zoo.models import MANIFEST_FILE, WEIGHTS_FOLDER, zoo_models
+from affnorm_zoo.runs.layout import WEIGHTS_FILE
 
 _WEIGHTS = """\
 # Models
@@ -66,7 +66,7 @@ def list_pretrained(pattern: str = "*", namespace: str | None = None, token: str
 
 def bundled(folder: Path = WEIGHTS_FOLDER) -> list[dict]:
     """The manifests of the package's weights, in the order of their names."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/manifest.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{MANIFEST_FILE}"))]
 
 
 def model_table() -> str:

@@ -8,8 +8,9 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from affnorm_zoo.hub.client import OVERALL_SECONDS, hub_client, within
 from affnorm_zoo.hub.errors import HubError, hub_errors
-from affnorm_zoo.hub.release import MANIFEST_FILE, build_release
+from affnorm_zoo.hub.release import build_release
 from affnorm_zoo.hub.remote_hashes import differing
+from affnorm_zoo.models import MANIFEST_FILE
 
 _KEEP = {".gitattributes"}  # the Hub's own
 

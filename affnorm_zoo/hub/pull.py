@@ -4,15 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.constants import CONFIG_NAME
 from torch import nn
 
 from affnorm_zoo.hub.client import OVERALL_SECONDS, hub_client, within
 from affnorm_zoo.hub.errors import HubError, hub_errors
-from affnorm_zoo.hub.release import GOLDEN_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_golden, load_folder
+from affnorm_zoo.hub.release import GOLDEN_FILE, check_golden, load_folder
 from affnorm_zoo.hub.remote_hashes import differing
+from affnorm_zoo.models import MANIFEST_FILE
 from affnorm_zoo.runs.files import sha256_of
+from affnorm_zoo.runs.layout import WEIGHTS_FILE
 
-_CHECKED = ("config.json", WEIGHTS_FILE, GOLDEN_FILE)
+_CHECKED = (CONFIG_NAME, WEIGHTS_FILE, GOLDEN_FILE)
 
 
 def pull(

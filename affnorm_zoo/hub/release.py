@@ -9,19 +9,20 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.constants import CONFIG_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from affnorm_zoo._version import __version__
-from affnorm_zoo.config import config_to_yaml, load_config
+from affnorm_zoo.config import config_to_yaml
 from affnorm_zoo.hub.errors import HubError
 from affnorm_zoo.hub.export import export_run, public_config, score_of
+from affnorm_zoo.models import MANIFEST_FILE
 from affnorm_zoo.runs.files import sha256_of
-from affnorm_zoo.runs.layout import CONFIG_FILE, METRICS_FILE, REPORT_FILE
+from affnorm_zoo.runs.layout import CONFIG_FILE, METRICS_FILE, RELEASE_FOLDER, REPORT_FILE
+from affnorm_zoo.runs.record import read_config
 
-MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.safetensors"
-WEIGHTS_FILE = "model.safetensors"
 _NUM_GOLDEN = 2
 
 
@@ -43,12 +44,12 @@ def build_release(run: Path, seeds: Sequence[Path] = (), load_as: str | None = N
         UsageError: a run is not finished, or ``seeds`` differ in more than their seed.
         HubError: the card is not valid.
     """
-    export, folder = export_run(run, seeds, load_as), run / "release"
+    export, folder = export_run(run, seeds, load_as), run / RELEASE_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(export, folder)
     for name in (METRICS_FILE, REPORT_FILE):
         shutil.copy(run / name, folder / name)
-    (folder / CONFIG_FILE).write_text(config_to_yaml(public_config(load_config([run / CONFIG_FILE]))), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config_to_yaml(public_config(read_config(run))), encoding="utf-8")
     save_file(golden_tensors(load_folder(folder)), folder / GOLDEN_FILE)
     check_card(folder / "README.md")
     write_manifest(folder, scores=[score_of(path) for path in (run, *seeds)])
@@ -58,7 +59,7 @@ def build_release(run: Path, seeds: Sequence[Path] = (), load_as: str | None = N
 def write_manifest(folder: Path, **facts: Any) -> None:
     """Say in ``manifest.json`` what the folder holds: size and sha256 of every file, and ``facts``."""
     files = {path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
-    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
+    architecture = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["architecture"]
     manifest = {"architecture": architecture.partition(".")[0], "affnorm-zoo": __version__, **facts, "files": files}
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 

@@ -1,4 +1,5 @@
 from ._entrypoints import zoo_models as zoo_models
+from ._weights import MANIFEST_FILE as MANIFEST_FILE
 from ._weights import WEIGHTS_FOLDER as WEIGHTS_FOLDER
 from ._weights import tag_args as tag_args
 from .densenet import NormalizedDenseNet as NormalizedDenseNet

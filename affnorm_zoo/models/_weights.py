@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from timm.models import resolve_pretrained_cfg
 
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
+MANIFEST_FILE = "manifest.json"  # of a release: its files, their sizes and hashes, and facts of the weights
 _OF_THE_DATA = ("num_classes", "input_size", "mean", "std", "crop_pct", "interpolation")
 
 
@@ -21,10 +23,10 @@ def pretrained_cfgs(name: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]
 
 
 def _cfg_of(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     own = {key: config["pretrained_cfg"][key] for key in _OF_THE_DATA}
     own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
-    return {**own, "label_names": tuple(config["label_names"]), "file": str(folder / "model.safetensors")}
+    return {**own, "label_names": tuple(config["label_names"]), "file": str(folder / SAFETENSORS_SINGLE_FILE)}
 
 
 def tag_args(name: str, pretrained_cfg: Any = None) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def tag_args(name: str, pretrained_cfg: Any = None) -> dict[str, Any]:
     if not isinstance(pretrained_cfg, str | None):
         return {}
     tag = resolve_pretrained_cfg(name, pretrained_cfg=pretrained_cfg).tag
-    manifest = WEIGHTS_FOLDER / f"{name}.{tag}" / "manifest.json"
+    manifest = WEIGHTS_FOLDER / f"{name}.{tag}" / MANIFEST_FILE
     return json.loads(manifest.read_text(encoding="utf-8"))["model_args"] if manifest.is_file() else {}
 
 

@@ -9,16 +9,19 @@ from pathlib import Path
 
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.runs.files import sha256_of
+from affnorm_zoo.runs.layout import BEST_LINK, MANIFEST_FILE
+from affnorm_zoo.runs.record import FORMAT, FormatError, check_format
 
-MANIFEST = "manifest.json"
-BEST = "best"
 _logger = logging.getLogger(__name__)
 _TEMPORARY = ".tmp"
 
 
-def checkpoint_name(update: int) -> str:
-    """The folder name of the checkpoint after this many updates; names sort like their numbers."""
-    return f"update_{update:08d}"
+def checkpoint_name(windows: int) -> str:
+    """The folder name of the checkpoint after this many windows; names sort like their numbers.
+
+    Windows rather than updates: a window that is skipped changes a run's place, but is no update.
+    """
+    return f"window_{windows:08d}"
 
 
 def commit(folder: Path, write: Callable[[Path], None]) -> None:
@@ -32,7 +35,8 @@ def commit(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         write(temporary)
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in temporary.iterdir()}
-        (temporary / MANIFEST).write_text(json.dumps(files, indent=2), encoding="utf-8")
+        manifest = {"format": FORMAT, "files": files}
+        (temporary / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         for path in temporary.iterdir():
             _flush(path)
         _flush(temporary)
@@ -49,15 +53,17 @@ def verify(folder: Path) -> None:
     """Check that a checkpoint is complete and unchanged.
 
     Raises:
+        FormatError: it has another format.
         UsageError: it is not a checkpoint, or a file is missing or does not match the manifest.
     """
-    if not (folder / MANIFEST).is_file():
-        raise UsageError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}")
+    if not (folder / MANIFEST_FILE).is_file():
+        raise UsageError(f"{folder} is not a complete checkpoint: it has no {MANIFEST_FILE}")
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise UsageError(f"{folder} is damaged: {MANIFEST} is not JSON") from error
-    for name, expected in files.items():
+        raise UsageError(f"{folder} is damaged: {MANIFEST_FILE} is not JSON") from error
+    check_format(manifest.get("format"), folder)
+    for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
             raise UsageError(f"{folder} is damaged: {name} is missing")
@@ -66,10 +72,16 @@ def verify(folder: Path) -> None:
 
 
 def find_latest(root: Path) -> Path | None:
-    """The newest intact checkpoint in ``root``; damaged ones are skipped with a warning."""
-    for folder in sorted(root.glob("update_????????"), reverse=True):
+    """The newest intact checkpoint in ``root``; damaged ones are skipped with a warning.
+
+    Raises:
+        FormatError: one has another format. Skipping it could start a run again from nothing.
+    """
+    for folder in sorted(root.glob("window_????????"), reverse=True):
         try:
             verify(folder)
+        except FormatError:
+            raise
         except UsageError as error:
             _logger.warning("%s; trying an earlier one", error)
         else:
@@ -79,7 +91,7 @@ def find_latest(root: Path) -> Path | None:
 
 def point_to_best(folder: Path) -> None:
     """Point the link ``best`` next to a checkpoint to it."""
-    best, temporary = folder.with_name(BEST), folder.with_name(BEST + _TEMPORARY)
+    best, temporary = folder.with_name(BEST_LINK), folder.with_name(BEST_LINK + _TEMPORARY)
     if best.is_dir() and not best.is_symlink():  # a copy of the run that followed links
         _remove(best)
     temporary.unlink(missing_ok=True)
@@ -91,7 +103,7 @@ def prune(root: Path, keep_last: int, pinned: Collection[str]) -> None:
     """Remove temporary folders, and all checkpoints except the last ``keep_last`` and the pinned ones."""
     for folder in root.glob(f"*{_TEMPORARY}"):
         shutil.rmtree(folder, ignore_errors=True)
-    for folder in sorted(root.glob("update_????????"))[:-keep_last]:
+    for folder in sorted(root.glob("window_????????"))[:-keep_last]:
         if folder.name not in pinned:
             _remove(folder)
 

@@ -16,6 +16,7 @@ from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evidence.environment import describe_environment
 from affnorm_zoo.runs.files import read_json, write_json, write_text
 from affnorm_zoo.runs.layout import CONFIG_FILE, LOCK_FILE, REPORT_FILE, RUN_FILE, STATE_FILE
+from affnorm_zoo.runs.record import FORMAT, read_record
 from affnorm_zoo.runs.resume import check_same_run, choose_checkpoint, fingerprint
 
 _logger = logging.getLogger(__name__)
@@ -96,10 +97,11 @@ class RunFolder:
         checkpoint: Path | None,
         notes: list[str],
     ) -> None:
-        resumes = read_json(self.path / RUN_FILE).get("resumes", []) if checkpoint else []
+        resumes = []
         if checkpoint:
-            resumes.append({"checkpoint": str(checkpoint), "notes": notes})
-        deciding = {"fingerprint": fingerprint(config, facts), "facts": facts}
+            earlier = read_record(self.path)["resumes"] if (self.path / RUN_FILE).is_file() else []
+            resumes = [*earlier, {"checkpoint": str(checkpoint), "notes": notes}]
+        deciding = {"format": FORMAT, "fingerprint": fingerprint(config, facts), "facts": facts}
         made_by = {"git_commit": git_commit(), "environment": describe_environment(), "resumes": resumes}
         write_text(self.path / CONFIG_FILE, config_to_yaml(config))
         write_json(self.path / RUN_FILE, {**deciding, **record, **made_by})

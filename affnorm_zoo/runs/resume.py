@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from affnorm_zoo.config import RunConfig, expand_home, flatten, load_config
+from affnorm_zoo.config import RunConfig, expand_home, flatten
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evidence.environment import package_version
 from affnorm_zoo.runs import checkpoint
-from affnorm_zoo.runs.files import read_json
-from affnorm_zoo.runs.layout import CHECKPOINTS, CONFIG_FILE, RUN_FILE
+from affnorm_zoo.runs.layout import CHECKPOINTS_FOLDER, CONFIG_FILE, RUN_FILE
+from affnorm_zoo.runs.record import read_config, read_record
 
 _logger = logging.getLogger(__name__)
 
@@ -34,12 +34,15 @@ def choose_checkpoint(resume: str, output: Path) -> Path | None:
     """The checkpoint that ``--resume`` selects: none, the run's newest intact one, or one by path.
 
     Raises:
+        FormatError: the run or the checkpoint has another format.
         UsageError: the path is not an intact checkpoint.
     """
     if resume == "none":
         return None
     if resume == "auto":
-        return checkpoint.find_latest(output / CHECKPOINTS)
+        if (output / RUN_FILE).is_file():
+            read_record(output)
+        return checkpoint.find_latest(output / CHECKPOINTS_FOLDER)
     folder = Path(expand_home(resume))
     if not folder.is_dir():
         raise UsageError(f"--resume {resume}: there is no such folder; give auto, none or the path of a checkpoint")
@@ -65,18 +68,18 @@ def check_same_run(folder: Path, config: RunConfig, facts: dict[str, Any], allow
     run = folder.resolve().parent.parent
     if not (run / CONFIG_FILE).is_file():
         raise UsageError(f"{folder} is not inside a run folder: {run} has no {CONFIG_FILE}")
-    old, new = flatten(load_config([run / CONFIG_FILE])), flatten(config)
+    old, new = flatten(read_config(run)), flatten(config)
     changed = {name: (old.get(name), new.get(name)) for name in {*old, *new} if old.get(name) != new.get(name)}
     notes = [f"{name} was {before} and is {now}" for name, (before, now) in changed.items() if name in NOTED]
     refused = [
         f"{name} was {before} and is {now}" for name, (before, now) in changed.items() if name not in NOTED | FREE
     ]
-    before_facts = read_json(run / RUN_FILE).get("facts", {})
-    for name, value in facts.items():
-        before = before_facts.get(name)
-        if before == value:
+    before = read_record(run)["facts"]
+    for name in sorted({*before, *facts}):
+        was, value = before.get(name), facts.get(name)
+        if was == value:
             continue
-        text = f"{name} was {_short(before)} and is {_short(value)}"
+        text = f"{name} was {_short(was)} and is {_short(value)}"
         (notes if name.startswith(("num_processes", "version")) else refused).append(text)
     if refused and not allow_changes:
         raise UsageError(

@@ -61,8 +61,8 @@ class DivergenceProbe:
             layers.append({"layer": row["layer"], "cv": row["cv"], **means, **columns})
         seconds = time.perf_counter() - start
         self.seconds += seconds
-        record = {"update": progress.windows, "epoch": progress.epoch + 1, "seconds": round(seconds, 3)}
-        return {**record, "layers": layers}
+        place = {"update": progress.updates, "window": progress.windows, "epoch": progress.epoch + 1}
+        return {**place, "seconds": round(seconds, 3), "layers": layers}
 
     def _load(self) -> tuple[Tensor, Tensor]:
         source, count = self.parts.source, min(self.num_images, self.parts.source.num_val)

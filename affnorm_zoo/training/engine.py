@@ -116,7 +116,7 @@ def _train(
         3 * parts.forward_flops,
         peak_flops(accelerator.device, accelerator.mixed_precision),
     )
-    policy = CheckpointPolicy(output / layout.CHECKPOINTS, config.checkpoint, updates_per_epoch)
+    policy = CheckpointPolicy(output / layout.CHECKPOINTS_FOLDER, config.checkpoint, updates_per_epoch)
     begin = time.perf_counter()
     Epochs(config, parts, probe, interrupt, log, policy).run()
     seconds = time.perf_counter() - begin
@@ -185,10 +185,10 @@ def _write_results(output: Path, weights: dict[str, Any], report: dict[str, Any]
         _logger.warning("curves.png needs matplotlib: pip install 'affnorm-zoo[plots]'")
     plot_training(output / layout.METRICS_FILE, output / layout.DIVERGENCE_FILE)
     write_json(output / layout.REPORT_FILE, report)
-    write_state(output, "completed", epoch=report["epochs"], updates=report["updates"])
+    write_state(output, "completed", epoch=report["epochs"], update=report["updates"], window=report["windows"])
 
 
 def _write_state(parts: Parts, output: Path, state: str, **details: Any) -> None:
     if parts.trainer.accelerator.is_main_process:
         progress = parts.trainer.state.progress
-        write_state(output, state, epoch=progress.epoch, update=progress.windows, **details)
+        write_state(output, state, epoch=progress.epoch, update=progress.updates, window=progress.windows, **details)

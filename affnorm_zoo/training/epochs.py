@@ -73,7 +73,7 @@ class Epochs:
     def _close(self) -> None:
         """Evaluate if due, and save."""
         progress = self._progress
-        record: dict[str, Any] = {"epoch": progress.epoch + 1, "update": progress.windows, "updates": progress.updates}
+        record: dict[str, Any] = {"epoch": progress.epoch + 1, "update": progress.updates, "window": progress.windows}
         record["train"] = {"loss": progress.loss_sum / max(progress.num_losses, 1)}
         is_whole = progress.window == self._trainer.batches.num_updates  # max_updates can end a run within an epoch
         is_last = self._is_capped() or (is_whole and record["epoch"] == self.config.train.epochs)
@@ -112,7 +112,7 @@ class Epochs:
             self.policy.save(self._trainer.state)
         lost = is_deepspeed(self._trainer.accelerator)
         raise PreemptedError(
-            f"stopped by signal {self.interrupt.signum} after update {self._progress.windows} of epoch "
+            f"stopped by signal {self.interrupt.signum} after update {self._progress.updates} of epoch "
             f"{self._progress.epoch + 1}; "
             + ("under DeepSpeed nothing is saved" if lost else "resume with --resume auto"),
             self.interrupt.signum,
@@ -129,7 +129,7 @@ class Epochs:
         return cap is not None and self._progress.windows >= cap
 
     def _is_done_early(self) -> bool:
-        return self._is_capped() and self._progress.evaluated.get("update") == self._progress.windows
+        return self._is_capped() and self._progress.evaluated.get("window") == self._progress.windows
 
     @property
     def _trainer(self) -> Trainer:

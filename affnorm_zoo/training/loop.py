@@ -30,6 +30,7 @@ class Window:
     """The results of one window of micro-batches: mean loss on this process, gradient norm before clipping, times."""
 
     number: int  # over all epochs, from 1
+    update: int  # updates until then, this one included unless it was skipped
     loss: Tensor
     grad_norm: Tensor
     lr: float
@@ -105,7 +106,7 @@ class Trainer:
                 self.state.progress.loss_sum += loss
                 self.state.progress.num_losses += 1
             if not math.isfinite(norm) and not self.skip_non_finite and self.accelerator.scaler is None:
-                raise self._non_finite(window.number, norm, window.lr)
+                raise self._non_finite(window.number, window.update, norm, window.lr)
         return windows
 
     def _train_window(self, iterator: Iterator, window: int) -> None:
@@ -131,7 +132,7 @@ class Trainer:
         num_images = share * accelerator.num_processes
         progress.samples += num_images
         seconds = time.perf_counter() - start
-        self.pending.append(Window(progress.windows, loss, norm, lr, num_images, seconds, wait))
+        self.pending.append(Window(progress.windows, progress.updates, loss, norm, lr, num_images, seconds, wait))
 
     def _backward(self, images: Tensor, labels: Tensor, weight: float, synchronise: bool) -> Tensor:
         """Add one micro-batch to the gradient and return its share of the loss."""
@@ -162,7 +163,7 @@ class Trainer:
             optimizer.zero_grad()
             progress.skips += 1
             if progress.skips > self.max_skips:
-                raise self._non_finite(progress.windows + 1, float(norm), lr)
+                raise self._non_finite(progress.windows + 1, progress.updates + 1, float(norm), lr)
             return norm
         if self.clip is not None:
             self.clip()
@@ -207,7 +208,7 @@ class Trainer:
     def _loader_failed(self, window: int, cause: str) -> UsageError:
         progress = self.state.progress
         return UsageError(
-            f"the loader failed at update {progress.windows + 1}, epoch {progress.epoch + 1}, images "
+            f"the loader failed at update {progress.updates + 1}, epoch {progress.epoch + 1}, images "
             f"{self._images(progress.epoch, window)}: {cause.splitlines()[0]}; data.workers=0 may show why"
         )
 
@@ -217,9 +218,9 @@ class Trainer:
             return "of a stream"
         return ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
 
-    def _non_finite(self, number: int, norm: float, lr: float) -> NonFiniteError:
+    def _non_finite(self, number: int, update: int, norm: float, lr: float) -> NonFiniteError:
         skips = self.state.progress.skips
         return NonFiniteError(
-            f"the gradient norm is {norm} at update {number}{f', {skips} in a row' if skips else ''}, learning rate "
+            f"the gradient norm is {norm} at update {update}{f', {skips} in a row' if skips else ''}, learning rate "
             f"{lr:.3g}, images {self._images(*divmod(number - 1, self.batches.num_updates))}"
         )

@@ -44,7 +44,7 @@ def installed_trackers() -> list[str]:
 
 
 def trim_metrics(path: Path, windows: int, epochs: int) -> None:
-    """Keep the lines of the first ``windows`` updates and ``epochs`` full epochs; drop a line cut off by a crash."""
+    """Keep the lines of the first ``windows`` windows and ``epochs`` full epochs; drop a line cut off by a crash."""
     if not path.is_file():
         return
     kept = []
@@ -53,7 +53,7 @@ def trim_metrics(path: Path, windows: int, epochs: int) -> None:
             record = json.loads(line)
         except json.JSONDecodeError:
             break
-        if record["update"] <= windows if record["kind"] != "epoch" else record["epoch"] <= epochs:
+        if record["window"] <= windows if record["kind"] != "epoch" else record["epoch"] <= epochs:
             kept.append(line + "\n")
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
@@ -80,17 +80,17 @@ class RunLog:
         self._last_line = time.perf_counter()
 
     def start(self, windows: int) -> None:
-        """Show a progress bar from this update on, if the output is a terminal."""
+        """Show a progress bar from this window on, if the output is a terminal."""
         if self.accelerator.is_main_process and sys.stderr.isatty():
             self.bar = tqdm(total=self.total, initial=windows, unit="update", dynamic_ncols=True, smoothing=0.05)
 
     def advance(self) -> None:
-        """Count one update."""
+        """Count one window."""
         if self.bar is not None:
             self.bar.update()
 
     def record_windows(self, windows: list[Window], epoch: int) -> None:
-        """Log updates: one line each in the file, their mean on the terminal."""
+        """Log windows: one line each in the file, their mean on the terminal."""
         if not windows or not self.accelerator.is_main_process:
             return
         seconds = sum(window.seconds for window in windows)
@@ -102,12 +102,12 @@ class RunLog:
         with self.path.open("a", encoding="utf-8") as file:
             for window in windows:
                 loss, norm = float(window.loss), float(window.grad_norm)
-                record = {"kind": "update", "update": window.number, "epoch": epoch + 1, "loss": loss,
-                          "grad_norm": norm, "lr": window.lr, **shared}  # fmt: skip
+                record = {"kind": "update", "update": window.update, "window": window.number, "epoch": epoch + 1,
+                          "loss": loss, "grad_norm": norm, "lr": window.lr, **shared}  # fmt: skip
                 file.write(_to_line(record))
         last = windows[-1]
         self._track(
-            {"loss": float(last.loss), "grad_norm": float(last.grad_norm), "lr": last.lr, **shared}, last.number
+            {"loss": float(last.loss), "grad_norm": float(last.grad_norm), "lr": last.lr, **shared}, last.update
         )
         text = (
             f"loss {float(last.loss):.4f}  grad {float(last.grad_norm):.2f}  lr {last.lr:.2e}  {speed:.0f} img/s  "
@@ -117,7 +117,7 @@ class RunLog:
             self.bar.set_postfix_str(text)
         elif time.perf_counter() - self._last_line > _SECONDS_A_LINE:
             self._last_line = time.perf_counter()
-            print(f"update {last.number}/{self.total}  {text}", flush=True)  # noqa: T201 the run's own log
+            print(f"update {last.update}/{self.total}  {text}", flush=True)  # noqa: T201 the run's own log
 
     def record_epoch(self, record: dict[str, Any], text: str) -> None:
         """Log the end of an epoch."""

@@ -1,7 +1,7 @@
 """The state of a run: everything it needs to resume as if it had never stopped."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,19 @@ from torch.optim import Optimizer
 
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import is_sharded
+from affnorm_zoo.runs.layout import EMA_WEIGHTS_FILE, OPTIMIZER_FILE, PROGRESS_FILE, WEIGHTS_FILE
+from affnorm_zoo.runs.record import check_fields
 from affnorm_zoo.runs.tensors import join_tensors, split_tensors, to_plain
 from affnorm_zoo.training.ema import ModelEma, ShardEma
-
-MODEL_FILE = "model.safetensors"
-EMA_FILE = "ema.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
-STATE_FILE = "state.json"
 
 
 @dataclass
 class Progress:
     """The position of a run, always between two updates.
 
-    ``epoch`` is the current epoch, ``window`` the number of its finished windows (update attempts). ``windows`` counts
-    them over all epochs. ``updates`` counts those whose gradient was finite and changed the weights. Random numbers
-    need no state: they are functions of the seed and the position.
+    ``epoch`` is the current epoch, ``window`` the number of its finished windows (attempts at an update). ``windows``
+    counts them over all epochs. ``updates`` counts those whose gradient was finite and changed the weights. Random
+    numbers need no state: they are functions of the seed and the position.
     """
 
     epoch: int = 0
@@ -76,12 +73,12 @@ class RunState:
         except TypeError as error:
             raise UsageError(f"this optim.name cannot be checkpointed: {error}; choose another optimiser") from error
         state = {
-            MODEL_FILE: self.model_weights(),
+            WEIGHTS_FILE: self.model_weights(),
             OPTIMIZER_FILE: tensors,
-            STATE_FILE: {"progress": asdict(self.progress), "optimizer": optimizer, "scaler": self._scaler_state()},
+            PROGRESS_FILE: {"progress": asdict(self.progress), "optimizer": optimizer, "scaler": self._scaler_state()},
         }
         if self.ema is not None:
-            state[EMA_FILE] = self.ema_weights()
+            state[EMA_WEIGHTS_FILE] = self.ema_weights()
         return state
 
     def model_weights(self) -> dict[str, Tensor]:
@@ -94,12 +91,19 @@ class RunState:
         return to_plain(_unshard(self.ema.state_dict()))
 
     def load(self, folder: Path) -> None:
-        """Load a verified checkpoint; every process must call it and have access to the folder."""
-        record = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        self._load_model(load_file(folder / MODEL_FILE))
+        """Load a verified checkpoint; every process must call it and have access to the folder.
+
+        Raises:
+            FormatError: a field of its state is missing or unknown.
+        """
+        path = folder / PROGRESS_FILE
+        record = json.loads(path.read_text(encoding="utf-8"))
+        check_fields(record, ("progress", "optimizer", "scaler"), path)
+        check_fields(record["progress"], [field.name for field in fields(Progress)], path)
+        self._load_model(load_file(folder / WEIGHTS_FILE))
         self._load_optimizer(join_tensors(record["optimizer"], load_file(folder / OPTIMIZER_FILE)))
         if self.ema is not None:
-            self.ema.load_state_dict(_reshard(load_file(folder / EMA_FILE), self.ema.state_dict()))
+            self.ema.load_state_dict(_reshard(load_file(folder / EMA_WEIGHTS_FILE), self.ema.state_dict()))
         if self.accelerator.scaler is not None and record["scaler"]:
             self.accelerator.scaler.load_state_dict(record["scaler"])
         for name, value in record["progress"].items():

@@ -100,9 +100,9 @@ def checkpoints(folder):
 
 
 def resumed_at(folder):
-    """The updates that a run has gone on from; one that began anew would end with the same bits."""
+    """The windows that a run was resumed after; one that began anew would end with the same bits."""
     resumes = json.loads((Path(folder) / "run.json").read_text())["resumes"]
-    return [int(Path(entry["checkpoint"]).name.removeprefix("update_")) for entry in resumes]
+    return [int(Path(entry["checkpoint"]).name.removeprefix("window_")) for entry in resumes]
 
 
 def timeless(records):

@@ -61,7 +61,7 @@ def test_a_resumed_run_counts_on(elsewhere, arguments, tmp_path, monkeypatch):
         with pytest.raises(PreemptedError):
             train_here(tmp_path / "run", *arguments, "data.max_bad_images=3")
     output = tmp_path / ("other" if elsewhere else "run")
-    resume = str(tmp_path / "run/checkpoints/update_00000004") if elsewhere else "auto"
+    resume = str(tmp_path / "run/checkpoints/window_00000004") if elsewhere else "auto"
     train_here(output, *arguments, "data.max_bad_images=3", resume=resume)
     assert written(output) == sorted(BAD)
     if not elsewhere:

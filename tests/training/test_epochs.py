@@ -34,7 +34,7 @@ def test_evaluations_that_are_left_out_change_nothing_else(tmp_path):
     report = train_here(third, *FOUR, "train.eval_epochs=3")
     records, expected = metrics(third), metrics(every)
     assert [sorted(record) for record in records] == [
-        sorted({"kind", "epoch", "update", "updates", "train", *measured})
+        sorted({"kind", "epoch", "update", "window", "train", *measured})
         for measured in ((), (), ("val", "ema"), ("val", "ema"))
     ]
     for record, other in zip(records, expected, strict=True):
@@ -42,8 +42,8 @@ def test_evaluations_that_are_left_out_change_nothing_else(tmp_path):
     assert (report["val"], report["ema"]) == (full["val"], full["ema"])
     best = max((r for r in expected if r["epoch"] in (3, 4)), key=lambda record: record["val"]["top1"])
     assert (report["best"]["value"], report["best"]["epoch"]) == (best["val"]["top1"], best["epoch"])
-    assert {"best", "update_00000020"} <= set(checkpoints(third))
-    assert "update_00000005" not in checkpoints(third)  # a new best of every epoch's evaluation
+    assert {"best", "window_00000020"} <= set(checkpoints(third))
+    assert "window_00000005" not in checkpoints(third)  # a new best of every epoch's evaluation
 
 
 def test_a_stop_in_an_epoch_without_evaluation_changes_no_bit(tmp_path, monkeypatch):

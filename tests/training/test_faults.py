@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from forks import run_forked
 from pictures import draw_folder
-from runs import TINY, checkpoints, metrics, state, train_here
+from runs import TINY, assert_same_run, checkpoints, metrics, resumed_at, state, train_here
 from safetensors.torch import load_file
 
 from affnorm_zoo.config import load_config
@@ -44,9 +44,9 @@ def test_a_gradient_that_is_no_number_stops_before_anything_is_saved(tmp_path, m
     poison(monkeypatch, 6)
     with pytest.raises(NonFiniteError, match=r"norm is nan at update 7, learning rate .*, images [0-9, ]+"):
         train_here(tmp_path)
-    assert checkpoints(tmp_path) == ["best", "update_00000005"]
+    assert checkpoints(tmp_path) == ["best", "window_00000005"]
     assert state(tmp_path)["state"] == "failed"
-    weights = load_file(tmp_path / "checkpoints/update_00000005/model.safetensors")
+    weights = load_file(tmp_path / "checkpoints/window_00000005/model.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
@@ -55,16 +55,31 @@ def test_or_is_skipped_when_asked_and_moves_nothing(tmp_path, monkeypatch):
     report = train_here(tmp_path, "train.non_finite=skip", "model.ema_decay=0.9")
     assert (report["windows"], report["updates"]) == (10, 9)
     updates = metrics(tmp_path, "update")
+    assert [record["window"] for record in updates] == list(range(1, 11))
+    assert [record["update"] for record in updates] == [1, 2, 3, 3, 4, 5, 6, 7, 8, 9]
+    assert [(record["window"], record["update"]) for record in metrics(tmp_path)] == [(5, 4), (10, 9)]
+    assert (state(tmp_path)["window"], state(tmp_path)["update"]) == (10, 9)
     assert updates[3]["grad_norm"] is None
     assert all(record["train"]["loss"] > 0 for record in metrics(tmp_path))
     assert updates[4]["lr"] == updates[3]["lr"]  # the schedule has waited
     assert report["val"]["top1"] > 0.1
 
 
+def test_a_resume_after_a_skipped_window_loses_and_repeats_no_line(tmp_path, monkeypatch):
+    skipping = ("train.non_finite=skip", "model.ema_decay=0.9", "checkpoint.milestones=[1]")
+    poison(monkeypatch, 3)
+    train_here(tmp_path / "whole", *skipping)
+    train_here(tmp_path / "cut", *skipping, "train.max_updates=7")
+    train_here(tmp_path / "cut", *skipping, resume="auto")
+    assert resumed_at(tmp_path / "cut") == [7]
+    assert "window_00000005" in checkpoints(tmp_path / "cut")  # a milestone, the end of the first epoch
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
 def test_but_not_for_ever(tmp_path, monkeypatch):
     poison(monkeypatch, 3)
     poison(monkeypatch, 4)
-    with pytest.raises(NonFiniteError, match="at update 5, 2 in a row"):
+    with pytest.raises(NonFiniteError, match="at update 4, 2 in a row"):
         train_here(tmp_path, "train.non_finite=skip", "train.max_skips=1")
     assert state(tmp_path)["state"] == "failed"
 

@@ -275,7 +275,7 @@ def test_bce_and_memory_layout_train(tmp_path):
 def test_a_compiled_runs_checkpoint_is_an_uncompiled_ones(tmp_path):
     arguments = ("scripts/train.py", *TINY)
     run(*arguments, "runtime.compile=true", "train.max_updates=6", "--output", tmp_path / "compiled")
-    weights = load_file(tmp_path / "compiled/checkpoints/update_00000006/model.safetensors")
+    weights = load_file(tmp_path / "compiled/checkpoints/window_00000006/model.safetensors")
     assert not [name for name in weights if name.startswith(("module.", "_orig_mod."))]
     result = run(*arguments, "--output", tmp_path / "compiled", "--resume", "auto", processes=2)
     assert "runtime.compile was True and is False" in result.stderr

@@ -24,7 +24,10 @@ from runs import (
 from safetensors.torch import load_file
 
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.runs import checkpoint
 from affnorm_zoo.training import PreemptedError
+
+WRITTEN = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 
 
 def stop_and_resume(folder, monkeypatch, at, *overrides):
@@ -82,7 +85,7 @@ def test_ctrl_c_saves_too(whole, tmp_path, monkeypatch):
         kill_at(patch, 3, signal.SIGINT)
         with pytest.raises(PreemptedError):
             train_here(tmp_path, *EVERYTHING)
-    assert checkpoints(tmp_path) == ["update_00000003"]
+    assert checkpoints(tmp_path) == ["window_00000003"]
     train_here(tmp_path, *EVERYTHING, resume="auto")
     assert resumed_at(tmp_path) == [3]
     assert_same_run(whole, tmp_path)
@@ -117,7 +120,7 @@ def test_a_signal_while_saving_lets_the_save_end(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_policy, "save_state", interrupted)
     with pytest.raises(PreemptedError):
         train_here(tmp_path, *EVERYTHING, "checkpoint.every_updates=2")
-    assert "update_00000002" in checkpoints(tmp_path)
+    assert "window_00000002" in checkpoints(tmp_path)
     train_here(tmp_path, *EVERYTHING, "checkpoint.every_updates=2", resume="auto")
     assert_same_run(whole, tmp_path)
 
@@ -128,7 +131,7 @@ def copy_of_stopped(whole, tmp_path, monkeypatch):
         kill_at(patch, 7)
         with pytest.raises(PreemptedError):
             train_here(tmp_path / "run", *EVERYTHING)
-    assert checkpoints(tmp_path / "run") == ["best", "update_00000005", "update_00000007"]
+    assert checkpoints(tmp_path / "run") == ["best", "window_00000005", "window_00000007"]
     return tmp_path / "run"
 
 
@@ -154,13 +157,13 @@ def lose_the_manifest(folder):
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_a_file, lose_the_manifest])
 def test_a_damaged_checkpoint_is_named_and_passed_over(damage, whole, tmp_path, monkeypatch, caplog):
     folder = copy_of_stopped(whole, tmp_path, monkeypatch)
-    newest = folder / "checkpoints" / "update_00000007"
+    newest = folder / "checkpoints" / "window_00000007"
     damage(newest)
-    with pytest.raises(UsageError, match=r"update_00000007 is (damaged|not a complete checkpoint)"):
+    with pytest.raises(UsageError, match=r"window_00000007 is (damaged|not a complete checkpoint)"):
         train_here(tmp_path / "other", *EVERYTHING, resume=str(newest))
     with caplog.at_level(logging.WARNING):
         train_here(folder, *EVERYTHING, resume="auto")
-    assert "update_00000007" in caplog.text
+    assert "window_00000007" in caplog.text
     assert "trying an earlier one" in caplog.text
     assert_same_run(whole, folder)
 
@@ -175,12 +178,29 @@ def test_a_finished_run_is_left_alone_and_a_used_folder_is_refused(whole):
 
 
 def test_a_cap_that_lies_behind_is_evaluated_and_nothing_more(whole, tmp_path):
-    report = train_here(tmp_path, *EVERYTHING, "train.max_updates=2", resume=str(whole / "checkpoints/update_00000005"))
+    report = train_here(tmp_path, *EVERYTHING, "train.max_updates=2", resume=str(whole / "checkpoints/window_00000005"))
     assert report["windows"] == 5
     train_here(tmp_path / "cut", *EVERYTHING, "checkpoint.every_updates=3", "train.max_updates=3")
-    checkpoint = tmp_path / "cut/checkpoints/update_00000003"
-    state_file = json.loads((checkpoint / "state.json").read_text())
+    state_file = json.loads((tmp_path / "cut/checkpoints/window_00000003/state.json").read_text())
     assert state_file["progress"]["evaluated"]["update"] == 3
+
+
+@pytest.mark.parametrize(("was", "now"), [("samples", "images"), ("skips", None)], ids=["renamed", "missing"])
+def test_a_field_that_a_checkpoint_lacks_is_an_error(was, now, whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run", symlinks=True)
+    folder = run / "checkpoints/window_00000005"
+
+    def rewrite(temporary):
+        for name in set(WRITTEN) - {"state.json"}:
+            shutil.copy(folder / name, temporary / name)
+        content = json.loads((folder / "state.json").read_text())
+        value = content["progress"].pop(was)
+        content["progress"] |= {now: value} if now else {}
+        (temporary / "state.json").write_text(json.dumps(content))
+
+    checkpoint.commit(folder, rewrite)
+    with pytest.raises(UsageError, match=rf"state.json lacks {was}( and has the unknown {now})?: read it with"):
+        train_here(tmp_path / "other", *EVERYTHING, resume=str(folder))
 
 
 def test_overwrite_begins_anew(tmp_path):
@@ -193,7 +213,7 @@ def test_overwrite_begins_anew(tmp_path):
 
 def test_metrics_have_each_update_once_after_a_torn_line(whole, tmp_path, monkeypatch):
     folder = copy_of_stopped(whole, tmp_path, monkeypatch)
-    shutil.rmtree(folder / "checkpoints" / "update_00000007")
+    shutil.rmtree(folder / "checkpoints" / "window_00000007")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "update", "upda')
     train_here(folder, *EVERYTHING, resume="auto")
@@ -207,15 +227,15 @@ def test_what_is_kept_does_not_depend_on_a_stop(tmp_path, monkeypatch):
     stop_and_resume(tmp_path / "stopped", monkeypatch, 12, *keeping)
     kept = checkpoints(tmp_path / "whole")
     assert kept == checkpoints(tmp_path / "stopped")
-    assert {"update_00000010", "update_00000020", "best"} <= set(kept)
+    assert {"window_00000010", "window_00000020", "best"} <= set(kept)
     report = json.loads((tmp_path / "whole/report.json").read_text())
     best = max(metrics(tmp_path / "whole"), key=lambda record: record["val"]["top1"])
     assert report["best"]["value"] == best["val"]["top1"]
-    assert (tmp_path / "whole/checkpoints/best").resolve().name == f"update_{best['update']:08d}"
+    assert (tmp_path / "whole/checkpoints/best").resolve().name == f"window_{best['window']:08d}"
 
 
 def test_a_checkpoint_holds_plain_weights_and_no_pickle(whole):
-    folder = whole / "checkpoints" / "update_00000010"
+    folder = whole / "checkpoints" / "window_00000010"
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
     model = timm.create_model("resnet20_cifar_patchnorm", in_chans=1)
     model.load_state_dict(load_file(folder / "model.safetensors"))

@@ -29,7 +29,7 @@ REFUSED = {
 def test_a_resume_that_is_another_run_is_refused(case, whole, tmp_path):
     overrides, message = REFUSED[case]
     with pytest.raises(UsageError, match=message) as caught:
-        train_here(tmp_path / "run", *EVERYTHING, *overrides, resume=str(whole / "checkpoints/update_00000005"))
+        train_here(tmp_path / "run", *EVERYTHING, *overrides, resume=str(whole / "checkpoints/window_00000005"))
     assert "--allow-changes" in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -40,14 +40,14 @@ def test_other_data_is_refused(whole, tmp_path, monkeypatch):
     described = Source.describe
     monkeypatch.setattr(Source, "describe", lambda source: {**described(source), "num_train": 1000})
     with pytest.raises(UsageError, match="num_train was 1437 and is 1000"):
-        train_here(tmp_path / "run", *EVERYTHING, resume=str(whole / "checkpoints/update_00000005"))
+        train_here(tmp_path / "run", *EVERYTHING, resume=str(whole / "checkpoints/window_00000005"))
 
 
 def test_changes_are_accepted_when_asked_for_and_written_down(whole, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         train_here(
             tmp_path, *EVERYTHING, "train.epochs=3", "train.micro_batch_size=64",
-            resume=str(whole / "checkpoints/update_00000010"), allow_changes=True,
+            resume=str(whole / "checkpoints/window_00000010"), allow_changes=True,
         )  # fmt: skip
     (entry,) = json.loads((tmp_path / "run.json").read_text())["resumes"]
     assert entry["notes"] == ["train.epochs was 2 and is 3", "train.micro_batch_size was 128 and is 64"]
@@ -64,7 +64,7 @@ def test_another_way_of_rounding_is_noted(name, whole):
     changes = {name: now} | ({"runtime.compile": True} if name == "runtime.compile_mode" else {})
     changed = load_config([whole / "config.yaml"], [f"{key}={value}" for key, value in changes.items()])
     facts = json.loads((whole / "run.json").read_text())["facts"]
-    notes = check_same_run(whole / "checkpoints/update_00000005", changed, facts, allow_changes=False)
+    notes = check_same_run(whole / "checkpoints/window_00000005", changed, facts, allow_changes=False)
     assert notes == sorted(f"{key} was {flatten(config)[key]} and is {value}" for key, value in changes.items())
 
 
@@ -74,7 +74,7 @@ def test_nothing_of_where_and_how_fast_is_refused():
 
 def test_another_version_is_noted(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "package_version", lambda name: "99.0" if name == "timm" else version(name))
-    train_here(tmp_path, *EVERYTHING, resume=str(whole / "checkpoints/update_00000005"))
+    train_here(tmp_path, *EVERYTHING, resume=str(whole / "checkpoints/window_00000005"))
     (entry,) = json.loads((tmp_path / "run.json").read_text())["resumes"]
     assert entry["notes"] == [f"version of timm was {version('timm')} and is 99.0"]
 

@@ -60,7 +60,7 @@ def test_a_stream_trains_and_resumes_from_the_end_of_an_epoch(tmp_path, monkeypa
         kill_at(patch, 9)
         with pytest.raises(PreemptedError):
             train_here(tmp_path / "stopped", *arguments)
-    assert checkpoints(tmp_path / "stopped") == ["best", "update_00000006"]
+    assert checkpoints(tmp_path / "stopped") == ["best", "window_00000006"]
     train_here(tmp_path / "stopped", *arguments, resume="auto")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 

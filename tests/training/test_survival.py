@@ -151,7 +151,7 @@ def assert_whole_and_unmixed(folder):
     with safe_open(found / "optimizer.safetensors", "pt") as optimizer:
         steps = {float(optimizer.get_tensor(key)) for key in optimizer.keys() if key.endswith(".step")}  # noqa: SIM118
     assert steps == {progress["updates"]}
-    assert found.name == f"update_{progress['windows']:08d}"
+    assert found.name == f"window_{progress['windows']:08d}"
     return progress["windows"]
 
 
@@ -238,7 +238,7 @@ def test_a_gradient_that_is_no_number_on_one_rank_ends_all(tmp_path):
     )
     result = run(script, *TRAIN[1:], "--output", tmp_path / "run", processes=2, ok=False)
     assert "training diverged: the gradient norm is nan at update 7" in result.stderr
-    assert checkpoints(tmp_path / "run") == ["best", "update_00000005"]
+    assert checkpoints(tmp_path / "run") == ["best", "window_00000005"]
     assert state(tmp_path / "run")["state"] == "failed"
 
 

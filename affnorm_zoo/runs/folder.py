@@ -79,6 +79,12 @@ class RunFolder:
             _logger.warning("the rest of the run will not be bit-equal to an uninterrupted one: %s", note)
         return checkpoint
 
+    def write_state(self, state: str, **details: Any) -> None:
+        """Record whether the run is running, completed, preempted or failed: launchers do not forward exit codes."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        holder = {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "time": now}
+        write_json(self.path / STATE_FILE, {**holder, **details})
+
     def release(self) -> None:
         """Release the lock."""
         if self._lock is not None:
@@ -131,15 +137,6 @@ def claim(path: Path) -> FileLock:
 def is_used(path: Path) -> bool:
     """Whether the folder contains anything other than a lock."""
     return path.is_file() or (path.is_dir() and any(item.name != LOCK_FILE for item in path.iterdir()))
-
-
-def write_state(path: Path, state: str, **details: Any) -> None:
-    """Record whether the run is running, completed, preempted or failed: launchers do not forward exit codes."""
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json(
-        path / STATE_FILE,
-        {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "time": now, **details},
-    )
 
 
 def git_commit() -> str | None:

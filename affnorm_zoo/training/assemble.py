@@ -25,6 +25,7 @@ from affnorm_zoo.data import (
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_classifier, match_labels
 from affnorm_zoo.evaluation.flops import count_flops
+from affnorm_zoo.runs.folder import RunFolder
 from affnorm_zoo.runs.model import build_model, reorder_classifier
 from affnorm_zoo.training import builders
 from affnorm_zoo.training.deepspeed import configure_deepspeed, is_deepspeed
@@ -47,6 +48,33 @@ class Parts:
     micro_batch_size: int
     forward_flops: int  # per image
     parameters: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that can begin: its config, its folder and its parts."""
+
+    config: RunConfig
+    folder: RunFolder
+    parts: Parts
+
+    @property
+    def trainer(self) -> Trainer:
+        return self.parts.trainer
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return self.trainer.accelerator
+
+    @property
+    def progress(self) -> Progress:
+        return self.trainer.state.progress
+
+    def write_state(self, state: str, **details: Any) -> None:
+        """Record the run's state and its position, on the main process."""
+        if self.accelerator.is_main_process:
+            at = self.progress
+            self.folder.write_state(state, epoch=at.epoch, update=at.updates, window=at.windows, **details)
 
 
 def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") -> Parts:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from affnorm_zoo.config import RunConfig
 from affnorm_zoo.data import eval_loader
 from affnorm_zoo.diagnostics import DivergenceMeter, measure_step, summed_cross_entropy
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training.assemble import Parts
+from affnorm_zoo.training.assemble import Run
 from affnorm_zoo.training.processes import shards_weights
 
 _STEP_COLUMNS = ("cosine", "length", "moving_cosine", "moving_length")
@@ -28,23 +27,23 @@ class DivergenceProbe:
         UsageError: the weights are sharded, so no process holds the full model.
     """
 
-    def __init__(self, config: RunConfig, parts: Parts) -> None:
-        self.every = config.runtime.divergence_updates
-        self.parts = parts
-        self.num_images = config.runtime.divergence_images
+    def __init__(self, run: Run) -> None:
+        self.every = run.config.runtime.divergence_updates
+        self.run = run
+        self.num_images = run.config.runtime.divergence_images
         self.batch: tuple[Tensor, Tensor] | None = None
         self.seconds = 0.0  # spent measuring, since the start of this process
-        if self.every is not None and shards_weights(parts.trainer.accelerator):
+        if self.every is not None and shards_weights(run.accelerator):
             raise UsageError("runtime.divergence_updates needs the full model in one process, but FSDP shards it")
 
     def is_due(self) -> bool:
         """Whether to measure now: after the current update, or before the first. True only on the main process."""
-        is_main = self.parts.trainer.accelerator.is_main_process
-        return is_main and self.every is not None and self.parts.trainer.state.progress.windows % self.every == 0
+        is_main = self.run.accelerator.is_main_process
+        return is_main and self.every is not None and self.run.progress.windows % self.every == 0
 
     def measure(self) -> dict[str, Any]:
         """One line of ``metrics.jsonl``: how uneven each layer's factor is, and how its activations follow a step."""
-        start, trainer = time.perf_counter(), self.parts.trainer
+        start, trainer = time.perf_counter(), self.run.trainer
         self.batch = self.batch or self._load()
         state, progress = trainer.state, trainer.state.progress
         with torch.random.fork_rng(), trainer.accelerator.autocast():
@@ -65,9 +64,10 @@ class DivergenceProbe:
         return {**place, "seconds": round(seconds, 3), "layers": layers}
 
     def _load(self) -> tuple[Tensor, Tensor]:
-        source, count = self.parts.source, min(self.num_images, self.parts.source.num_val)
+        parts, source = self.run.parts, self.run.parts.source
+        count = min(self.num_images, source.num_val)
         # evenly spaced over the split: a folder lists its images class by class
         indices = None if source.is_stream else [i * source.num_val // count for i in range(count)]
-        loader = eval_loader(source.val, self.parts.preprocessing, batch_size=count, indices=indices)
+        loader = eval_loader(source.val, parts.preprocessing, batch_size=count, indices=indices)
         ((images, labels),) = islice(loader, 1)
-        return self.parts.trainer.normalize(images), labels.to(self.parts.trainer.accelerator.device)
+        return parts.trainer.normalize(images), labels.to(self.run.accelerator.device)

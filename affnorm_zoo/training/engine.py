@@ -14,10 +14,10 @@ from affnorm_zoo.evidence.environment import describe_environment
 from affnorm_zoo.runs import layout
 from affnorm_zoo.runs.curves import plot_curves
 from affnorm_zoo.runs.files import write_atomically, write_json
-from affnorm_zoo.runs.folder import RunFolder, write_state
+from affnorm_zoo.runs.folder import RunFolder
 from affnorm_zoo.runs.resume import describe_facts
 from affnorm_zoo.training import run_log
-from affnorm_zoo.training.assemble import Parts, assemble
+from affnorm_zoo.training.assemble import Run, assemble
 from affnorm_zoo.training.checkpoint_policy import CheckpointPolicy
 from affnorm_zoo.training.cost import peak_flops
 from affnorm_zoo.training.divergence_probe import DivergenceProbe
@@ -57,99 +57,91 @@ def train(
     accelerator = build_accelerator(
         config.runtime, log_with=list(config.runtime.trackers) or None, project_dir=str(output)
     )
-    run_folder = RunFolder(output)
-    finished = on_main(accelerator, lambda: run_folder.finished_report(config, resume))
+    folder = RunFolder(output)
+    finished = on_main(accelerator, lambda: folder.finished_report(config, resume))
     if finished:
         return finished
     with Interrupt() as interrupt:
-        parts = assemble(config, accelerator, resume)
-        probe = DivergenceProbe(config, parts)
-        open_folder = partial(run_folder.open, config, _describe_facts(parts), _describe_run(config, parts))
-        checkpoint = on_main(
-            accelerator, lambda: open_folder(resume=resume, overwrite=overwrite, allow_changes=allow_changes)
-        )
-        if parts.source.is_stream and accelerator.is_main_process:
-            _logger.warning("a run on a stream can be resumed only at the end of an epoch, so it is saved only there")
-        _keep_bad_images(parts, output, checkpoint)
+        run = Run(config, folder, assemble(config, accelerator, resume))
+        probe = DivergenceProbe(run)
+        checkpoint = on_main(accelerator, lambda: _open(run, resume, overwrite, allow_changes))
+        _keep_bad_images(run, checkpoint)
         try:
             with shared_errors():
-                return _train(config, output, parts, probe, interrupt, checkpoint)
+                return _train(run, probe, interrupt, checkpoint)
         except PreemptedError as error:
-            _write_state(parts, output, "preempted", message=str(error))
+            run.write_state("preempted", message=str(error))
             raise
         except BaseException as error:
             with suppress(OSError):  # if the disk is full, let the original error through
-                _write_state(parts, output, "failed", message=f"{type(error).__name__}: {error}")
+                run.write_state("failed", message=f"{type(error).__name__}: {error}")
             raise
         finally:
-            run_folder.release()
+            folder.release()
 
 
-def _train(
-    config: RunConfig,
-    output: Path,
-    parts: Parts,
-    probe: DivergenceProbe,
-    interrupt: Interrupt,
-    checkpoint: Path | None,
-) -> dict[str, Any]:
-    """Run the remaining epochs, from the checkpoint if there is one, and write the report."""
-    trainer, accelerator = parts.trainer, parts.trainer.accelerator
-    progress = trainer.state.progress
-    if checkpoint is not None:
-        trainer.state.load(checkpoint)
-        if trainer.schedule is not None:
-            trainer.schedule.step_update(progress.updates)
-    metrics = output / layout.METRICS_FILE
-    if accelerator.is_main_process:
-        run_log.trim_metrics(metrics, progress.windows, progress.epoch)
-        metrics.touch()
-        if config.runtime.trackers:
-            accelerator.init_trackers("affnorm_zoo", flatten(config))
-        print(parts.loading, flush=True)  # noqa: T201 the run's own log
-    _write_state(parts, output, "running")
-    updates_per_epoch = trainer.batches.num_updates
-    log = run_log.RunLog(
-        metrics,
-        accelerator,
-        config.train.epochs * updates_per_epoch,
-        3 * parts.forward_flops,
-        peak_flops(accelerator.device, accelerator.mixed_precision),
-    )
-    policy = CheckpointPolicy(output / layout.CHECKPOINTS_FOLDER, config.checkpoint, updates_per_epoch)
-    begin = time.perf_counter()
-    Epochs(config, parts, probe, interrupt, log, policy).run()
-    seconds = time.perf_counter() - begin
-    shares = {} if probe.every is None else {"divergence_seconds": round(probe.seconds, 3)}
-    return _finish(config, output, parts, {"seconds": seconds, **shares})
-
-
-def _describe_facts(parts: Parts) -> dict[str, Any]:
-    return describe_facts(parts.source.describe(), parts.parameters, parts.trainer.accelerator.num_processes)
-
-
-def _describe_run(config: RunConfig, parts: Parts) -> dict[str, Any]:
-    """What run.json says of a run besides its facts."""
-    return {
+def _open(run: Run, resume: str, overwrite: bool, allow_changes: bool) -> Path | None:
+    """Open the run's folder; the checkpoint to resume from, or None."""
+    config, parts = run.config, run.parts
+    facts = describe_facts(parts.source.describe(), parts.parameters, run.accelerator.num_processes)
+    record = {
         "learning_rate": config.optim.learning_rate(config.train.global_batch_size),
         "micro_batch_size": parts.micro_batch_size,
         "forward_flops": parts.forward_flops,
         "loading": parts.loading,
         "preprocessing": dataclasses.asdict(parts.preprocessing),
-        "distributed_type": parts.trainer.accelerator.distributed_type.value,
+        "distributed_type": run.accelerator.distributed_type.value,
     }
+    checkpoint = run.folder.open(config, facts, record, resume=resume, overwrite=overwrite, allow_changes=allow_changes)
+    if parts.source.is_stream:
+        _logger.warning("a run on a stream can be resumed only at the end of an epoch, so it is saved only there")
+    return checkpoint
 
 
-def _keep_bad_images(parts: Parts, output: Path, checkpoint: Path | None) -> None:
+def _keep_bad_images(run: Run, checkpoint: Path | None) -> None:
     """Collect the undecodable images of all processes, and add those of the resumed run."""
-    if parts.source.bad is not None:
+    bad = run.parts.source.bad
+    if bad is not None:
         earlier = checkpoint.resolve().parents[1] / layout.BAD_IMAGES_FILE if checkpoint else None
-        parts.source.bad.keep_in(output / layout.BAD_IMAGES_FILE, earlier)
+        bad.keep_in(run.folder.path / layout.BAD_IMAGES_FILE, earlier)
 
 
-def _finish(config: RunConfig, output: Path, parts: Parts, times: dict[str, float]) -> dict[str, Any]:
+def _train(run: Run, probe: DivergenceProbe, interrupt: Interrupt, checkpoint: Path | None) -> dict[str, Any]:
+    """Run the remaining epochs, from the checkpoint if there is one, and write the report."""
+    config, trainer, progress = run.config, run.trainer, run.progress
+    if checkpoint is not None:
+        trainer.state.load(checkpoint)
+        if trainer.schedule is not None:
+            trainer.schedule.step_update(progress.updates)
+    updates_per_epoch = trainer.batches.num_updates
+    policy = CheckpointPolicy(run.folder.path / layout.CHECKPOINTS_FOLDER, config.checkpoint, updates_per_epoch)
+    log = _start_log(run, config.train.epochs * updates_per_epoch)
+    run.write_state("running")
+    begin = time.perf_counter()
+    Epochs(run, probe, interrupt, log, policy).train()
+    seconds = time.perf_counter() - begin
+    shares = {} if probe.every is None else {"divergence_seconds": round(probe.seconds, 3)}
+    return _finish(run, {"seconds": seconds, **shares})
+
+
+def _start_log(run: Run, total: int) -> run_log.RunLog:
+    """The log of a run of ``total`` windows; what it holds beyond the run's position is dropped."""
+    accelerator, parts = run.accelerator, run.parts
+    metrics = run.folder.path / layout.METRICS_FILE
+    if accelerator.is_main_process:
+        run_log.trim_metrics(metrics, run.progress.windows, run.progress.epoch)
+        metrics.touch()
+        if run.config.runtime.trackers:
+            accelerator.init_trackers("affnorm_zoo", flatten(run.config))
+        print(parts.loading, flush=True)  # noqa: T201 the run's own log
+    peak = peak_flops(accelerator.device, accelerator.mixed_precision)
+    return run_log.RunLog(metrics, accelerator, total, 3 * parts.forward_flops, peak)
+
+
+def _finish(run: Run, times: dict[str, float]) -> dict[str, Any]:
     """Write weights, curves and the report."""
-    state, accelerator, progress = parts.trainer.state, parts.trainer.accelerator, parts.trainer.state.progress
+    config, parts, progress = run.config, run.parts, run.progress
+    state, accelerator = run.trainer.state, run.accelerator
     report = {
         "model": config.model.name,
         "data": parts.source.name,
@@ -174,21 +166,16 @@ def _finish(config: RunConfig, output: Path, parts: Parts, times: dict[str, floa
     weights: dict[str, Any] = {layout.WEIGHTS_FILE: state.model_weights()}
     if state.ema is not None:
         weights[layout.EMA_WEIGHTS_FILE] = state.ema_weights()
-    on_main(accelerator, partial(_write_results, output, weights, report))
+    on_main(accelerator, partial(_write_results, run, weights, report))
     return report
 
 
-def _write_results(output: Path, weights: dict[str, Any], report: dict[str, Any]) -> None:
+def _write_results(run: Run, weights: dict[str, Any], report: dict[str, Any]) -> None:
+    output = run.folder.path
     for name, tensors in weights.items():
         write_atomically(output / name, partial(save_file, tensors))
     if not plot_curves(output / layout.METRICS_FILE, output / layout.CURVES_FILE):
         _logger.warning("curves.png needs matplotlib: pip install 'affnorm-zoo[plots]'")
     plot_training(output / layout.METRICS_FILE, output / layout.DIVERGENCE_FILE)
     write_json(output / layout.REPORT_FILE, report)
-    write_state(output, "completed", epoch=report["epochs"], update=report["updates"], window=report["windows"])
-
-
-def _write_state(parts: Parts, output: Path, state: str, **details: Any) -> None:
-    if parts.trainer.accelerator.is_main_process:
-        progress = parts.trainer.state.progress
-        write_state(output, state, epoch=progress.epoch, update=progress.updates, window=progress.windows, **details)
+    run.write_state("completed")

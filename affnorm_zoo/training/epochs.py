@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from affnorm_zoo.config import RunConfig
 from affnorm_zoo.evaluation import evaluate
-from affnorm_zoo.training.assemble import Parts
+from affnorm_zoo.training.assemble import Run
 from affnorm_zoo.training.checkpoint_policy import CheckpointPolicy
 from affnorm_zoo.training.deepspeed import is_deepspeed
 from affnorm_zoo.training.divergence_probe import DivergenceProbe
@@ -27,14 +26,13 @@ class PreemptedError(RuntimeError):
 class Epochs:
     """Runs the remaining epochs."""
 
-    config: RunConfig
-    parts: Parts
+    run: Run
     probe: DivergenceProbe
     interrupt: Interrupt
     log: RunLog
     policy: CheckpointPolicy
 
-    def run(self) -> None:
+    def train(self) -> None:
         """Train, evaluate and save until the last epoch.
 
         Raises:
@@ -45,13 +43,13 @@ class Epochs:
         if self._progress.windows == 0 and self.probe.is_due():
             self.log.record_divergence(self.probe.measure())
         try:
-            while self._progress.epoch < self.config.train.epochs and not self._is_done_early():
-                self._train()
+            while self._progress.epoch < self.run.config.train.epochs and not self._is_done_early():
+                self._train_epoch()
                 self._close()
         finally:
             self.log.close()
 
-    def _train(self) -> None:
+    def _train_epoch(self) -> None:
         """Train to the end of the epoch."""
         for _ in () if self._is_capped() else self._trainer.windows():
             self.log.advance()
@@ -60,7 +58,7 @@ class Epochs:
             is_main = self._trainer.accelerator.is_main_process
             wants_save = is_main and self._can_save() and self.policy.is_due_within_epoch(self._progress)
             stop, save = self.interrupt.agree(wants_save)
-            if stop or save or self._progress.windows % self.config.runtime.log_updates == 0:
+            if stop or save or self._progress.windows % self.run.config.runtime.log_updates == 0:
                 self.log.record_windows(self._trainer.drain(), self._progress.epoch)
             if stop:
                 self._preempt()
@@ -76,8 +74,8 @@ class Epochs:
         record: dict[str, Any] = {"epoch": progress.epoch + 1, "update": progress.updates, "window": progress.windows}
         record["train"] = {"loss": progress.loss_sum / max(progress.num_losses, 1)}
         is_whole = progress.window == self._trainer.batches.num_updates  # max_updates can end a run within an epoch
-        is_last = self._is_capped() or (is_whole and record["epoch"] == self.config.train.epochs)
-        is_measured = is_last or record["epoch"] % self.config.train.eval_epochs == 0
+        is_last = self._is_capped() or (is_whole and record["epoch"] == self.run.config.train.epochs)
+        is_measured = is_last or record["epoch"] % self.run.config.train.eval_epochs == 0
         if is_measured:
             record |= self._evaluate()
         if self.interrupt.agree()[0] or None in record.values():
@@ -88,7 +86,7 @@ class Epochs:
         if is_measured:
             self.policy.note_result(progress, record)
             progress.evaluated = record
-        self.log.record_epoch(record, _epoch_line(record, self.config.train.epochs))
+        self.log.record_epoch(record, _epoch_line(record, self.run.config.train.epochs))
         if self._can_save() and self.policy.is_due_after_epoch(progress, is_last=is_last):
             self.policy.save(self._trainer.state)
 
@@ -96,7 +94,7 @@ class Epochs:
         """Evaluate the weights, and their average if there is one; None for an evaluation that a signal interrupted."""
         state = self._trainer.state
         arguments = (
-            self.parts.val_loader,
+            self.run.parts.val_loader,
             self._trainer.normalize,
             self._trainer.accelerator,
             lambda: self.interrupt.signum != 0,
@@ -122,10 +120,10 @@ class Epochs:
         """Whether a run can be resumed from here: with a stream only at the end of an epoch, under DeepSpeed never."""
         if is_deepspeed(self._trainer.accelerator):
             return False
-        return not self.parts.source.is_stream or self._progress.window in (0, self._trainer.batches.num_updates)
+        return not self.run.parts.source.is_stream or self._progress.window in (0, self._trainer.batches.num_updates)
 
     def _is_capped(self) -> bool:
-        cap = self.config.train.max_updates
+        cap = self.run.config.train.max_updates
         return cap is not None and self._progress.windows >= cap
 
     def _is_done_early(self) -> bool:
@@ -133,11 +131,11 @@ class Epochs:
 
     @property
     def _trainer(self) -> Trainer:
-        return self.parts.trainer
+        return self.run.trainer
 
     @property
     def _progress(self) -> Progress:
-        return self.parts.trainer.state.progress
+        return self.run.progress
 
 
 def _epoch_line(record: dict[str, Any], epochs: int) -> str:

@@ -19,7 +19,7 @@ FLOORS = {
     "models": 6, "evaluation": 6,
     "runs": 7, "conversion": 7,
     "training": 8, "hub": 8,
-    "paper": 9, "studies": 9, "benchmarks": 9,
+    "studies": 9, "benchmarks": 9,
     "cli": 10, "run": 10,
 }  # fmt: skip
 

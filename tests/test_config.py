@@ -4,7 +4,7 @@ import pytest
 
 from affnorm_zoo.config import RunConfig, config_to_yaml, load_config
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.paper import load_paper_config
+from affnorm_zoo.studies.paper import load_paper_config
 from affnorm_zoo.studies.sweep import load_sweep
 
 FOLDER = Path(__file__).parents[1] / "configs"

@@ -4,7 +4,7 @@ import click
 
 from affnorm_zoo.cli.report import reported_errors
 from affnorm_zoo.config import load_config
-from affnorm_zoo.paper import EXPERIMENTS, load_paper_config, run_experiment, write_report
+from affnorm_zoo.studies.paper import EXPERIMENTS, load_paper_config, run_experiment, write_report
 
 _path = click.Path(path_type=Path)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.paper.nets import METHODS, build_net
+from affnorm_zoo.studies.paper.nets import METHODS, build_net
 
 DENSE = [
     "none",

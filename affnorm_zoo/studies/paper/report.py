@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from affnorm_zoo.paper.claims import judge
-from affnorm_zoo.paper.config import PaperConfig, load_paper_config
-from affnorm_zoo.paper.execute import PACKED, Results
-from affnorm_zoo.paper.experiments import EXPERIMENTS
-from affnorm_zoo.paper.figures import draw
-from affnorm_zoo.paper.table import Row, rows_of
+from affnorm_zoo.studies.paper.claims import judge
+from affnorm_zoo.studies.paper.config import PaperConfig, load_paper_config
+from affnorm_zoo.studies.paper.execute import PACKED, Results
+from affnorm_zoo.studies.paper.experiments import EXPERIMENTS
+from affnorm_zoo.studies.paper.figures import draw
+from affnorm_zoo.studies.paper.table import Row, rows_of
 
 _HEAD = """\
 # The paper's experiments, repeated

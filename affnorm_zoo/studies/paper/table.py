@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from affnorm_zoo.evidence.statistics import Sample
-from affnorm_zoo.paper.config import PaperConfig
-from affnorm_zoo.paper.execute import Results
-from affnorm_zoo.paper.experiments import EXPERIMENTS, Cell, final_runs, tuned_rate, tuning_runs
+from affnorm_zoo.studies.paper.config import PaperConfig
+from affnorm_zoo.studies.paper.execute import Results
+from affnorm_zoo.studies.paper.experiments import EXPERIMENTS, Cell, final_runs, tuned_rate, tuning_runs
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from torch import nn
 from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
-from affnorm_zoo.paper.natural import natural_cosine
-from affnorm_zoo.paper.nets import build_net
+from affnorm_zoo.studies.paper.natural import natural_cosine
+from affnorm_zoo.studies.paper.nets import build_net
 
 
 @pytest.mark.parametrize("method", ["none", "layernorm", "norm_like", "affine_like"])

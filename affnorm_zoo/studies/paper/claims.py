@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import log2
 
 from affnorm_zoo.evidence.statistics import Sample, Slope, fit_slope, holm, welch
-from affnorm_zoo.paper.table import Row
+from affnorm_zoo.studies.paper.table import Row
 
 
 @dataclass(frozen=True)

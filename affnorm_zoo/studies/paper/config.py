@@ -10,8 +10,8 @@ class PaperConfig:
     """One experiment's grid. Every method is tuned over the same rates: one run per rate, scored on validation images.
 
     Args:
-        nets: names that :func:`affnorm_zoo.paper.nets.build_net` accepts.
-        methods: names from :data:`affnorm_zoo.paper.nets.METHODS`.
+        nets: names that :func:`affnorm_zoo.studies.paper.nets.build_net` accepts.
+        methods: names from :data:`affnorm_zoo.studies.paper.nets.METHODS`.
         rates: learning rates of plain gradient descent, constant over a run.
         seeds: runs at the tuned rate, scored on the test set; the tuning run has a different seed.
         epochs: passes over the training images.

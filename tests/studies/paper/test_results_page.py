@@ -5,9 +5,9 @@ import shutil
 
 from runs import ROOT
 
-from affnorm_zoo.paper import EXPERIMENTS, load_paper_config, write_report
-from affnorm_zoo.paper.execute import PACKED, Results
-from affnorm_zoo.paper.table import rows_of
+from affnorm_zoo.studies.paper import EXPERIMENTS, load_paper_config, write_report
+from affnorm_zoo.studies.paper.execute import PACKED, Results
+from affnorm_zoo.studies.paper.table import rows_of
 
 
 def test_the_page_is_written_from_the_runs(tmp_path):

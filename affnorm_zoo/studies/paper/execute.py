@@ -12,8 +12,8 @@ import torch
 from tqdm import tqdm
 
 from affnorm_zoo.evidence.environment import describe_environment
-from affnorm_zoo.paper.runs import Arrays, Run, train_net
 from affnorm_zoo.runs.files import write_json
+from affnorm_zoo.studies.paper.runs import Arrays, Run, train_net
 
 PACKED = "runs.jsonl"
 _arrays: Arrays | None = None  # of this worker process

@@ -13,8 +13,8 @@ from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data import open_source
 from affnorm_zoo.data.in_memory import WholeImage, decode
 from affnorm_zoo.diagnostics import DivergenceMeter, calibrate, measure_step, summed_cross_entropy
-from affnorm_zoo.paper.natural import natural_cosine
-from affnorm_zoo.paper.nets import RATE_FACTORS, build_net
+from affnorm_zoo.studies.paper.natural import natural_cosine
+from affnorm_zoo.studies.paper.nets import RATE_FACTORS, build_net
 
 _SPLIT_SEED = 0
 

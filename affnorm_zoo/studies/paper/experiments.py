@@ -7,9 +7,9 @@ from typing import Any
 
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.paper.config import PaperConfig
-from affnorm_zoo.paper.execute import Results, complete
-from affnorm_zoo.paper.runs import Run, load_arrays
+from affnorm_zoo.studies.paper.config import PaperConfig
+from affnorm_zoo.studies.paper.execute import Results, complete
+from affnorm_zoo.studies.paper.runs import Run, load_arrays
 
 TUNING_SEED = 0
 

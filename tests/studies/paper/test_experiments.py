@@ -9,12 +9,12 @@ from runs import ROOT, invoke
 from affnorm_zoo.cli.reproduce import reproduce
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.paper import EXPERIMENTS, load_paper_config, run_experiment
-from affnorm_zoo.paper.execute import Results
-from affnorm_zoo.paper.experiments import batch_sizes, final_runs, tuned_rate, tuning_runs
-from affnorm_zoo.paper.report import write_report
-from affnorm_zoo.paper.runs import Run, load_arrays, train_net
-from affnorm_zoo.paper.table import rows_of
+from affnorm_zoo.studies.paper import EXPERIMENTS, load_paper_config, run_experiment
+from affnorm_zoo.studies.paper.execute import Results
+from affnorm_zoo.studies.paper.experiments import batch_sizes, final_runs, tuned_rate, tuning_runs
+from affnorm_zoo.studies.paper.report import write_report
+from affnorm_zoo.studies.paper.runs import Run, load_arrays, train_net
+from affnorm_zoo.studies.paper.table import rows_of
 
 CONFIGS = ROOT / "configs/paper"
 
@@ -69,7 +69,7 @@ def test_what_is_packed_is_what_was_run(folder):
 
 
 def test_nothing_is_run_twice_and_an_interrupted_experiment_goes_on(folder, monkeypatch, tmp_path):
-    from affnorm_zoo.paper import execute
+    from affnorm_zoo.studies.paper import execute
 
     trained = []
     monkeypatch.setattr(execute, "train_net", lambda run, arrays: trained.append(run) or train_net(run, arrays))

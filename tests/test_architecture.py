@@ -1,6 +1,7 @@
 """The floors: a module imports only from the floors below its own."""
 
 import ast
+import graphlib
 import resource
 import subprocess
 import sys
@@ -50,6 +51,30 @@ def test_a_module_imports_only_from_below(path):
 def test_every_floor_has_modules():
     found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()} - {"__init__"}
     assert found == set(FLOORS)
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules_imported_by(path, known):
+    """Names of the package's modules that a file imports, relatively or not, inside a function or not."""
+    inside = path.relative_to(PACKAGE.parent).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            base = inside[: len(inside) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *filter(None, [node.module])])
+            for alias in node.names:
+                yield from [name for name in (f"{module}.{alias.name}", module) if name in known][:1]
+
+
+def test_no_module_imports_itself_through_others():
+    known = {name_of(path): path for path in modules()}
+    graph = {name: set(modules_imported_by(path, known)) for name, path in known.items()}
+    assert sum(map(len, graph.values())) > len(known)
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def import_seconds(statement):

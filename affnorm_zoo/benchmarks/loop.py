@@ -14,6 +14,7 @@ import torch
 from affnorm_zoo.config import RunConfig
 from affnorm_zoo.data import train_loader
 from affnorm_zoo.evidence.environment import describe_environment
+from affnorm_zoo.runs.layout import METRICS_FILE
 from affnorm_zoo.training.assemble import Parts, assemble
 from affnorm_zoo.training.interrupt import Interrupt
 from affnorm_zoo.training.processes import build_accelerator
@@ -46,7 +47,7 @@ def measure_loop(config: RunConfig, rounds: int, updates: int) -> dict[str, Any]
     parts = assemble(config, accelerator)
     images = updates * config.train.global_batch_size
     with tempfile.TemporaryDirectory() as folder, Interrupt() as interrupt:
-        log = RunLog(Path(folder) / "metrics.jsonl", accelerator, 0, None, None)
+        log = RunLog(Path(folder) / METRICS_FILE, accelerator, 0, None, None)
         steps = {"loop": _loop_step(parts, config, log, interrupt), "bare_step": _bare_step(parts)}
         steps["loop"]()
         _synchronize(accelerator.device)

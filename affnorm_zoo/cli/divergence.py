@@ -35,6 +35,7 @@ from affnorm_zoo.diagnostics.figures import plot_depth, plot_maps
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import check_classifier, check_fit, check_model_name, load_model, match_labels
 from affnorm_zoo.evidence.environment import describe_environment
+from affnorm_zoo.runs.layout import WEIGHTS_FILE
 
 OPTIMIZERS = {
     "sgd": torch.optim.SGD,
@@ -218,7 +219,7 @@ def _is_stored(name: str) -> bool:
 
 def _load_checkpoint(model: nn.Module, path: Path) -> None:
     if not path.is_file():
-        raise UsageError(f"--checkpoint {path} is not a file; a run's weights are in RUN/model.safetensors")
+        raise UsageError(f"--checkpoint {path} is not a file; a run's weights are in RUN/{WEIGHTS_FILE}")
     try:
         load_weights(model, path)
     except RuntimeError as error:

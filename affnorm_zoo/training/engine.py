@@ -175,7 +175,7 @@ def _write_results(run: Run, weights: dict[str, Any], report: dict[str, Any]) ->
     for name, tensors in weights.items():
         write_atomically(output / name, partial(save_file, tensors))
     if not plot_curves(output / layout.METRICS_FILE, output / layout.CURVES_FILE):
-        _logger.warning("curves.png needs matplotlib: pip install 'affnorm-zoo[plots]'")
+        _logger.warning("%s needs matplotlib: pip install 'affnorm-zoo[plots]'", layout.CURVES_FILE)
     plot_training(output / layout.METRICS_FILE, output / layout.DIVERGENCE_FILE)
     write_json(output / layout.REPORT_FILE, report)
     run.write_state("completed")

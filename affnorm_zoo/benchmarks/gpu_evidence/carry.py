@@ -11,6 +11,7 @@ from pathlib import Path
 
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.runs.files import write_atomically
+from affnorm_zoo.runs.layout import CHECKPOINTS_FOLDER, EXPORT_FOLDER
 
 WARN_MIB = 60  # a machine may accept no more at once, and the repository goes with it
 WHEELS = ("timm", "omegaconf")  # missing on machines with torch, or there in another version
@@ -122,7 +123,7 @@ def _write_bytes(data: bytes, path: Path) -> None:
 
 
 def _is_kept(path: Path) -> bool:
-    is_part = path.parts[0] != "data" and not {"checkpoints", "export", "carried"} & set(path.parts)
+    is_part = path.parts[0] != "data" and not {CHECKPOINTS_FOLDER, EXPORT_FOLDER, "carried"} & set(path.parts)
     return is_part and path.suffix in (".json", ".jsonl", ".log", ".yaml", ".safetensors")
 
 

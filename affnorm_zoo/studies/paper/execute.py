@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from affnorm_zoo.evidence.environment import describe_environment
 from affnorm_zoo.runs.files import write_json
-from affnorm_zoo.studies.paper.runs import Arrays, Run, train_net
+from affnorm_zoo.studies.paper.trial import Arrays, Trial, train_net
 
 PACKED = "runs.jsonl"
 _arrays: Arrays | None = None  # of this worker process
@@ -41,15 +41,15 @@ class Results:
         """The names of the results' datasets."""
         return {result["data"] for result in self._by_name.values()}
 
-    def get(self, run: Run) -> dict[str, Any] | None:
-        """The result of ``run``, or None if there is none yet."""
-        return self._by_name.get(run.name)
+    def get(self, trial: Trial) -> dict[str, Any] | None:
+        """The result of ``trial``, or None if there is none yet."""
+        return self._by_name.get(trial.name)
 
-    def keep(self, run: Run, result: dict[str, Any]) -> None:
+    def keep(self, trial: Trial, result: dict[str, Any]) -> None:
         """Write a result atomically."""
         (self.folder / "runs").mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "runs" / f"{run.name}.json", {"name": run.name, **result})
-        self._by_name[run.name] = {"name": run.name, **result}
+        write_json(self.folder / "runs" / f"{trial.name}.json", {"name": trial.name, **result})
+        self._by_name[trial.name] = {"name": trial.name, **result}
 
     def pack(self) -> None:
         """Write all results into one file, one per line, sorted by name."""
@@ -61,32 +61,34 @@ class Results:
         self._by_name.update({result["name"]: result for result in results})
 
 
-def complete(runs: Sequence[Run], arrays: Arrays, results: Results, workers: int, label: str) -> None:
+def complete(trials: Sequence[Trial], arrays: Arrays, results: Results, workers: int, label: str) -> None:
     """Make the runs that have no result yet and write their results; in this process if ``workers`` is 1."""
-    missing = [run for run in dict.fromkeys(runs) if results.get(run) is None]
+    missing = [trial for trial in dict.fromkeys(trials) if results.get(trial) is None]
     environment = {"data": arrays.name, "environment": describe_environment(), "threads": 1}
     train = _train_here if workers == 1 else partial(_train_in_processes, workers=workers)
     with tqdm(total=len(missing), desc=label, disable=None) as bar:
-        for run, result in train(missing, arrays):
-            results.keep(run, {**result, **environment})
+        for trial, result in train(missing, arrays):
+            results.keep(trial, {**result, **environment})
             bar.update()
 
 
-def _train_here(runs: Sequence[Run], arrays: Arrays) -> Iterator[tuple[Run, dict[str, Any]]]:
+def _train_here(trials: Sequence[Trial], arrays: Arrays) -> Iterator[tuple[Trial, dict[str, Any]]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for run in runs:
-            yield run, train_net(run, arrays)
+        for trial in trials:
+            yield trial, train_net(trial, arrays)
     finally:
         torch.set_num_threads(threads)
 
 
-def _train_in_processes(runs: Sequence[Run], arrays: Arrays, workers: int) -> Iterator[tuple[Run, dict[str, Any]]]:
-    if not runs:
+def _train_in_processes(
+    trials: Sequence[Trial], arrays: Arrays, workers: int
+) -> Iterator[tuple[Trial, dict[str, Any]]]:
+    if not trials:
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (arrays.share(),)) as pool:
-        futures = {pool.submit(_run_in_worker, run): run for run in runs}
+        futures = {pool.submit(_train_in_worker, trial): trial for trial in trials}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -101,6 +103,6 @@ def _start_worker(arrays: Arrays) -> None:
     torch.set_num_threads(1)  # small networks gain nothing from more threads, and the processes share the cores
 
 
-def _run_in_worker(run: Run) -> dict[str, Any]:
+def _train_in_worker(trial: Trial) -> dict[str, Any]:
     assert _arrays is not None
-    return train_net(run, _arrays)
+    return train_net(trial, _arrays)

@@ -9,7 +9,7 @@ from affnorm_zoo.config import DataConfig
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.studies.paper.config import PaperConfig
 from affnorm_zoo.studies.paper.execute import Results, complete
-from affnorm_zoo.studies.paper.runs import Run, load_arrays
+from affnorm_zoo.studies.paper.trial import Trial, load_arrays
 
 TUNING_SEED = 0
 
@@ -74,16 +74,16 @@ def run_experiment(name: str, config: PaperConfig, data: DataConfig, folder: Pat
     if others:
         raise UsageError(f"{folder} holds results on {', '.join(sorted(others))}, not {arrays.name}; choose another")
     cells = list(EXPERIMENTS[name](config))
-    tuning = [run for cell in cells for run in tuning_runs(config, cell)]
+    tuning = [trial for cell in cells for trial in tuning_trials(config, cell)]
     complete(tuning, arrays, results, workers, f"{name}: tuning")
-    complete([run for cell in cells for run in final_runs(config, cell, results)], arrays, results, workers, name)
+    complete([trial for cell in cells for trial in final_trials(config, cell, results)], arrays, results, workers, name)
     return results
 
 
-def tuning_runs(config: PaperConfig, cell: Cell) -> list[Run]:
+def tuning_trials(config: PaperConfig, cell: Cell) -> list[Trial]:
     """One run per learning rate, scored on validation images."""
     return [
-        Run(
+        Trial(
             net=cell.net,
             method=cell.method,
             rate=rate,
@@ -99,15 +99,15 @@ def tuning_runs(config: PaperConfig, cell: Cell) -> list[Run]:
 
 def tuned_rate(config: PaperConfig, cell: Cell, results: Results) -> float:
     """The learning rate of the best tuning run; the lowest if several tie."""
-    scores = {run.rate: _accuracy(results.get(run)) for run in tuning_runs(config, cell)}
+    scores = {trial.rate: _accuracy(results.get(trial)) for trial in tuning_trials(config, cell)}
     return max(sorted(scores), key=lambda rate: scores[rate])
 
 
-def final_runs(config: PaperConfig, cell: Cell, results: Results) -> list[Run]:
+def final_trials(config: PaperConfig, cell: Cell, results: Results) -> list[Trial]:
     """One run per seed at the cell's learning rate, scored on the test set."""
     rate = tuned_rate(config, cell, results) * cell.rate_factor
     return [
-        Run(
+        Trial(
             net=cell.net,
             method=cell.method,
             rate=rate,

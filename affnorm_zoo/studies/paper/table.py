@@ -6,7 +6,7 @@ from typing import Any
 from affnorm_zoo.evidence.statistics import Sample
 from affnorm_zoo.studies.paper.config import PaperConfig
 from affnorm_zoo.studies.paper.execute import Results
-from affnorm_zoo.studies.paper.experiments import EXPERIMENTS, Cell, final_runs, tuned_rate, tuning_runs
+from affnorm_zoo.studies.paper.experiments import EXPERIMENTS, Cell, final_trials, tuned_rate, tuning_trials
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ def rows_of(name: str, config: PaperConfig, results: Results) -> list[Row]:
     """The cells of an experiment that are tuned and have final runs, in the order of its grid."""
     rows = []
     for cell in EXPERIMENTS[name](config):
-        if any(results.get(run) is None for run in tuning_runs(config, cell)):
+        if any(results.get(trial) is None for trial in tuning_trials(config, cell)):
             continue
-        found = [result for run in final_runs(config, cell, results) if (result := results.get(run)) is not None]
+        found = [result for trial in final_trials(config, cell, results) if (result := results.get(trial)) is not None]
         if found:
             rate = tuned_rate(config, cell, results)
             edges = (min(config.rates), max(config.rates))

@@ -11,10 +11,10 @@ from affnorm_zoo.config import DataConfig
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.studies.paper import EXPERIMENTS, load_paper_config, run_experiment
 from affnorm_zoo.studies.paper.execute import Results
-from affnorm_zoo.studies.paper.experiments import batch_sizes, final_runs, tuned_rate, tuning_runs
+from affnorm_zoo.studies.paper.experiments import batch_sizes, final_trials, tuned_rate, tuning_trials
 from affnorm_zoo.studies.paper.report import write_report
-from affnorm_zoo.studies.paper.runs import Run, load_arrays, train_net
 from affnorm_zoo.studies.paper.table import rows_of
+from affnorm_zoo.studies.paper.trial import Trial, load_arrays, train_net
 
 CONFIGS = ROOT / "configs/paper"
 
@@ -45,7 +45,7 @@ def a_run(**kwargs):
         "epochs": 2,
         "num_train": 200,
     }
-    return Run(**{**settings, "seed": 0, "score": "val", **kwargs})
+    return Trial(**{**settings, "seed": 0, "score": "val", **kwargs})
 
 
 def test_every_experiment_gives_a_table_a_figure_and_verdicts(folder, tmp_path):
@@ -72,7 +72,7 @@ def test_nothing_is_run_twice_and_an_interrupted_experiment_goes_on(folder, monk
     from affnorm_zoo.studies.paper import execute
 
     trained = []
-    monkeypatch.setattr(execute, "train_net", lambda run, arrays: trained.append(run) or train_net(run, arrays))
+    monkeypatch.setattr(execute, "train_net", lambda trial, arrays: trained.append(trial) or train_net(trial, arrays))
     run_experiment("fc", quick("fc"), DataConfig(), folder / "fc", workers=1)
     assert trained == []
     removed = sorted((folder / "fc/runs").iterdir())[0]
@@ -80,7 +80,7 @@ def test_nothing_is_run_twice_and_an_interrupted_experiment_goes_on(folder, monk
     (folder / "fc/runs.jsonl").unlink(missing_ok=True)
     removed.unlink()
     run_experiment("fc", quick("fc"), DataConfig(), folder / "fc", workers=1)
-    assert [run.name for run in trained] == [removed.stem]
+    assert [trial.name for trial in trained] == [removed.stem]
     assert json.loads(removed.read_text())["accuracy"] == before["accuracy"]
 
 
@@ -89,22 +89,22 @@ def test_processes_give_what_one_gives(folder, tmp_path):
     run_experiment("fc", quick("fc"), DataConfig(), tmp_path / "fc", workers=2)
     alone, together = Results(folder / "fc"), Results(tmp_path / "fc")
     for cell in EXPERIMENTS["fc"](quick("fc")):
-        for run in tuning_runs(quick("fc"), cell):
-            assert alone.get(run)["loss"] == together.get(run)["loss"]
+        for trial in tuning_trials(quick("fc"), cell):
+            assert alone.get(trial)["loss"] == together.get(trial)["loss"]
 
 
 def test_the_rate_is_tuned_on_images_that_neither_train_nor_test(folder):
     config, results = quick("fc"), Results(folder / "fc")
     for cell in EXPERIMENTS["fc"](config):
-        tuning = tuning_runs(config, cell)
-        assert {run.score for run in tuning} == {"val"}
-        best = max(results.get(run)["accuracy"] for run in tuning)
+        tuning = tuning_trials(config, cell)
+        assert {trial.score for trial in tuning} == {"val"}
+        best = max(results.get(trial)["accuracy"] for trial in tuning)
         rate = tuned_rate(config, cell, results)
-        assert [results.get(run)["accuracy"] for run in tuning if run.rate == rate] == [best]
-        final = final_runs(config, cell, results)
-        assert {run.score for run in final} == {"test"}
-        assert len({run.seed for run in final}) == config.seeds
-        assert {run.seed for run in final}.isdisjoint({run.seed for run in tuning})
+        assert [results.get(trial)["accuracy"] for trial in tuning if trial.rate == rate] == [best]
+        final = final_trials(config, cell, results)
+        assert {trial.score for trial in final} == {"test"}
+        assert len({trial.seed for trial in final}) == config.seeds
+        assert {trial.seed for trial in final}.isdisjoint({trial.seed for trial in tuning})
 
 
 def test_the_three_splits_do_not_meet():
@@ -145,7 +145,7 @@ def test_scaled_rates_are_in_proportion_to_the_batch():
 def test_a_cell_without_all_its_tuning_is_not_shown(tmp_path, folder):
     config, results = quick("fc"), Results(folder / "fc")
     cell = next(EXPERIMENTS["fc"](config))
-    del results._by_name[tuning_runs(config, cell)[0].name]
+    del results._by_name[tuning_trials(config, cell)[0].name]
     assert cell not in [row.cell for row in rows_of("fc", config, results)]
 
 

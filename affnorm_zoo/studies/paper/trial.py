@@ -20,7 +20,7 @@ _SPLIT_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Trial:
     """Everything, apart from the code, that determines a run's result. ``score``: ``"val"`` (tuning) or ``"test"``."""
 
     net: str
@@ -88,24 +88,24 @@ def load_arrays(config: DataConfig, num_train: int, num_val: int) -> Arrays:
     )
 
 
-def train_net(run: Run, arrays: Arrays) -> dict[str, Any]:
+def train_net(trial: Trial, arrays: Arrays) -> dict[str, Any]:
     """Train, and score once at the end.
 
     The images are shuffled every epoch; an incomplete last batch is dropped. A run stops at a non-finite loss and
     scores 0.
 
     Returns:
-        The run's fields, accuracy and loss on the split ``run.score``, and the mean loss of the last epoch. With
+        The run's fields, accuracy and loss on the split ``trial.score``, and the mean loss of the last epoch. With
         ``probes``, also each layer's divergence on that many test images. With ``fisher``, also the natural cosine on
         that many training images before and after training.
     """
     start = perf_counter()
-    net = build_net(run.net, run.method, tuple(arrays.images["train"].shape[1:]), arrays.num_classes, run.seed)
-    untrained = _natural(_calibrated(net, arrays), arrays, run.fisher)
-    train_loss = descend(net, run, arrays)
-    accuracy, loss = (0.0, float("nan")) if train_loss is None else evaluate(net, arrays, run.score)
+    net = build_net(trial.net, trial.method, tuple(arrays.images["train"].shape[1:]), arrays.num_classes, trial.seed)
+    untrained = _natural(_calibrated(net, arrays), arrays, trial.fisher)
+    train_loss = descend(net, trial, arrays)
+    accuracy, loss = (0.0, float("nan")) if train_loss is None else evaluate(net, arrays, trial.score)
     result: dict[str, Any] = {
-        **asdict(run),
+        **asdict(trial),
         "accuracy": accuracy,
         "loss": loss if loss == loss else None,
         "train_loss": train_loss,
@@ -113,24 +113,24 @@ def train_net(run: Run, arrays: Arrays) -> dict[str, Any]:
         "num_parameters": sum(p.numel() for p in net.parameters()),
         "seconds": round(perf_counter() - start, 2),
     }
-    if run.probes and train_loss is not None:
-        result["divergence"] = _probe(net, run, arrays)
-    if run.fisher and train_loss is not None:
-        result["natural_cosine"] = {"untrained": untrained, "trained": _natural(net, arrays, run.fisher)}
+    if trial.probes and train_loss is not None:
+        result["divergence"] = _probe(net, trial, arrays)
+    if trial.fisher and train_loss is not None:
+        result["natural_cosine"] = {"untrained": untrained, "trained": _natural(net, arrays, trial.fisher)}
     return result
 
 
-def descend(net: nn.Module, run: Run, arrays: Arrays) -> float | None:
+def descend(net: nn.Module, trial: Trial, arrays: Arrays) -> float | None:
     """Train with plain gradient descent. Returns the mean loss of the last epoch, or None after a non-finite loss."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=run.rate * RATE_FACTORS.get(run.method, 1.0))
-    generator = torch.Generator().manual_seed(run.seed)
+    optimizer = torch.optim.SGD(net.parameters(), lr=trial.rate * RATE_FACTORS.get(trial.method, 1.0))
+    generator = torch.Generator().manual_seed(trial.seed)
     net.train()
     losses: list[float] = []
-    for _ in range(run.epochs):
+    for _ in range(trial.epochs):
         losses = []
         order = torch.randperm(len(arrays.labels["train"]), generator=generator)
-        for index in order.split(run.batch_size):
-            if len(index) < run.batch_size:
+        for index in order.split(trial.batch_size):
+            if len(index) < trial.batch_size:
                 break
             loss = F.cross_entropy(net(arrays.normalised("train", index)), arrays.labels["train"][index])
             losses.append(loss.item())
@@ -164,11 +164,11 @@ def _natural(net: nn.Module, arrays: Arrays, count: int) -> float | None:
     return natural_cosine(net, x, labels) if count else None
 
 
-def _probe(net: nn.Module, run: Run, arrays: Arrays) -> list[dict[str, Any]]:
+def _probe(net: nn.Module, trial: Trial, arrays: Arrays) -> list[dict[str, Any]]:
     """Each layer's divergence, and how its activations move under one more step of the run on the same images."""
-    x, labels = arrays.normalised("test", slice(0, run.probes)), arrays.labels["test"][: run.probes]
+    x, labels = arrays.normalised("test", slice(0, trial.probes)), arrays.labels["test"][: trial.probes]
     meter = DivergenceMeter(net, summed_cross_entropy)
     meter.update(x, labels)
-    optimizer = torch.optim.SGD(net.parameters(), lr=run.rate * RATE_FACTORS.get(run.method, 1.0))
+    optimizer = torch.optim.SGD(net.parameters(), lr=trial.rate * RATE_FACTORS.get(trial.method, 1.0))
     steps = {step.name: step.summary() for step in measure_step(net, optimizer, x, labels, F.cross_entropy)}
     return [{**row, "step": steps[row["layer"]]} for row in meter.summary()]

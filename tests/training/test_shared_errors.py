@@ -26,7 +26,7 @@ HELD = WEIGHTS_FOLDER / "resnet20_cifar_patchnorm.c10_e10"
 def test_an_error_of_one_process_is_told_once(fault, rank, message, tmp_path):
     workers = ("data.workers=1",) if "worker" in fault else ()
     result = run_forked(
-        "tests/training/fails_on_a_rank.py", *ONE_EPOCH, *workers, "--output", tmp_path / "run",
+        "tests/support/fails_on_a_rank.py", *ONE_EPOCH, *workers, "--output", tmp_path / "run",
         processes=2, ok=False, FAULT=fault, FAULTY_RANK=str(rank),
     )  # fmt: skip
     assert result.returncode == 2

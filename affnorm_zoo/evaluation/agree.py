@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from torch import distributed
 
 from affnorm_zoo.errors import UsageError
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # takes a second, and loading a model needs none
+
 
 @contextmanager
-def raised_together(accelerator: Accelerator) -> Iterator[None]:
+def raised_together(accelerator: "Accelerator") -> Iterator[None]:
     """Raise an error of one process in all of them at the end of the block, which may hold no collective.
 
     Otherwise the others would wait for that process, or take its next collective for the one they are in.
@@ -27,6 +30,7 @@ def raised_together(accelerator: Accelerator) -> Iterator[None]:
         if own is not None:
             raise own
         return
-    messages = [message for message in gather_object([str(own) if own is not None else None]) if message is not None]
-    if messages:
-        raise UsageError(messages[0]) from own
+    messages: list[str | None] = [None] * accelerator.num_processes
+    distributed.all_gather_object(messages, None if own is None else str(own))
+    for message in filter(None, messages):
+        raise UsageError(message) from own

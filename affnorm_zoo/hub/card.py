@@ -42,7 +42,7 @@ transformers loads the same files, after the same import, by `AutoModelForImageC
 | held-out images | {{ val.num_images }} |
 | top-1 | {{ '%.2f' % (100 * val.top1) }} % (these weights, seed {{ seed }}) |
 {% if top1 | length > 1 -%}
-| top-1 of {{ top1 | length }} seeds | {{ '%.2f ± %.2f' % (100 * mean, 100 * deviation) }} % (± one run's deviation) |
+| top-1 of {{ top1 | length }} seeds, mean ± standard deviation | {{ '%.2f ± %.2f' % (100 * mean, 100 * std) }} % |
 {% else -%}
 | top-1 of other seeds | not measured (n = 1) |
 {% endif -%}
@@ -161,7 +161,7 @@ def write_card(
         load_as=load_as,
         top1=top1,
         mean=statistics.mean(top1),
-        deviation=statistics.stdev(top1) if len(top1) > 1 else None,
+        std=statistics.stdev(top1) if len(top1) > 1 else None,
         benchmark=benchmark,
         benchmark_rows=[row for row in benchmark.get("rows", []) if row["mode"] == "train" and not row["compiled"]],
         **{key: report[key] for key in report if key not in ("model", "class_names", "preprocessing")},

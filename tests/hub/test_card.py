@@ -61,7 +61,7 @@ def test_other_seeds_give_mean_and_deviation(finished_runs, finished, tmp_path):
     top1 = [json.loads((run / "report.json").read_text())["val"]["top1"] for run in (finished, second)]
     text = (export_run(finished, [second]) / "README.md").read_text()
     mean, deviation = sum(top1) / 2, abs(top1[0] - top1[1]) / 2**0.5
-    assert f"| top-1 of 2 seeds | {100 * mean:.2f} ± {100 * deviation:.2f} % (± one run's deviation) |" in text
+    assert f"| top-1 of 2 seeds, mean ± standard deviation | {100 * mean:.2f} ± {100 * deviation:.2f} % |" in text
     with pytest.raises(UsageError, match="has the seed 0 again"):
         export_run(finished, [finished])
     with pytest.raises(UsageError, match=r"differs in model.name, model.ema_decay"):

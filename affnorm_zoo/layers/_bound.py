@@ -119,6 +119,12 @@ def _comes_from_fusion(frame: FrameType | None) -> bool:
     return frame is not None and frame.f_globals.get("__name__") == _FUSION
 
 
+def draw_normal(parameter: Tensor, std: float) -> None:
+    """Draw from N(0, std²), in place. On the meta device there is nothing to draw, and torch takes a millisecond."""
+    if not parameter.is_meta:
+        nn.init.normal_(parameter, std=std)
+
+
 def check_writable(module: nn.Module, names: tuple[str, ...] = ("weight", "bias", "gain")) -> None:
     """Refuse a module that computes one of these parameters from others: what is written there would be lost.
 

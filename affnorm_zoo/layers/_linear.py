@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from affnorm_zoo.layers._bound import BoundLayer
+from affnorm_zoo.layers._bound import BoundLayer, draw_normal
 
 
 class NormalizedLinear(BoundLayer):
@@ -46,7 +46,7 @@ class NormalizedLinear(BoundLayer):
     def reset_parameters(self) -> None:
         """Draw the weight from N(0, 1/c²), so that outputs have an RMS of 1 or less, and set the bias to zero."""
         self.check_writable()
-        nn.init.normal_(self.weight, std=1 / self.c)
+        draw_normal(self.weight, std=1 / self.c)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 

@@ -13,7 +13,7 @@ from torch.nn.modules.utils import _pair
 from affnorm_zoo.functional.activation import ACTIVATIONS, check_activation
 from affnorm_zoo.functional.patch_norm import VARIANTS, split_padding
 from affnorm_zoo.functional.weight_standardization import standardize_weight
-from affnorm_zoo.layers._bound import BoundLayer
+from affnorm_zoo.layers._bound import BoundLayer, draw_normal
 from affnorm_zoo.ops.patch_norm import patch_norm
 from affnorm_zoo.ops.weight_standardization import effective_weight
 from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
@@ -115,10 +115,10 @@ class PatchNormConv2d(BoundLayer):
         kappa = 0.0 if self.norm_like else self.kappa
         compensation = math.sqrt(1 + kappa**2 / self.fan_in)  # for the κ² in the divisor, at a mean square of 1
         if self.weight_standardization:
-            nn.init.normal_(self.weight, std=1 / math.sqrt(self.fan_in))
+            draw_normal(self.weight, std=1 / math.sqrt(self.fan_in))
             gain = STANDARDIZED_RELU_GAIN * compensation
         else:
-            nn.init.normal_(self.weight, std=RELU_GAIN * compensation / self.c)
+            draw_normal(self.weight, std=RELU_GAIN * compensation / self.c)
             gain = 1.0
         if self.gain is not None:
             nn.init.constant_(self.gain, gain)

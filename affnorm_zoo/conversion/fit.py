@@ -1,7 +1,7 @@
 """The fits of one layer, from normal equations that are summed up in float64, a few images at a time."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,16 +12,10 @@ from affnorm_zoo.errors import UsageError
 FITS = ("layer", "channel", "lstsq")
 RIDGE = 1e-4  # of the mean diagonal entry, towards the scaled weights
 _SINGULAR = 1e-9  # likewise, for two unknowns per channel: only decides where a channel never responds
+# "lstsq" takes this many positions per unknown, and never fewer than the second number, drawn at random where there
+# are more: the error of a least-squares solution exceeds the smallest one by a share of about unknowns / positions
+_POSITIONS_PER_UNKNOWN, _FEWEST_POSITIONS = 100, 2**14
 _ENTRIES = 2**22  # of the patches that are held at once, in float64: 32 MiB
-
-
-@dataclass
-class Fit:
-    """What a layer was given, and how far it is from its target, relative to the target's RMS."""
-
-    weight: Tensor
-    shift: Tensor
-    error: float
 
 
 class Equations:
@@ -70,7 +64,7 @@ def fit_layer(
     targets: Tensor,
     weight: Tensor,
     bias: Tensor,
-) -> Fit:
+) -> float:
     """Choose weight and bias of a layer so that it maps ``x`` to ``targets``, and write them into it.
 
         "layer":    W = f W', β = f b' with f = E√(‖x_p‖² + κ²) / c, per group; behind a norm W = E(g_p / a_p) W'
@@ -85,6 +79,9 @@ def fit_layer(
         targets: outputs W' x_p + b' of the layer that it replaces, for that layer's own inputs.
         weight, bias: W' and b'.
 
+    Returns:
+        The distance of the layer's outputs from the targets over the RMS of these, at the positions of the fit.
+
     Raises:
         UsageError: inputs or targets are non-finite, or there are fewer positions than unknowns.
     """
@@ -92,11 +89,18 @@ def fit_layer(
         raise UsageError(f"the activations at {name!r} are non-finite for these images: convert in float32")
     prior = _prior(view, x, weight, bias)
     equations = Equations()
-    features = _kernel_features if kind == "lstsq" else _channel_features
+    wanted = max(_POSITIONS_PER_UNKNOWN * (view.fan_in + 1), _FEWEST_POSITIONS)
+    share = min(1.0, wanted * len(weight) / targets.numel())
+    generator = torch.Generator().manual_seed(0)
     for x_chunk, target_chunk in _chunks(view, x, targets):
-        phi = features(view, x_chunk, weight)
         t = view.columns(target_chunk)
-        equations.add(phi, t if kind == "lstsq" else t.reshape(len(phi), 1, -1))
+        if kind == "lstsq":
+            order = torch.randperm(t.shape[-1], generator=generator)
+            chosen = order[: math.ceil(share * len(order))].to(t.device)
+            equations.add(_kernel_features(view, x_chunk, chosen), t[..., chosen])
+        else:
+            features = _channel_features(view, x_chunk, weight)
+            equations.add(features, t.reshape(len(features), 1, -1))
     if equations.num_rows < equations.gram.shape[1]:
         raise UsageError(
             f"{name!r} has {equations.gram.shape[1]} unknowns per output, but the images give {equations.num_rows} "
@@ -115,7 +119,7 @@ def fit_layer(
         own_weight = theta[:, 0].reshape(-1, *[1] * (weight.dim() - 1)) * weight.double()
         shift = theta[:, 1, 0]
     view.write(own_weight, shift)
-    return Fit(own_weight, shift, equations.error(theta))
+    return equations.error(theta)
 
 
 def _prior(view: LayerView, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,9 +132,9 @@ def _prior(view: LayerView, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Te
     return scaled, bias.double() * per_shift, factors
 
 
-def _kernel_features(view: LayerView, x: Tensor, _: Tensor) -> Tensor:
-    a, h = view.factors(view.square_sums(x))
-    return torch.cat((view.patches(x) * a.unsqueeze(1), h.unsqueeze(1)), dim=1)
+def _kernel_features(view: LayerView, x: Tensor, chosen: Tensor) -> Tensor:
+    a, h = view.factors(view.square_sums(x)[:, chosen])
+    return torch.cat((view.patches(x, chosen) * a.unsqueeze(1), h.unsqueeze(1)), dim=1)
 
 
 def _channel_features(view: LayerView, x: Tensor, weight: Tensor) -> Tensor:

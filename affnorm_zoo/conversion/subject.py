@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from affnorm_zoo.conversion.fit import Fit, fit_layer
+from affnorm_zoo.conversion.fit import fit_layer
 from affnorm_zoo.conversion.pair import Pair, relative_error, run_both
 from affnorm_zoo.conversion.prepare import Prepared
 from affnorm_zoo.conversion.report import LayerReport
@@ -44,7 +44,7 @@ class Subject:
         self.reference = reference
         self.order = order
         self.kind = fit or self._usual_fit()
-        self.fit: Fit | None = None
+        self.predicted_error: float | None = None
         self.is_measured = False  # rather than fitted, when it runs
         self.length_square = self.spread = self.measured_error = 0.0
 
@@ -60,11 +60,12 @@ class Subject:
         """
         if self.is_measured:
             return
-        if self.fit is not None:
+        if self.predicted_error is not None:
             raise UsageError(
                 f"the model runs {self.name!r} more than once, and one fit cannot serve both: copy it first"
             )
-        self.fit = fit_layer(self.kind, self.name, self.view, x, target, self.reference.weight, self.reference.bias)
+        source = (self.reference.weight, self.reference.bias)
+        self.predicted_error = fit_layer(self.kind, self.name, self.view, x, target, *source)
         self.order.append(self)
         square_sums = self.view.square_sums(x)
         lengths = (square_sums + self.view.kappa**2).sqrt()
@@ -78,7 +79,7 @@ class Subject:
 
     def report(self) -> LayerReport:
         """What became of the layer."""
-        assert self.fit is not None
+        assert self.predicted_error is not None
         kappa = self.view.kappa
         return LayerReport(
             name=self.name,
@@ -88,7 +89,7 @@ class Subject:
             rms_over_kappa=math.sqrt(self.length_square) / kappa if kappa else math.inf,
             share=self.length_square / (self.length_square + kappa**2) if self.length_square else 0.0,
             spread=self.spread,
-            predicted_error=self.fit.error,
+            predicted_error=self.predicted_error,
             measured_error=self.measured_error,
         )
 

@@ -57,13 +57,14 @@ class LayerView:
             return torch.ones_like(square_sums)
         return math.sqrt(self.fan_in) * inverse_norm(square_sums, 0.0)
 
-    def patches(self, x: Tensor) -> Tensor:
-        """x_p in columns: (groups, fan-in, positions), in float64."""
+    def patches(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """x_p in columns for the ``chosen`` positions: (groups, fan-in, chosen), in float64."""
         if not self.is_conv:
-            return x.reshape(1, -1, self.fan_in).transpose(1, 2).double()
+            return x.reshape(1, -1, self.fan_in)[:, chosen].transpose(1, 2).double()
         layer = self.layer
         columns = F.unfold(layer.pad(x), layer.kernel_size, layer.dilation, layer.conv_padding, layer.stride)
-        return columns.reshape(len(x), self.groups, self.fan_in, -1).permute(1, 2, 0, 3).flatten(2).double()
+        columns = columns.reshape(len(x), self.groups, self.fan_in, -1).permute(1, 2, 0, 3).flatten(2)
+        return columns[:, :, chosen].double()
 
     def responses(self, x: Tensor, weight: Tensor) -> Tensor:
         """W x_p in columns: (groups, outputs per group, positions), in float64."""

@@ -121,6 +121,20 @@ def test_more_unknowns_fit_better(source):
     assert first[0].predicted_error > first[1].predicted_error > first[2].predicted_error > 0
 
 
+def test_where_positions_abound_a_part_of_them_is_enough():
+    images = pixels(size=48)
+    source = settle(Plain(3, 6, 3), images)
+    conversions = [convert(source, "patchnorm", images=images, scale="rms", fit="lstsq") for _ in range(2)]
+    assert torch.equal(*(conversion.model.body[0].weight for conversion in conversions))
+    fitted = images[torch.arange(24) % 8 != 7]
+    targets = source(fitted)
+    assert targets[:, 0].numel() == 21 * 46**2 > 2**14
+    error = ((conversions[0].model(fitted) - targets).norm() / targets.norm()).item()
+    # 2¹⁴ positions tell the error of all 44,436 to some 1/√2¹⁴
+    assert conversions[0].layers[0].predicted_error == pytest.approx(error, rel=0.03)
+    assert conversions[0].layers[0].predicted_error != pytest.approx(error, rel=1e-9)
+
+
 def test_the_default_fit_depends_on_kappa(source):
     for scale, fit in (("rms", "lstsq"), ("rms3.9", "lstsq"), ("rms4", "channel"), ("rms10", "channel")):
         assert convert(source, "patchnorm", images=pixels(), scale=scale).layers[0].fit == fit
@@ -306,12 +320,12 @@ def test_unknown_options_are_named(source, options, message):
 
 
 def test_standardised_kernels_compute_what_was_fitted():
-    source = settle(Plain(3, 6, 3), pixels())
-    conversion = convert(source, "patchnorm_ws", images=pixels(), scale="rms")
+    source = settle(Plain(3, 6, 3), pixels(size=8))
+    conversion = convert(source, "patchnorm_ws", images=pixels(size=8), scale="rms")
     layer = conversion.model.body[0]
     kernels = layer.effective_weight().flatten(1)
     torch.testing.assert_close(kernels.sum(1), torch.zeros(6, dtype=torch.float64))
-    fitted = pixels()[torch.arange(24) % 8 != 7]
+    fitted = pixels(size=8)[torch.arange(24) % 8 != 7]
     error = (layer(fitted) - source(fitted)).norm() / source(fitted).norm()
     assert conversion.layers[0].predicted_error == pytest.approx(error.item(), rel=1e-6)
 
@@ -366,3 +380,11 @@ def test_frozen_norms_are_converted_as_detectors_have_them(act):
     twin = convert(frozen, "patchnorm", images=pixels(), scale=NEARLY_AFFINE, fit="lstsq").model
     assert isinstance(twin[0], PatchNormConv2d)
     torch.testing.assert_close(twin(pixels(seed=2)), expected, rtol=0, atol=1e-7)
+
+
+def test_depthwise_layers_and_squeeze_excitation_are_converted():
+    images = pixels(8, size=64)
+    source = settle(timm.create_model("mobilenetv3_small_050"), images)
+    twin = convert(source, "patchnorm", images=images, scale=NEARLY_AFFINE, fit="layer").model
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in twin.modules())
+    torch.testing.assert_close(twin(images), source(images), rtol=0, atol=1e-7)

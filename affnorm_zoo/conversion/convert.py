@@ -16,6 +16,7 @@ from affnorm_zoo.conversion.report import Conversion
 from affnorm_zoo.conversion.subject import pair_up
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.factory import bind
+from affnorm_zoo.registry import NormalizerSpec
 
 
 @torch.no_grad()
@@ -90,7 +91,10 @@ def convert(
         num_held_out=0 if measuring is None else len(measuring),
         logit_error=relative_error(outputs) if outputs else None,
         agreement=_agreement(outputs),
-        notes=eps_note(evaluated, measuring) if prepared.is_exact_but_for_eps else (),
+        notes=(
+            *(eps_note(evaluated, measuring) if prepared.is_exact_but_for_eps else ()),
+            *_standardization_note(spec),
+        ),
     )
 
 
@@ -100,6 +104,8 @@ def _check_preparation(model: nn.Module, prepared: Prepared, images: Tensor | No
         ours, theirs = (tensors(net.get_submodule(name)(probe)) for net in (prepared.reference, model))
         if not ours:
             raise UsageError("the model returns no tensors: convert the part of it that does")
+        if not all(bool(output.isfinite().all()) for output in theirs):
+            raise UsageError("the model's outputs are non-finite for these images: look at the images, or use float32")
         error = relative_error(list(zip(theirs, ours, strict=True)))
         tolerance = max(math.sqrt(torch.finfo(probe.dtype).eps), 1e-2 if prepared.is_exact_but_for_eps else 0.0)
         if not error <= tolerance:
@@ -107,6 +113,12 @@ def _check_preparation(model: nn.Module, prepared: Prepared, images: Tensor | No
                 f"folding the norms changes the model's outputs by {error:.2g} of their size: a norm is not directly "
                 "beside its layer, or what stands between them is also used elsewhere; convert a part without it"
             )
+
+
+def _standardization_note(spec: NormalizerSpec) -> tuple[str, ...]:
+    if not spec.options.get("weight_standardization"):
+        return ()
+    return (f"the kernels of {spec.name!r} sum to zero and cannot see the mean of their input: it fits less well",)
 
 
 def _restore_modes(twin: nn.Module, model: nn.Module) -> None:

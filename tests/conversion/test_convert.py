@@ -284,7 +284,8 @@ BAD_IMAGES = {
     "bytes": ((255 * torch.rand(4, 3, 8, 8)).byte(), "batches"),
     "sizes": ([pixels(2), pixels(2, size=8)], "one size"),
     "too few": (pixels(3, size=3), "28 unknowns per output, but the images give 2 positions"),
-    "non-finite": (pixels().index_fill(0, torch.tensor([2]), float("nan")), "non-finite"),
+    "non-finite": (pixels().index_fill(0, torch.tensor([2]), float("nan")), "activations at 'body.0' are non-finite"),
+    "non-finite, held out": (pixels().index_fill(0, torch.tensor([7]), float("nan")), "outputs are non-finite"),
 }
 
 
@@ -322,6 +323,7 @@ def test_unknown_options_are_named(source, options, message):
 def test_standardised_kernels_compute_what_was_fitted():
     source = settle(Plain(3, 6, 3), pixels(size=8))
     conversion = convert(source, "patchnorm_ws", images=pixels(size=8), scale="rms")
+    assert "cannot see the mean of their input" in conversion.notes[0]
     layer = conversion.model.body[0]
     kernels = layer.effective_weight().flatten(1)
     torch.testing.assert_close(kernels.sum(1), torch.zeros(6, dtype=torch.float64))

@@ -4,6 +4,7 @@ from affnorm_zoo._version import __version__
 from affnorm_zoo.cli.benchmark import benchmark
 from affnorm_zoo.cli.catalogue import info, list_models
 from affnorm_zoo.cli.convert import convert
+from affnorm_zoo.cli.demo import demo
 from affnorm_zoo.cli.divergence import divergence
 from affnorm_zoo.cli.evaluate import evaluate
 from affnorm_zoo.cli.gpu_evidence import gpu_evidence
@@ -18,5 +19,19 @@ def cli() -> None:
     """Divergence-free normalisers for timm models: look up, convert, train, evaluate, measure, publish."""
 
 
-for command in (list_models, info, pack, convert, train, evaluate, benchmark, gpu_evidence, divergence, push, pull):
+COMMANDS = (
+    list_models,
+    info,
+    pack,
+    convert,
+    train,
+    evaluate,
+    benchmark,
+    gpu_evidence,
+    divergence,
+    demo,
+    push,
+    pull,
+)
+for command in COMMANDS:
     cli.add_command(command)

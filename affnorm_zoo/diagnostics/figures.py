@@ -136,3 +136,34 @@ def plot_maps(pictures: Tensor, maps: dict[str, Tensor], target: Path | BinaryIO
     scale.minorticks_off()
     figure.supxlabel(caption, fontsize=8)
     figure.savefig(target, format="png", dpi=120)
+
+
+def plot_spread(models: dict[str, dict[str, Tensor]], target: Path | BinaryIO) -> None:
+    """Draw how far the factor varies over one picture, layer by layer.
+
+    Args:
+        models: model name -> layer -> (1, rows, columns) of :func:`affnorm_zoo.diagnostics.factor_map`.
+        target: PNG file.
+
+    Raises:
+        ImportError: matplotlib is missing; it comes with the extra ``plots``.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for colour, (name, layers) in zip(COLOURS, models.items(), strict=False):
+        depth = [(index + 0.5) / len(layers) for index in range(len(layers))]
+        relative = [factors / factors.mean().clamp_min(1e-30) for factors in layers.values()]
+        low, high = [r.min().clamp_min(1e-2).item() for r in relative], [r.max().item() for r in relative]
+        axes.fill_between(depth, low, high, color=colour, alpha=0.25, lw=0)
+        axes.plot(depth, low, color=colour, lw=1.2, marker=".", ms=4)
+        axes.plot(depth, high, color=colour, lw=1.2, marker=".", ms=4, label=name)
+    axes.set_yscale("log")
+    axes.set_title("How unevenly the positions of the picture learn", fontsize=10)
+    axes.set_ylabel("self factor / its mean, least and largest", fontsize=9)
+    axes.set_xlabel("depth (first layer at 0, last at 1)", fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8)
+    figure.savefig(target, format="png", dpi=120)

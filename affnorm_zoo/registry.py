@@ -32,6 +32,8 @@ class NormalizerSpec:
         options: constructor arguments of ``conv`` and ``linear``.
         order: place in lists, lowest first, then in the order of registration. The package's own bound normalisers
             have 0, its baselines 100.
+        partner: the normaliser that is the same map in layers of the other kind, or empty. Where a network mixes
+            convolutions and linear layers, it serves those that this one is not made for.
         reparameterized: the normaliser of a model after :func:`timm.utils.reparameterize_model`, if it differs.
     """
 
@@ -46,6 +48,7 @@ class NormalizerSpec:
     linear: type[Any] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     order: int = 0
+    partner: str = ""
     reparameterized: str = ""
 
     def __post_init__(self) -> None:

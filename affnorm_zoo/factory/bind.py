@@ -5,10 +5,9 @@ from typing import Any
 from timm.layers import Conv2dSame
 from torch import nn
 
-from affnorm_zoo.factory.families import Binding
+from affnorm_zoo.factory.families import FAMILIES, Binding
 from affnorm_zoo.factory.init import family_of, init_bound_weights
 from affnorm_zoo.factory.plan import plan_absorptions, plan_bindings
-from affnorm_zoo.factory.slot import NormSlot
 from affnorm_zoo.functional.activation import activation_name
 from affnorm_zoo.layers import BoundLayer, L2Norm, L2Norm2d, check_writable
 from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
@@ -30,9 +29,11 @@ def bind(
 
     Which layer that is, the network's family says: the convolution in front of the slot, the linear layers or the
     convolutions that read it; and further layers of a transformer block, which read no norm. A slot with no layer
-    becomes a parameter-free L2 norm of RMS 1 over the channels. Parameters keep their identity; a convolution without a
-    bias gets one, as the norm that it replaces would have had. The classifier stays as it is. A layer takes over an
-    activation beside it where it can, and the norm's own activation otherwise stays a module in the slot's place.
+    becomes a parameter-free L2 norm of RMS 1 over the channels. Parameters keep their identity; a layer without a
+    bias gets one, as the norm that it replaces would have had, and as a uniform factor needs. The classifier stays
+    as it is. A normaliser that is not made for a layer leaves it to its partner, if it has one. A layer takes over
+    an activation beside it where it can, and the norm's own activation otherwise stays a module in the slot's
+    place.
 
     timm's own ``init_weights`` of a bound model does not know the layers: call :func:`init_bound_weights` after it.
 
@@ -62,6 +63,7 @@ def bind(
         bindings = [replace(binding, unnormed=()) for binding in bindings]
     for binding in bindings:
         _check(model, binding)
+    _prepare(model)
     taken = _absorbed(model, bindings) if absorb else {}
     for index, binding in enumerate(bindings):
         spec = model.get_submodule(binding.slot).spec
@@ -70,7 +72,7 @@ def bind(
             _place(model, name, _bound(model.get_submodule(name), spec, own_scale, taken.get(name, {})))
         for name in binding.unnormed:
             _place(model, name, _bound(model.get_submodule(name), spec, scale, taken.get(name, {})))
-        _place(model, binding.slot, _remainder(model.get_submodule(binding.slot), binding))
+        _place(model, binding.slot, _remainder(model, binding))
     if init:
         family = family_of(model)
         init_bound_weights(model, **(family.start if family else {}))
@@ -85,7 +87,7 @@ def _check(model: nn.Module, binding: Binding) -> None:
             check_writable(module)
         if _has_hooks(module):
             raise ValueError(f"{name!r} has hooks, which what takes its place would not have: register them after bind")
-        if module is not slot and _door(slot.spec, module) is None:
+        if module is not slot and _serving(slot.spec, module) is None:
             doors = {"Conv2d": slot.spec.conv, "Conv2dSame": slot.spec.conv_same, "Linear": slot.spec.linear}
             others = [other for other in list_normalizers() if _door(get_normalizer(other), module) is not None]
             remedy = f"; for this model use one of {', '.join(others)}" if others else ""
@@ -111,6 +113,19 @@ def _door(spec: NormalizerSpec, layer: nn.Module) -> type[BoundLayer] | None:
     return {nn.Conv2d: spec.conv, Conv2dSame: spec.conv_same, nn.Linear: spec.linear}.get(type(layer))
 
 
+def _serving(spec: NormalizerSpec, layer: nn.Module) -> NormalizerSpec | None:
+    """The normaliser that is made for such a layer: the slot's own, else its partner."""
+    partners = [get_normalizer(spec.partner)] if spec.partner else []
+    return next((served for served in (spec, *partners) if _door(served, layer) is not None), None)
+
+
+def _prepare(model: nn.Module) -> None:
+    for module in model.modules():
+        for family in FAMILIES:
+            if type(module) in family.prepare:
+                family.prepare[type(module)](module)
+
+
 def _has_hooks(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)
@@ -127,9 +142,9 @@ def _absorbed(model: nn.Module, bindings: list[Binding]) -> dict[str, dict[str, 
     for absorption in plan_absorptions(model, bindings):
         module = model.get_submodule(absorption.activation)
         name = activation_name(module)
-        door = _door(specs[absorption.layer], model.get_submodule(absorption.layer))
+        door, _ = _door_and_options(specs[absorption.layer], model.get_submodule(absorption.layer))
         is_input = absorption.side == "input"
-        known = () if door is None else door.input_activations if is_input else door.output_activations
+        known = door.input_activations if is_input else door.output_activations
         if name in known and not _has_hooks(module):
             _place(model, absorption.activation, nn.Identity())
             taken.setdefault(absorption.layer, {})["input_activation" if is_input else "activation"] = name
@@ -137,13 +152,21 @@ def _absorbed(model: nn.Module, bindings: list[Binding]) -> dict[str, dict[str, 
 
 
 def _bound(layer: nn.Module, spec: NormalizerSpec, scale: Scale, activations: Mapping[str, str]) -> nn.Module:
-    door = _door(spec, layer)
-    assert door is not None, "checked before anything was changed"
-    return door.replacing(layer, scale=scale, **activations, **spec.options)
+    door, options = _door_and_options(spec, layer)
+    return door.replacing(layer, scale=scale, **activations, **options)
 
 
-def _remainder(slot: NormSlot, binding: Binding) -> nn.Module:
+def _door_and_options(spec: NormalizerSpec, layer: nn.Module) -> tuple[type[BoundLayer], Mapping[str, Any]]:
+    serving = _serving(spec, layer)
+    door = None if serving is None else _door(serving, layer)
+    assert serving is not None, "checked before anything was changed"
+    assert door is not None
+    return door, serving.options
+
+
+def _remainder(model: nn.Module, binding: Binding) -> nn.Module:
     """What stays in the place of a slot: an L2 norm if there is no layer, and what the norm held beside itself."""
+    slot: Any = model.get_submodule(binding.slot)
     parts: list[nn.Module] = []
     act: Any = slot.act
     if not binding.layers:
@@ -152,7 +175,11 @@ def _remainder(slot: NormSlot, binding: Binding) -> nn.Module:
         act.inplace = False  # it now reads the residual stream itself, where the norm had made a tensor of its own
     parts += [part for part in (slot.drop, act) if not isinstance(part, nn.Identity)]
     if not parts:
-        return nn.Identity()
+        identity = nn.Identity()
+        if binding.has_weight:
+            layer: Any = model.get_submodule(binding.layers[0])
+            identity.register_buffer("weight", layer.weight.new_empty(0), persistent=False)
+        return identity
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 

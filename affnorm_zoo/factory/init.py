@@ -61,8 +61,8 @@ def _damp_branch(module: nn.Module, layers: list[BoundLayer]) -> None:
 
 def _damp_attention(module: nn.Module, layers: list[BoundLayer]) -> None:
     for family in FAMILIES:
-        if type(module) in family.queries_keys:
-            layer, rows = family.queries_keys[type(module)](module)
+        pairs = family.queries_keys.get(type(module), lambda _: [])(module)
+        for layer, rows in pairs:
             if layer in layers:
                 layer.weight[:rows].mul_(QUERY_KEY_START)
 

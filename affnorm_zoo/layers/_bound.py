@@ -56,13 +56,12 @@ class BoundLayer(Scaled, nn.Module):
         """Build the layer that takes the place, the size and the parameters of a plain one.
 
         Args:
-            layer: a linear layer or a convolution of torch or timm. A convolution without a bias gets one.
+            layer: a linear layer or a convolution of torch or timm. Without a bias, it gets one.
             options: further arguments of the constructor.
         """
         names = _CONV_ARGUMENTS if isinstance(layer, nn.Conv2d) else ("in_features", "out_features")
         sizes = {name: getattr(layer, name) for name in names}
-        bias = isinstance(layer, nn.Conv2d) or layer.bias is not None
-        bound = cls(**sizes, bias=bias, device="meta", dtype=layer.weight.dtype, **options)
+        bound = cls(**sizes, device="meta", dtype=layer.weight.dtype, **options)
         bound.adopt(layer)
         return bound
 

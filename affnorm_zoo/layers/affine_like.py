@@ -32,5 +32,6 @@ register_normalizer(
         formula="c (Wx + κ b) / √(‖x‖² + κ²)",
         paper=PAPER,
         linear=AffineLikeLinear,
+        partner="patchnorm",
     )
 )

@@ -33,5 +33,6 @@ register_normalizer(
         formula="c Wx / ‖x‖ + b",
         paper=PAPER,
         linear=NormLikeLinear,
+        partner="patchnorm_l2",
     )
 )

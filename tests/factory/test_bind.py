@@ -2,6 +2,7 @@ import pytest
 import timm
 import torch
 from timm.models.resnet import BasicBlock
+from timm.models.vision_transformer import ResPostBlock
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -222,9 +223,9 @@ def unbindable():
     yield nn.Sequential(nn.Conv2d(3, 8, 3), norm_layer("patchnorm")(9)), "slot '1' has 9 channels, but '0' has 8"
     yield nn.Sequential(norm_layer("affinelike")(9), nn.Linear(8, 2)), "slot '0' has 9 channels, but '1' has 8"
     yield nn.Sequential(norm_layer("patchnorm")(8), nn.Linear(8, 2)), "use one of affinelike, normlike"
-    yield nn.Sequential(nn.Conv2d(3, 8, 3), norm_layer("affinelike")(8)), "use one of patchnorm, patchnorm_l2"
     yield nn.Sequential(nn.Conv2d(3, 8, 3)), "has no slot to bind"
-    yield slotted("convnext_atto", conv_mlp=True), "sits in a ConvNeXtBlock.*supported: timm ResNet"
+    post_norm = slotted("vit_tiny_patch16_224", "affinelike", depth=1, block_fn=ResPostBlock)
+    yield post_norm, "sits in a ResPostBlock.*supported: timm ResNet"
 
 
 @pytest.mark.parametrize(("model", "message"), list(unbindable()))

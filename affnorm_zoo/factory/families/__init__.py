@@ -1,6 +1,19 @@
 """The roll call of families, in the order in which messages name them."""
 
-from . import densenet, efficientnet, regnet, resnet, resnetv2, sequential, vision_transformer
+from . import (
+    convnext,
+    densenet,
+    efficientnet,
+    eva,
+    mlp_mixer,
+    regnet,
+    resnet,
+    resnetv2,
+    sequential,
+    swin_transformer,
+    swin_transformer_v2,
+    vision_transformer,
+)
 from ._family import Absorption as Absorption
 from ._family import Binding as Binding
 from ._family import Family as Family
@@ -11,7 +24,12 @@ FAMILIES: tuple[Family, ...] = (
     efficientnet.FAMILY,
     regnet.FAMILY,
     densenet.FAMILY,
+    convnext.FAMILY,
     vision_transformer.FAMILY,
+    eva.FAMILY,
+    swin_transformer.FAMILY,
+    swin_transformer_v2.FAMILY,
+    mlp_mixer.FAMILY,
     sequential.FAMILY,
 )
 

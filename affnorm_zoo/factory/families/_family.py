@@ -21,6 +21,8 @@ class Binding:
         layout: of the slot's input, ``"NCHW"``, ``"NHWC"`` or ``"NLC"``; a rule may leave it to its family, or to the
             slot if that has none.
         has_activation: the slot must hold an activation, because the block has none of its own.
+        has_weight: timm asks the norm's weight for its device and dtype, so that what stays in its place has an empty
+            one.
     """
 
     slot: str
@@ -31,6 +33,7 @@ class Binding:
     writer: str | None = None
     layout: str = ""
     has_activation: bool = False
+    has_weight: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ class Family:
         branch_ends: the last layers of a residual branch, and the factor on their initial weights. A divergence-free
             branch cannot start at zero through its norm, which has no weight.
         is_residual: whether a block of ``branch_ends`` has a shortcut; without one it has no branch.
-        queries_keys: the layer that makes the queries and keys of an attention, and how many of its first output
+        prepare: what must change in a module of exactly this type, without a change of its function, before its layers
+            are bound.
+        queries_keys: the layers that make the queries and keys of an attention, and how many of their first output
             features those are; see :data:`affnorm_zoo.factory.init.QUERY_KEY_START`.
         patches: the layers of a root that embed patches; see :data:`affnorm_zoo.factory.init.TOKEN_START`.
         positions: the position embeddings of a root.
@@ -75,7 +80,8 @@ class Family:
     layout: str = ""
     branch_ends: Mapping[type[nn.Module], tuple[tuple[str, ...], float]] = field(default_factory=dict)
     is_residual: Callable[..., bool] = lambda _: True
-    queries_keys: Mapping[type[nn.Module], Callable[..., tuple[nn.Module, int]]] = field(default_factory=dict)
+    prepare: Mapping[type[nn.Module], Callable[..., None]] = field(default_factory=dict)
+    queries_keys: Mapping[type[nn.Module], Callable[..., list[tuple[nn.Module, int]]]] = field(default_factory=dict)
     patches: Callable[..., list[nn.Module]] = lambda _: []
     positions: Callable[..., list[nn.Parameter]] = lambda _: []
     start: Mapping[str, bool] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Modules that run their children in order: torch's Sequential, and the networks of ``features_only`` in timm.
 
-A slot is paired with the convolution before it, or with the linear layer after it.
+A slot is paired with the convolution before it, or with the layer after it, which reads it.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def _in_order(parent: nn.Module) -> Iterator[Binding]:
         name, last = _last_of(*before) if before is not None else ("", None)
         if isinstance(last, nn.Conv2d):
             yield Binding(here[0], (name,), after[0] if after is not None else None)
-        elif after is not None and isinstance(after[1], nn.Linear):
+        elif after is not None and isinstance(after[1], nn.Linear | nn.Conv2d):
             yield Binding(here[0], (after[0],), norm_first=True)
 
 

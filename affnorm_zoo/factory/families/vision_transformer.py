@@ -1,8 +1,10 @@
 """timm's VisionTransformer, and the layers of timm that its relatives share: attention, MLPs, patch embedding."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from timm.layers import Attention, AttentionPoolLatent, GluMlp, Mlp, PatchEmbed, SwiGLU
+import torch
+from timm.layers import Attention, AttentionPoolLatent, AttentionRope, GluMlp, Mlp, PatchEmbed, SwiGLU
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -14,21 +16,50 @@ from affnorm_zoo.factory.families._family import Absorption, Binding, Family
 LARGE_START = {"damp_branches": False, "damp_attention": False, "enlarge_tokens": True}
 
 
-def linear_layers(parent: nn.Module, name: str) -> tuple[str, ...]:
-    """Paths from ``parent`` of all linear layers in its submodule ``name``."""
-    layers = parent.get_submodule(name).named_modules(prefix=name)
-    return tuple(path for path, module in layers if isinstance(module, nn.Linear))
+# the layers that read the norm of a branch; the others of the branch read none
+_READERS = {"attn": ("qkv", "q_proj", "k_proj", "v_proj", "gate"), "mlp": ("fc1", "fc1_g", "fc1_x")}
 
 
-def _block(block: Block) -> Iterator[Binding]:
-    readers = {"attn": ("qkv", "gate"), "mlp": ("fc1", "fc1_g", "fc1_x")}
+def _branches(block: nn.Module) -> Iterator[tuple[str, str, list[str]]]:
+    """Norm, branch and the branch's linear layers; what lies deeper makes position biases or gates."""
     for slot, part in (("norm1", "attn"), ("norm2", "mlp")):
-        layers = linear_layers(block, part)
-        read = tuple(path for path in layers if path in [f"{part}.{name}" for name in readers[part]])
+        children = block.get_submodule(part).named_children()
+        yield slot, part, [f"{part}.{name}" for name, module in children if isinstance(module, nn.Linear)]
+
+
+def pre_norm_block(block: nn.Module) -> Iterator[Binding]:
+    """The norms stand before attention and MLP: the layers that read them are fused with them."""
+    for slot, part, layers in _branches(block):
+        read = tuple(path for path in layers if path.rpartition(".")[2] in _READERS[part])
         yield Binding(slot, read, norm_first=True, unnormed=tuple(path for path in layers if path not in read))
 
 
-def _attention(attn: nn.Module) -> Iterator[Binding]:
+def post_norm_block(block: nn.Module) -> Iterator[Binding]:
+    """The norms stand at the ends of the branches: each is fused with the layer that it follows."""
+    for (slot, _, layers), end in zip(_branches(block), ("attn.proj", "mlp.fc2"), strict=True):
+        yield Binding(slot, (end,), unnormed=tuple(path for path in layers if path != end))
+
+
+def queries_and_keys(attn: Any) -> list[tuple[nn.Module, int]]:
+    """The layers of an attention that make its queries and keys, and how many of their first outputs those are."""
+    if getattr(attn, "q_proj", None) is not None:
+        return [(attn.q_proj, attn.q_proj.out_features), (attn.k_proj, attn.k_proj.out_features)]
+    return [(attn.qkv, 2 * (attn.qkv.out_features // 3))]
+
+
+def own_bias(attn: Any) -> None:
+    """Give ``attn.qkv`` the biases that timm holds beside it, and adds without calling it: a bound layer is called.
+
+    The bias of the keys, which timm holds at zero, becomes a parameter with the others.
+    """
+    if attn.q_bias is not None:
+        bias = torch.cat([part.detach() for part in (attn.q_bias, attn.k_bias, attn.v_bias)])
+        attn.qkv.bias = nn.Parameter(bias, requires_grad=attn.q_bias.requires_grad)
+        attn.q_bias = attn.k_bias = attn.v_bias = None
+
+
+def attention(attn: nn.Module) -> Iterator[Binding]:
+    """The norms of queries and keys stay norms; one over the heads' outputs is fused with the projection."""
     yield Binding("q_norm")
     yield Binding("k_norm")
     if getattr(attn, "gate", None) is None:  # a gate multiplies between the norm and the projection
@@ -71,8 +102,9 @@ FAMILY = Family(
     roots=(VisionTransformer,),
     rules={
         VisionTransformer: _vision_transformer,
-        Block: _block,
-        Attention: _attention,
+        Block: pre_norm_block,
+        Attention: attention,
+        AttentionRope: attention,
         Mlp: _mlp,
         GluMlp: _glu,
         SwiGLU: _glu,
@@ -82,7 +114,7 @@ FAMILY = Family(
     layout="NLC",
     # at a tenth, the 48 branches of a ViT-L add up to an RMS of at most 0.7
     branch_ends={Block: (("attn.proj", "mlp.fc2"), 0.1)},
-    queries_keys={Attention: lambda attn: (attn.qkv, 2 * attn.attn_dim)},
+    queries_keys={Attention: queries_and_keys, AttentionRope: queries_and_keys},
     patches=_patches,
     positions=lambda model: [] if model.pos_embed is None else [model.pos_embed],
     start=LARGE_START,

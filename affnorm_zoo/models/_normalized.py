@@ -1,13 +1,15 @@
 """Networks that timm builds in full, with norms of its own, and whose norms then give way."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
 import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
 from affnorm_zoo.factory import bind, init_bound_weights, plan_bindings, slot_norms
+from affnorm_zoo.factory.init import family_of
 from affnorm_zoo.models._described import Described
 from affnorm_zoo.models._entrypoints import check_norm_scale, register_entrypoint
 from affnorm_zoo.models._stem import adapt_stem, stem_scale
@@ -17,7 +19,8 @@ from affnorm_zoo.registry import get_normalizer, list_normalizers
 Model = TypeVar("Model", bound="Normalized")
 
 _CFG_KEYS = (
-    "num_classes", "input_size", "pool_size", "crop_pct", "interpolation", "mean", "std", "first_conv", "classifier",
+    "num_classes", "input_size", "fixed_input_size", "pool_size", "crop_pct", "interpolation", "mean", "std",
+    "first_conv", "classifier",
 )  # fmt: skip
 
 
@@ -28,7 +31,7 @@ class Normalized(Described):
     once its norms are replaced, which adds nothing but behaviour.
     """
 
-    damp_branches: bool
+    start: dict[str, bool]  # arguments of init_bound_weights
 
     @classmethod
     def build(
@@ -38,7 +41,9 @@ class Normalized(Described):
         normalizer: str,
         norm_scale: str = "rms",
         absorb: bool = True,
-        damp_branches: bool = True,
+        damp_branches: bool | None = None,
+        damp_attention: bool | None = None,
+        enlarge_tokens: bool | None = None,
         **kwargs: Any,
     ) -> Model:
         """Build timm's ``architecture`` with a divergence-free normaliser in place of its norms.
@@ -49,7 +54,8 @@ class Normalized(Described):
             norm_scale: ``"rms"``, which trains at depth, ``"rms4"``, the same with a κ four times as large where there
                 is one, or ``"unit"``, the paper's form.
             absorb: take activations into the layers beside them; False keeps them modules, the same function.
-            damp_branches: let residual branches start small.
+            damp_branches, damp_attention, enlarge_tokens: let residual branches, queries and keys start small, and
+                embeddings of patches and positions large; None for what suits the family.
             kwargs: timm's options of the architecture.
 
         Raises:
@@ -64,8 +70,11 @@ class Normalized(Described):
         bind(model, scale=norm_scale, stem_scale=own_scale, absorb=absorb, init=False)
         model.__dict__.pop("pretrained_cfg")  # timm's; ours comes once timm's builder has the model
         model.__class__ = cls
-        model.normalizer, model.damp_branches = normalizer, damp_branches
-        init_bound_weights(model, damp_branches=damp_branches)
+        model.normalizer = normalizer
+        own = dict(damp_branches=damp_branches, damp_attention=damp_attention, enlarge_tokens=enlarge_tokens)
+        family: Any = family_of(model)
+        model.start = {**family.start, **{key: value for key, value in own.items() if value is not None}}
+        init_bound_weights(model, **model.start)
         return model
 
     def init_plain_weights(self) -> None:
@@ -78,36 +87,56 @@ class Normalized(Described):
         Layers that timm has no rule for are drawn by torch's.
         """
         for module in self.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            for name in ("reset_parameters", "init_non_persistent_buffers"):
+                if hasattr(module, name):
+                    getattr(module, name)()
         self.init_plain_weights()
-        init_bound_weights(self, damp_branches=self.damp_branches)
+        init_bound_weights(self, **self.start)
 
 
-def model_cfgs(architectures: tuple[str, ...]) -> Any:
+def model_cfgs(architectures: tuple[str, ...], kind: str = "conv") -> Any:
     """The pretrained configs of all normalisers' models of a module, from those of timm's architectures."""
     configs = {}
-    for name, (architecture, _) in _names(architectures).items():
+    for name, (architecture, _) in _names(architectures, kind).items():
         given = get_pretrained_cfg(architecture).to_dict()
-        cfg = {key: given[key] for key in _CFG_KEYS if given.get(key) is not None}
+        cfg = {key: given[key] for key in _CFG_KEYS if given.get(key)}  # timm has weights without a classifier
+        cfg.setdefault("num_classes", 1000)
         configs.update(pretrained_cfgs(name, dict(cfg, license="apache-2.0", paper_ids="arXiv:2512.22247")))
     return generate_default_cfgs(configs)
 
 
-def register_models(module_name: str, model_class: type[Normalized], architectures: tuple[str, ...]) -> None:
-    """Make one entry point per architecture and convolutional normaliser in a module that has its ``default_cfgs``."""
-    for name, (architecture, normalizer) in _names(architectures).items():
+def register_models(
+    module_name: str,
+    model_class: type[Normalized],
+    architectures: tuple[str, ...],
+    kind: str = "conv",
+    *,
+    filter_fn: Callable[..., dict[str, Tensor]] = adapt_stem,
+    **feature_cfg: Any,
+) -> None:
+    """Make one entry point per architecture and normaliser in a module that has its ``default_cfgs``.
+
+    Args:
+        module_name: of the module.
+        model_class: of the models.
+        architectures: names of timm's.
+        kind: ``"conv"`` or ``"linear"``, the layers that the normalisers must be made for.
+        filter_fn: prepares a checkpoint for a model of another size.
+        feature_cfg: timm's options of ``features_only``, beyond the class.
+    """
+    for name, (architecture, normalizer) in _names(architectures, kind).items():
         doc = f"{architecture} with {normalizer}: {get_normalizer(normalizer).summary}."
-        build = partial(_create, partial(model_class.build, architecture, normalizer=normalizer))
-        register_entrypoint(module_name, name, doc, build)
+        build = partial(model_class.build, architecture, normalizer=normalizer)
+        features = dict(feature_cls="getter", **feature_cfg)
+        register_entrypoint(module_name, name, doc, partial(_create, build, filter_fn, features))
 
 
-def _names(architectures: tuple[str, ...]) -> dict[str, tuple[str, str]]:
-    bound = [name for name in list_normalizers() if get_normalizer(name).conv is not None]
+def _names(architectures: tuple[str, ...], kind: str) -> dict[str, tuple[str, str]]:
+    bound = [name for name in list_normalizers() if getattr(get_normalizer(name), kind) is not None]
     return {f"{arch}_{normalizer}": (arch, normalizer) for arch in architectures for normalizer in bound}
 
 
-def _create(build: Any, name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    return build_model_with_cfg(
-        build, name, pretrained, pretrained_filter_fn=adapt_stem, feature_cfg=dict(feature_cls="getter"), **kwargs
-    )
+def _create(
+    build: Any, filter_fn: Any, features: dict[str, Any], name: str, pretrained: bool, **kwargs: Any
+) -> nn.Module:
+    return build_model_with_cfg(build, name, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=features, **kwargs)

@@ -164,7 +164,7 @@ def test_biases_beside_the_layer_move_into_it_and_only_when_all_can_be_bound(nam
     torch.testing.assert_close(attn.qkv.bias.detach(), expected, rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning")  # of timm's resizing of position biases
+@pytest.mark.filterwarnings("ignore::UserWarning:timm.layers.interpolate")
 @pytest.mark.parametrize("name", ["swin", "swin_v2"])
 def test_the_input_size_of_a_bound_swin_transformer_can_change(name):
     model = build(name)

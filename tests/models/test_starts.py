@@ -47,6 +47,28 @@ def test_activations_of_a_family_neither_vanish_nor_explode(arch, normalizer):
     assert max(rms) <= 10 * min(rms), rms
 
 
+TRANSFORMERS = {
+    "convnext_tiny": {}, "convnextv2_atto": {}, "deit3_small_patch16_224": {}, "swin_tiny_patch4_window7_224": {},
+    "swinv2_tiny_window8_256": {}, "eva02_base_patch14_224": dict(embed_dim=192, num_heads=3), "mixer_s32_224": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", TRANSFORMERS)
+@pytest.mark.parametrize("normalizer", ["affinelike", "normlike"])
+def test_activations_of_a_transformer_neither_vanish_nor_explode(arch, normalizer):
+    """RMS of embedding, blocks and last norm within a factor of ten of each other at initialisation."""
+    model = timm.create_model(f"{arch}_{normalizer}", **TRANSFORMERS[arch]).eval()
+    outputs = []
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith("Block") or name in ("patch_embed", "stem", "norm", "fc_norm", "head.norm"):
+            module.register_forward_hook(lambda module, args, out: outputs.append(out))
+    with torch.no_grad():
+        model(torch.randn(1, *model.pretrained_cfg["input_size"]))
+    rms = [out.square().mean().sqrt().item() for out in outputs]
+    assert len(rms) >= 10
+    assert max(rms) <= 10 * min(rms), rms
+
+
 @pytest.mark.parametrize("name", ["resnet18_patchnorm_ws", "resnet20_cifar_patchnorm", "resnet20_cifar_groupnorm"])
 def test_zero_init_last_is_heeded(name):
     damped, plain = (timm.create_model(name, zero_init_last=flag).layer1[0] for flag in (True, False))
@@ -68,6 +90,11 @@ EMPTIED = {
     "resnetv2_18_patchnorm_l2": {}, "densenet121_patchnorm": {},
     "vit_nano_patch4_32_affinelike": {}, "vit_nano_patch4_32_normlike": VIT_OPTIONS,
     "vit_nano_patch4_32_layernorm": VIT_OPTIONS, "vit_nano_patch4_32_derf": {}, "vit_tiny_patch16_224_affinelike": {},
+    "convnext_atto_affinelike": {}, "convnextv2_atto_normlike": dict(conv_mlp=False),
+    "deit_tiny_distilled_patch16_224_affinelike": dict(depth=2), "mixer_s32_224_affinelike": {},
+    "swin_tiny_patch4_window7_224_affinelike": dict(depths=(2, 2), num_heads=(3, 6)),
+    "swinv2_tiny_window8_256_affinelike": dict(depths=(2, 2), num_heads=(3, 6)),
+    "eva02_tiny_patch14_224_affinelike": dict(depth=2), "eva02_base_patch14_224_normlike": dict(depth=1),
 }  # fmt: skip
 
 
@@ -85,6 +112,10 @@ def test_init_weights_restores_an_emptied_model(name):
         assert now.isfinite().all(), key
         if was.numel() > 1000:
             assert now.std() == pytest.approx(was.std().item(), rel=0.2), key
+    emptied.load_state_dict(model.state_dict())
+    x = torch.randn(1, *model.pretrained_cfg["input_size"])
+    with torch.no_grad():  # what no state dict holds, such as masks of an attention, is there again
+        assert torch.equal(emptied.eval()(x), model.eval()(x))
 
 
 def test_building_draws_no_more_than_timm_and_the_layers_do():

@@ -9,6 +9,7 @@ from torch import nn
 
 import affnorm_zoo
 from affnorm_zoo import PatchNormConv2d, get_normalizer, list_normalizers, models
+from affnorm_zoo.layers import BoundLayer
 from affnorm_zoo.models import zoo_models
 
 CONV, LINEAR = (
@@ -30,6 +31,10 @@ CIFAR_VITS = ("vit_nano_patch4_32", "vit_tiny_patch4_32")
 FAMILIES = [module for module in vars(models).values() if hasattr(module, "ARCHITECTURES")]
 
 
+def norms_of(module):
+    return LINEAR if getattr(module, "KIND", "conv") == "linear" else CONV
+
+
 def test_the_registry_holds_the_papers_maps_and_the_standard_norms_to_compare_with():
     assert set(CONV) >= {"patchnorm", "patchnorm_l2", "patchnorm_ws"}
     assert set(LINEAR) >= {"affinelike", "normlike"}
@@ -42,7 +47,7 @@ def test_the_zoo_holds_every_architecture_with_every_normaliser():
     expected |= {f"{arch}_{norm}" for arch in CIFAR_RESNETS for norm in IMAGE_BASELINES}
     expected |= {f"{arch}_{norm}" for arch in IMAGENET_VITS + CIFAR_VITS for norm in LINEAR}
     expected |= {f"{arch}_{norm}" for arch in CIFAR_VITS for norm in TOKEN_BASELINES}
-    expected |= {f"{arch}_{norm}" for module in FAMILIES for arch in module.ARCHITECTURES for norm in CONV}
+    expected |= {f"{arch}_{norm}" for module in FAMILIES for arch in module.ARCHITECTURES for norm in norms_of(module)}
     assert set(zoo_models()) == expected
     assert set(timm.list_models("*patchnorm*")) == {name for name in expected if "patchnorm" in name}
 
@@ -53,7 +58,7 @@ def test_a_familys_module_is_called_as_timms_and_its_models_are_timms(module):
     stem = module.__name__.rpartition(".")[2]
     for arch in module.ARCHITECTURES:
         assert timm.model_entrypoint(arch).__module__ == f"timm.models.{stem}"
-        model = timm.model_entrypoint(f"{arch}_{CONV[0]}")
+        model = timm.model_entrypoint(f"{arch}_{norms_of(module)[0]}")
         assert model.__module__ == f"affnorm_zoo.models.{stem}"
 
 
@@ -72,6 +77,25 @@ def test_a_family_has_timms_parameters_but_for_the_norms(arch):
     shapes = [{name: tuple(p.shape) for name, p in net.named_parameters()} for net in (reference, model)]
     assert shapes[1].keys() == shapes[0].keys() - norms | biases
     assert all(shapes[0][name] == shapes[1][name] for name in shapes[0].keys() - norms)
+
+
+TRANSFORMERS = ("convnext_atto", "convnext_tiny", "convnextv2_atto", "deit_tiny_distilled_patch16_224",
+                "deit3_small_patch16_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
+                "eva02_tiny_patch14_224", "eva02_base_patch14_224", "mixer_s32_224")  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", TRANSFORMERS)
+def test_a_transformer_has_timms_parameters_but_for_the_norms(arch):
+    """No scale and bias of a norm; of a bound layer a bias, which timm may hold beside it."""
+    with torch.device("meta"):
+        reference, model = timm.create_model(arch, num_classes=9), timm.create_model(f"{arch}_normlike", num_classes=9)
+    norms = {f"{n}.{part}" for n, m in reference.named_modules() if isinstance(m, nn.LayerNorm)
+             for part in ("weight", "bias")}  # fmt: skip
+    biases = {f"{n}.bias" for n, m in model.named_modules() if isinstance(m, BoundLayer)}
+    shapes = [{name: tuple(p.shape) for name, p in net.named_parameters()} for net in (reference, model)]
+    beside = {name for name in shapes[0] if name.endswith(("q_bias", "v_bias"))}
+    assert shapes[1].keys() == shapes[0].keys() - norms - beside | biases
+    assert all(shapes[0][name] == shapes[1][name] for name in shapes[0].keys() & shapes[1].keys())
 
 
 @pytest.mark.parametrize("arch", IMAGENET_RESNETS + IMAGENET_VITS)

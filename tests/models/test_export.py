@@ -36,8 +36,14 @@ LEGACY = [
     ("resnet20_cifar_patchnorm_l2", 32, False),
     ("resnext50_32x4d_patchnorm", 64, False),
     ("vit_nano_patch4_32_affinelike", 32, False),
+    ("mobilenetv3_small_050_patchnorm", 64, False),
+    ("resnetv2_18_patchnorm_ws", 64, False),
 ]
-RESNETS = [name for name in zoo_models() if "patchnorm" in name and name not in [case[0] for case in LEGACY]]
+RESNETS = [
+    name
+    for name in zoo_models()
+    if timm.model_entrypoint(name).__module__.endswith(".resnet") and name not in [case[0] for case in LEGACY]
+]
 
 
 def check_timms_onnx_export(name, size, is_dynamic, folder, **options):

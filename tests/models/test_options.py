@@ -122,3 +122,23 @@ def test_drop_path_checkpointing_and_layer_decay_work():
     groups = param_groups_layer_decay(model, weight_decay=0.1, layer_decay=0.9)
     undecayed = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
     assert all(id(m.bias) in undecayed for m in model.modules() if isinstance(m, PatchNormConv2d))
+
+
+FAMILY_CASES = ["mobilenetv3_small_050_patchnorm", "tf_efficientnet_lite0_patchnorm_l2", "regnety_002_patchnorm_ws",
+                "resnetv2_18_patchnorm", "densenet121_patchnorm"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILY_CASES)
+def test_a_family_learns_eight_images(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=4)
+    x, labels = torch.randn(8, 3, 64, 64), torch.arange(8) % 4
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(6):
+        loss = nn.functional.cross_entropy(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0], losses

@@ -129,16 +129,17 @@ FAMILY_CASES = ["mobilenetv3_small_050_patchnorm", "tf_efficientnet_lite0_patchn
 
 
 @pytest.mark.parametrize("name", FAMILY_CASES)
-def test_a_family_learns_eight_images(name):
+def test_a_step_along_a_familys_gradient_lowers_the_loss_by_what_it_says(name):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=4)
-    x, labels = torch.randn(8, 3, 64, 64), torch.arange(8) % 4
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(6):
-        loss = nn.functional.cross_entropy(model(x), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0], losses
+    x, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
+    parameters = list(model.parameters())
+    loss = nn.functional.cross_entropy(model(x), labels)
+    gradients = torch.autograd.grad(loss, parameters)
+    # a step so small that the loss falls by a thousandth: the second order is then about as small beside it
+    rate = 1e-3 * loss.item() / sum(g.square().sum().item() for g in gradients)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter -= rate * gradient
+        fall = loss.item() - nn.functional.cross_entropy(model(x), labels).item()
+    assert fall == pytest.approx(1e-3 * loss.item(), rel=0.2)

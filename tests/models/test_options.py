@@ -124,7 +124,7 @@ def test_drop_path_checkpointing_and_layer_decay_work():
     assert all(id(m.bias) in undecayed for m in model.modules() if isinstance(m, PatchNormConv2d))
 
 
-FAMILY_CASES = ["mobilenetv3_small_050_patchnorm", "tf_efficientnet_lite0_patchnorm_l2", "regnety_002_patchnorm_ws",
+FAMILY_CASES = ["mobilenetv3_small_050_patchnorm", "tf_efficientnet_lite0_patchnorm", "regnety_002_patchnorm_ws",
                 "resnetv2_18_patchnorm", "densenet121_patchnorm"]  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def scale_cotangent(
         dz: cotangent after the activation.
         factor: c r per position.
         activation: ``"none"``, or the activation's name, for which ``output`` or ``inner`` must be given.
-        output: act(z), for the activations of ``FROM_OUTPUT``; then s = Σ g z - Σ g bias. Σ g z is taken as
+        output: act(z), for no activation and those of ``FROM_OUTPUT``; then s = Σ g z - Σ g bias. Σ g z is taken as
             Σ dz act(z), since act'(z) z = act(z) where act is linear through 0; for relu6 as Σ g act(z).
         inner: the convolution's own output y; then s = Σ h (y + κ bias). With an activation, which is then one of
             ``FROM_INPUT``, z is computed from it again.
@@ -103,7 +103,9 @@ def scale_cotangent(
     buffer = torch.empty_like(dz) if one_buffer else None
     g = dz
     if output is not None:
-        if activation == "relu6":
+        if activation == "none":
+            s = channel_dot(dz, output, groups, buffer)
+        elif activation == "relu6":
             g = activation_backward(dz, output, activation)
             s = channel_dot(g, output, groups, buffer)
         else:

@@ -9,6 +9,10 @@ Two cases give s without W∗x. For a 1x1 kernel without an activation it follow
 or ReLU6 it follows from the activation's output, which the next layer keeps anyway: where g is not zero, the output is
 z or a known multiple of it. Otherwise W∗x is kept, or recomputed.
 
+With a shortcut the op is relu(z + shortcut), the end of a residual block. Where its output is not zero, z is the output
+minus the shortcut, and elsewhere g is zero: s = Σ g (output - shortcut), from two tensors that other layers keep.
+:meth:`PatchMap.gives_z` says when; otherwise W∗x is recomputed.
+
 SiLU, hard swish and GELU always need W∗x. They fall before they rise, so one output belongs to two inputs. A bit per
 element could tell which one is meant, but near the minimum the derivative changes like the root of the change in the
 output: rounding SiLU's output to bfloat16 would change its derivative by up to 0.02. So z comes from W∗x and the factor
@@ -16,60 +20,26 @@ again, h = c r act'(z) dz, and s is as above. The output is not saved.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from affnorm_zoo.functional.activation import FROM_INPUT, FROM_OUTPUT
+from affnorm_zoo.functional.activation import FROM_OUTPUT
 from affnorm_zoo.functional.patch_norm import patch_norm_map
 from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.functional.weight_standardization import effective_weight_map
 from affnorm_zoo.ops import passes, windows
+from affnorm_zoo.ops.activation import activation_backward
 from affnorm_zoo.ops.dispatch import autocast_dtype, autocast_inputs, use_plain_path
 from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
+from affnorm_zoo.ops.patch_map import IntPair, PatchMap
 from affnorm_zoo.ops.product import may_fuse, run_fastest
 from affnorm_zoo.ops.recompute import convolve_again, standardize_again
 from affnorm_zoo.ops.weight_standardization import Kernel, gained_parts, kernel_gradients, standardized_parts
 
 aten = torch.ops.aten
-IntPair = tuple[int, int]
-
-
-class PatchMap(NamedTuple):
-    """Which map the op computes: the other arguments of ``patch_norm_map``, in their order."""
-
-    stride: IntPair
-    padding: IntPair
-    dilation: IntPair
-    groups: int
-    c: float
-    kappa: float
-    norm_like: bool
-    activation: str
-
-    @property
-    def geometry(self) -> tuple[IntPair, IntPair, IntPair, int]:
-        """The last arguments of a convolution."""
-        return self.stride, self.padding, self.dilation, self.groups
-
-    @property
-    def inner_kappa(self) -> float | None:
-        """The factor of a bias inside the quotient, or None if the bias is added after the division."""
-        return None if self.norm_like else self.kappa
-
-    def is_pointwise(self, weight: Tensor) -> bool:
-        """Whether every position reads a single pixel, and no pixel is read by two positions."""
-        return weight.shape[2] == 1 and weight.shape[3] == 1 and self.padding == (0, 0)
-
-    def needs_inner(self, weight: Tensor) -> bool:
-        """Whether the gradient needs the convolution's own output W∗x."""
-        return self.activation in FROM_INPUT or (self.activation == "none" and not self.is_pointwise(weight))
-
-    def is_product(self, weight: Tensor) -> bool:
-        """Whether the convolution is one matrix product over all pixels."""
-        return self.is_pointwise(weight) and self.stride == (1, 1) and self.groups == 1
 
 
 def patch_norm(
@@ -87,6 +57,8 @@ def patch_norm(
     recompute: bool = False,
     gain: Tensor | None = None,
     standardized: bool = False,
+    shortcut: Tensor | None = None,
+    shortcut_is_kept: bool = False,
 ) -> Tensor:
     """The lean form of :func:`affnorm_zoo.functional.patch_norm.patch_norm_map`, with the same values.
 
@@ -94,6 +66,9 @@ def patch_norm(
         recompute: recompute W∗x in the backward instead of keeping it, where the gradient needs it.
         gain: (C_out,), a factor on each output channel's kernel, or None.
         standardized: standardise the kernel first. The backward computes the effective kernel again.
+        shortcut: (N, C_out, H_out, W_out). The result is then relu(z + shortcut), in the dtype of z; ``activation`` must
+            be ``"none"``.
+        shortcut_is_kept: whether another layer saves the shortcut anyway.
         others: as in the reference, resolved; x may also be one image, (C_in, H, W).
 
     Note:
@@ -103,18 +78,19 @@ def patch_norm(
     if torch.jit.is_scripting():
         kernel = effective_weight_map(weight, gain, c, standardized)
         z = patch_norm_map(batch, kernel, bias, stride, padding, dilation, groups, c, kappa, norm_like, activation)
+        z = z if shortcut is None else F.relu(z + shortcut).to(z.dtype)
     else:
         what = PatchMap(stride, padding, dilation, groups, c, kappa, norm_like, activation)
-        z = _lean(batch, weight, bias, gain, what, standardized, recompute)
+        z = _lean(batch, weight, bias, gain, shortcut, what, standardized, recompute, shortcut_is_kept)
     return z if x.dim() == 4 else z.squeeze(0)
 
 
 def _lean(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None,
-    what: PatchMap, standardized: bool, recompute: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, shortcut: Tensor | None,
+    what: PatchMap, standardized: bool, recompute: bool, shortcut_is_kept: bool,
 ) -> Tensor:  # fmt: skip
     if use_plain_path():
-        return _plain(x, weight, bias, gain, what, standardized)
+        return _plain(x, weight, bias, gain, shortcut, what, standardized)
     if gain is None and not standardized:
         x, weight, bias = autocast_inputs(x, weight, bias)
         dtype = weight.dtype
@@ -122,16 +98,20 @@ def _lean(
         dtype = autocast_dtype(x) or weight.dtype
         x, bias = autocast_inputs(x, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, gain)):
-        keep = what.needs_inner(weight) and not recompute
-        return PatchNormFunction.apply(x, weight, bias, gain, what, standardized, dtype, keep)
+        gives_z = shortcut is not None and what.gives_z(weight, dtype, shortcut, shortcut_is_kept)
+        keep = what.needs_inner(weight) and not recompute and not gives_z
+        return PatchNormFunction.apply(x, weight, bias, gain, shortcut, what, standardized, dtype, keep, gives_z)
     kernel = _kernel(weight, gain, what, standardized, dtype).value
-    return _forward(x, kernel, bias, what, keep=False)[0]
+    z = _forward(x, kernel, bias, what, keep=False)[0]
+    return z if shortcut is None else z.add_(shortcut).relu_()
 
 
 def _plain(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, what: PatchMap, standardized: bool
-) -> Tensor:
-    return patch_norm_map(x, effective_weight_map(weight, gain, what.c, standardized), bias, *what)
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, shortcut: Tensor | None,
+    what: PatchMap, standardized: bool,
+) -> Tensor:  # fmt: skip
+    z = patch_norm_map(x, effective_weight_map(weight, gain, what.c, standardized), bias, *what)
+    return z if shortcut is None else F.relu(z + shortcut).to(z.dtype)
 
 
 def _kernel(
@@ -176,32 +156,44 @@ class PatchNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None,
-        what: PatchMap, standardized: bool, dtype: torch.dtype, keep: bool,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, shortcut: Tensor | None,
+        what: PatchMap, standardized: bool, dtype: torch.dtype, keep: bool, gives_z: bool,
     ) -> Tensor:  # fmt: skip
         kernel = _kernel(weight, gain, what, standardized, dtype).value
         z, factor, y = _forward(x, kernel, bias, what, keep)
-        ctx.save_for_backward(x, weight, bias, gain, factor, z if what.activation in FROM_OUTPUT else y)
+        out = None
+        if shortcut is not None:
+            out = z = z.add_(shortcut).relu_()
+        kept = z if what.activation in FROM_OUTPUT else y
+        ctx.save_for_backward(x, weight, bias, gain, factor, kept, out, shortcut if gives_z else None)
         ctx.what, ctx.standardized, ctx.dtype = what, standardized, dtype
         return z
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple:
-        x, weight, bias, gain, factor, kept = ctx.saved_tensors
+        x, weight, bias, gain, factor, kept, out, shortcut = ctx.saved_tensors
         what = ctx.what
-        nothing = (None,) * 4
+        nothing = (None,) * 5
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            plain = partial(_plain, what=what, standardized=ctx.standardized)
-            return *differentiable_gradients(plain, (x, weight, bias, gain), ctx.needs_input_grad[:4], dz), *nothing
+            g = dz if out is None else dz * (out > 0)
+            plain = partial(_plain, shortcut=None, what=what, standardized=ctx.standardized)
+            gradients = differentiable_gradients(plain, (x, weight, bias, gain), ctx.needs_input_grad[:4], g)
+            return *gradients, g if ctx.needs_input_grad[4] else None, *nothing
         stride, padding, dilation, groups = what.geometry
-        needs_x, needs_weight, needs_bias, needs_gain = ctx.needs_input_grad[:4]
+        needs_x, needs_weight, needs_bias, needs_gain, needs_shortcut = ctx.needs_input_grad[:5]
         needs_kernel = needs_weight or needs_gain
         kernel = _kernel(weight, gain, what, ctx.standardized, ctx.dtype, again=True)
 
         in_library = passes.bias_in_library(x, what.inner_kappa)
         given: dict[str, Any] = {"kappa": what.inner_kappa, "sum_bias": needs_bias and not in_library}
         from_input = False  # whether s needs dx₀
-        if what.activation in FROM_OUTPUT:
+        dshortcut = None
+        if out is not None:
+            dz = activation_backward(dz, out, "relu")
+            dshortcut = dz if needs_shortcut else None
+        if shortcut is not None and needs_x:
+            given |= {"output": out - shortcut, "bias": bias if what.norm_like else None}
+        elif what.activation in FROM_OUTPUT:
             given |= {"activation": what.activation, "output": kept, "bias": bias if what.norm_like else None}
         elif what.activation == "none" and not needs_x:
             pass  # s only corrects dx
@@ -231,4 +223,4 @@ class PatchNormFunction(torch.autograd.Function):
         dweight, dgain = dkernel, None
         if needs_kernel and kernel.value is not weight:
             dweight, dgain = kernel_gradients(dkernel, kernel, weight, gain, what.c)
-        return dx, dweight, dbias, dgain, *nothing
+        return dx, dweight, dbias, dgain, dshortcut, *nothing

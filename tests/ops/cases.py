@@ -50,15 +50,32 @@ def conv(name, x, weight, bias=True, stride=(1, 1), padding=(0, 0), dilation=(1,
     def split(vectors):
         return vectors[0] if bias else None, vectors[-1] if gain else None
 
-    def lean(x, weight, *vectors):
+    def lean(x, weight, *vectors, **shortcut):
         b, g = split(vectors)
-        return patch_norm(x, weight, b, *tail, recompute, g, standardized)
+        return patch_norm(x, weight, b, *tail, recompute, g, standardized, **shortcut)
 
     def reference(x, weight, *vectors):
         b, g = split(vectors)
         return patch_norm_map(x, effective_weight_map(weight, g, scale[0], standardized), b, *tail)
 
     return Case(name, lean, reference, shapes, KINKS.get(activation, (0.0,)))
+
+
+def residual(name, x, weight, is_kept, **options):
+    """relu(conv + shortcut): the shortcut is the last input."""
+    plain = conv(name, x, weight, **options)
+    (height, width), kernel = x[2:], weight[2:]
+    padding, stride = options.get("padding", (0, 0)), options.get("stride", (1, 1))
+    size = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip((height, width), padding, kernel, stride, strict=True)]
+
+    def lean(*tensors):
+        return plain.lean(*tensors[:-1], shortcut=tensors[-1], shortcut_is_kept=is_kept)
+
+    def reference(*tensors):
+        z = plain.reference(*tensors[:-1])
+        return torch.relu(z + tensors[-1]).to(z.dtype)
+
+    return Case(name, lean, reference, (*plain.shapes, (x[0], weight[0], *size)))
 
 
 def linear(name, is_norm_like, bias=True, activation="none", rows=(3, 5)):
@@ -109,6 +126,12 @@ CASES = [
     conv("ws-pointwise-norm_like", (2, 5, 7, 3), (6, 5, 1, 1), norm_like=True, gain=True, standardized=True),
     conv("ws-no-gain-no-bias", (2, 5, 7, 3), (6, 5, 1, 1), bias=False, standardized=True),
     conv("gain", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1), gain=True, activation="silu"),
+    residual("residual-relu", (2, 3, 4, 5), (4, 3, 3, 3), True, padding=(1, 1)),
+    residual("residual-relu-ws", (2, 4, 5, 4), (4, 2, 3, 3), True, groups=2, gain=True, standardized=True),
+    residual("residual-relu-norm_like", (2, 3, 4, 5), (4, 3, 3, 3), True, norm_like=True),
+    residual("residual-relu-recomputed", (2, 3, 4, 5), (4, 3, 3, 3), False, padding=(1, 1), recompute=True),
+    residual("residual-relu-kept", (2, 3, 4, 5), (4, 3, 3, 3), False, stride=(2, 2), bias=False),
+    residual("residual-relu-pointwise", (2, 3, 4, 5), (4, 3, 1, 1), True),
     linear("affine_like", False),
     linear("affine_like-no-bias", False, bias=False, rows=()),
     linear("affine_like-gelu", False, activation="gelu"),

@@ -6,6 +6,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from affnorm_zoo.factory.families import FAMILIES, Binding
+from affnorm_zoo.factory.families._family import has_hooks
 from affnorm_zoo.factory.init import family_of, init_bound_weights
 from affnorm_zoo.factory.plan import plan_absorptions, plan_bindings
 from affnorm_zoo.functional.activation import activation_name
@@ -73,6 +74,8 @@ def bind(
         for name in binding.unnormed:
             _place(model, name, _bound(model.get_submodule(name), spec, scale, taken.get(name, {})))
         _place(model, binding.slot, _remainder(model, binding))
+    if absorb:
+        _join_blocks(model)
     if init:
         family = family_of(model)
         init_bound_weights(model, **(family.start if family else {}))
@@ -85,7 +88,7 @@ def _check(model: nn.Module, binding: Binding) -> None:
         module = model.get_submodule(name)
         if module is not slot:
             check_writable(module)
-        if _has_hooks(module):
+        if has_hooks(module):
             raise ValueError(f"{name!r} has hooks, which what takes its place would not have: register them after bind")
         if module is not slot and _serving(slot.spec, module) is None:
             doors = {"Conv2d": slot.spec.conv, "Conv2dSame": slot.spec.conv_same, "Linear": slot.spec.linear}
@@ -126,11 +129,6 @@ def _prepare(model: nn.Module) -> None:
                 family.prepare[type(module)](module)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
-
-
 def _absorbed(model: nn.Module, bindings: list[Binding]) -> dict[str, dict[str, str]]:
     """Replace the activations that layers can take over by identities; the arguments for each such layer."""
     specs = {
@@ -145,7 +143,7 @@ def _absorbed(model: nn.Module, bindings: list[Binding]) -> dict[str, dict[str, 
         door, _ = _door_and_options(specs[absorption.layer], model.get_submodule(absorption.layer))
         is_input = absorption.side == "input"
         known = door.input_activations if is_input else door.output_activations
-        if name in known and not _has_hooks(module):
+        if name in known and not has_hooks(module):
             _place(model, absorption.activation, nn.Identity())
             taken.setdefault(absorption.layer, {})["input_activation" if is_input else "activation"] = name
     return taken
@@ -181,6 +179,14 @@ def _remainder(model: nn.Module, binding: Binding) -> nn.Module:
             identity.register_buffer("weight", layer.weight.new_empty(0), persistent=False)
         return identity
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+
+
+def _join_blocks(model: nn.Module) -> None:
+    """Let residual blocks compute their end as one op."""
+    joined = {kind: other for family in FAMILIES for kind, other in family.joined.items()}
+    for module in model.modules():
+        if type(module) in joined:
+            module.__class__ = joined[type(module)]
 
 
 def _place(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -193,8 +193,21 @@ class PatchNormConv2d(BoundLayer):
             self.pads, self.conv_padding = (left + columns, right + columns, top + rows, bottom + rows), (0, 0)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Conv2d's
+        return self._map(input, None, False)
+
+    def forward_residual(self, x: Tensor, shortcut: Tensor, *, shortcut_is_kept: bool) -> Tensor:
+        """relu(z + shortcut) as one op, for a layer without an activation of its own; no hook of the layer runs.
+
+        Args:
+            x: as in ``forward``.
+            shortcut: of the output's shape.
+            shortcut_is_kept: whether another layer saves the shortcut for its gradient anyway.
+        """
+        return self._map(x, shortcut, shortcut_is_kept)
+
+    def _map(self, x: Tensor, shortcut: Tensor | None, shortcut_is_kept: bool) -> Tensor:
         return patch_norm(
-            self.pad(input),
+            self.pad(x),
             self.weight,
             self.bias,
             self.stride,
@@ -208,6 +221,8 @@ class PatchNormConv2d(BoundLayer):
             self.recompute,
             self.gain,
             self.weight_standardization,
+            shortcut,
+            shortcut_is_kept,
         )
 
     def pad(self, x: Tensor) -> Tensor:

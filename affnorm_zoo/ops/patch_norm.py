@@ -66,8 +66,8 @@ def patch_norm(
         recompute: recompute W∗x in the backward instead of keeping it, where the gradient needs it.
         gain: (C_out,), a factor on each output channel's kernel, or None.
         standardized: standardise the kernel first. The backward computes the effective kernel again.
-        shortcut: (N, C_out, H_out, W_out). The result is then relu(z + shortcut), in the dtype of z; ``activation`` must
-            be ``"none"``.
+        shortcut: (N, C_out, H_out, W_out). The result is then relu(z + shortcut), in the dtype of z; ``activation``
+            must be ``"none"``.
         shortcut_is_kept: whether another layer saves the shortcut anyway.
         others: as in the reference, resolved; x may also be one image, (C_in, H, W).
 

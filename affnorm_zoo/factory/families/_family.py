@@ -65,6 +65,7 @@ class Family:
         layout: of the slots, unless a rule says otherwise; empty if the slot itself knows it.
         branch_ends: the last layers of a residual branch, and the factor on their initial weights. A divergence-free
             branch cannot start at zero through its norm, which has no weight.
+        joined: the class that a bound block of some type takes on, with the same modules and the same function.
         is_residual: whether a block of ``branch_ends`` has a shortcut; without one it has no branch.
         prepare: what must change in a module of exactly this type, without a change of its function, before its layers
             are bound.
@@ -79,6 +80,7 @@ class Family:
     rules: Mapping[type[nn.Module], Rule]
     layout: str = ""
     branch_ends: Mapping[type[nn.Module], tuple[tuple[str, ...], float]] = field(default_factory=dict)
+    joined: Mapping[type[nn.Module], type[nn.Module]] = field(default_factory=dict)
     is_residual: Callable[..., bool] = lambda _: True
     prepare: Mapping[type[nn.Module], Callable[..., None]] = field(default_factory=dict)
     queries_keys: Mapping[type[nn.Module], Callable[..., list[tuple[nn.Module, int]]]] = field(default_factory=dict)
@@ -98,3 +100,9 @@ class Family:
 def is_identity(module: nn.Module) -> bool:
     """Whether nothing happens in ``module``: an activation beside it may be absorbed."""
     return isinstance(module, nn.Identity)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches ``module``, or changes what it reads or puts out."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)

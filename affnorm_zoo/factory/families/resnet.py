@@ -6,6 +6,8 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from affnorm_zoo.factory.families._family import Binding, Family, is_identity
+from affnorm_zoo.factory.families._resnet_blocks import BasicBlock as JoinedBasicBlock
+from affnorm_zoo.factory.families._resnet_blocks import Bottleneck as JoinedBottleneck
 
 
 def _basic_block(block: BasicBlock) -> Iterator[Binding]:
@@ -30,5 +32,9 @@ FAMILY = Family(
     rules={ResNet: _resnet, BasicBlock: _basic_block, Bottleneck: _bottleneck},
     layout="NCHW",
     # at a fifth, the sum of 36 branches, the longest stage of a ResNet-152, has about the variance of the shortcut
-    branch_ends={BasicBlock: (("conv2",), 0.2), Bottleneck: (("conv3",), 0.2)},
+    branch_ends={
+        **dict.fromkeys((BasicBlock, JoinedBasicBlock), (("conv2",), 0.2)),
+        **dict.fromkeys((Bottleneck, JoinedBottleneck), (("conv3",), 0.2)),
+    },
+    joined={BasicBlock: JoinedBasicBlock, Bottleneck: JoinedBottleneck},
 )

@@ -10,7 +10,7 @@ from affnorm_zoo.factory.families._family import has_hooks
 from affnorm_zoo.factory.init import family_of, init_bound_weights
 from affnorm_zoo.factory.plan import plan_absorptions, plan_bindings
 from affnorm_zoo.functional.activation import activation_name
-from affnorm_zoo.layers import BoundLayer, L2Norm, L2Norm2d, check_writable
+from affnorm_zoo.layers import BoundLayer, L2Norm, L2Norm2d, LeanMaxPool2d, check_writable
 from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
 
 Scale = str | tuple[float, float]
@@ -43,8 +43,8 @@ def bind(
             :func:`affnorm_zoo.slot_norms`.
         scale: ``"rms"``, ``"unit"`` or a pair (c, κ); see :func:`affnorm_zoo.functional.resolve_scale`.
         stem_scale: scale of the first bound layer, if it differs.
-        absorb: take activations into the layers. Without, every one stays a module of its own, to be hooked or
-            replaced: the same function, more memory.
+        absorb: take activations into the layers, and let blocks and poolings of the family save less. Without, every
+            activation stays a module of its own, to be hooked or replaced: the same function, more memory.
         unnormed: what becomes of the layers of a block that read no norm: ``"bind"`` or ``"plain"``, as they are.
         init: initialise the bound layers, by :func:`init_bound_weights`, as suits the family.
 
@@ -76,6 +76,7 @@ def bind(
         _place(model, binding.slot, _remainder(model, binding))
     if absorb:
         _join_blocks(model)
+        _lighten_pools(model)
     if init:
         family = family_of(model)
         init_bound_weights(model, **(family.start if family else {}))
@@ -187,6 +188,16 @@ def _join_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) in joined:
             module.__class__ = joined[type(module)]
+
+
+def _lighten_pools(model: nn.Module) -> None:
+    """Let max poolings behind a layer that saves its output save nothing of their own."""
+    for family in FAMILIES:
+        for module in [m for m in model.modules() if isinstance(m, family.roots)]:
+            for name in family.pools:
+                pool = getattr(module, name)
+                if type(pool) is nn.MaxPool2d and not has_hooks(pool):
+                    _place(module, name, LeanMaxPool2d(pool))
 
 
 def _place(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -215,11 +215,11 @@ def test_a_layer_saves_its_input_and_one_number_a_position():
 @pytest.mark.parametrize(
     ("ours", "theirs", "bar"),
     [
-        ("resnet50_patchnorm", "resnet50", 0.49),
-        ("resnet50_patchnorm_l2", "resnet50", 0.49),
-        ("resnet50_patchnorm_ws", "resnet50", 0.49),
-        ("resnet18_patchnorm", "resnet18", 0.57),
-        ("resnet18_patchnorm_ws", "resnet18", 0.57),
+        ("resnet50_patchnorm", "resnet50", 0.47),
+        ("resnet50_patchnorm_l2", "resnet50", 0.47),
+        ("resnet50_patchnorm_ws", "resnet50", 0.47),
+        ("resnet18_patchnorm", "resnet18", 0.49),
+        ("resnet18_patchnorm_ws", "resnet18", 0.49),
         ("vit_small_patch16_224_affinelike", "vit_small_patch16_224", 0.75),
     ],
 )

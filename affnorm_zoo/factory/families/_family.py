@@ -65,6 +65,7 @@ class Family:
         layout: of the slots, unless a rule says otherwise; empty if the slot itself knows it.
         branch_ends: the last layers of a residual branch, and the factor on their initial weights. A divergence-free
             branch cannot start at zero through its norm, which has no weight.
+        pools: names of a root's max poolings that read what a bound layer saves.
         joined: the class that a bound block of some type takes on, with the same modules and the same function.
         is_residual: whether a block of ``branch_ends`` has a shortcut; without one it has no branch.
         prepare: what must change in a module of exactly this type, without a change of its function, before its layers
@@ -80,6 +81,7 @@ class Family:
     rules: Mapping[type[nn.Module], Rule]
     layout: str = ""
     branch_ends: Mapping[type[nn.Module], tuple[tuple[str, ...], float]] = field(default_factory=dict)
+    pools: tuple[str, ...] = ()
     joined: Mapping[type[nn.Module], type[nn.Module]] = field(default_factory=dict)
     is_residual: Callable[..., bool] = lambda _: True
     prepare: Mapping[type[nn.Module], Callable[..., None]] = field(default_factory=dict)

@@ -36,5 +36,6 @@ FAMILY = Family(
         **dict.fromkeys((BasicBlock, JoinedBasicBlock), (("conv2",), 0.2)),
         **dict.fromkeys((Bottleneck, JoinedBottleneck), (("conv3",), 0.2)),
     },
+    pools=("maxpool",),
     joined={BasicBlock: JoinedBasicBlock, Bottleneck: JoinedBottleneck},
 )

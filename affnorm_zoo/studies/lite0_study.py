@@ -84,16 +84,14 @@ def run_lite0(config: Lite0Config, data: Path, weights: Path, output: Path) -> N
         "cost": [],
     }
     write_json(output, result)
-    fit = splits["fit"].batches(len(splits["fit"]))
-    twins = {}
+    fit, twins = splits["fit"], {}
     for kappa in config.kappas:
-        made = convert(source, "patchnorm", images=fit, scale=f"rms{kappa:g}")
+        made = convert(source, "patchnorm", images=fit.batches(len(fit)), scale=f"rms{kappa:g}")
         twins[kappa] = made.model
         row = {"network": "patchnorm", "kappa": kappa, "updates": 0, "logit_error": made.logit_error}
         result["rows"].append(row | _compared(made.model, splits["test"], indices, reference))
+        result["cost"] = result["cost"] or list(costs(source, made.model, fit.batch(slice(0, config.batch_size))))
         write_json(output, result)
-    result["cost"] = list(costs(source, twins[config.kappas[0]], splits["fit"].batch(slice(0, config.batch_size))))
-    write_json(output, result)
     for kappa, twin in sorted(twins.items()):
         loss = distil(twin, source, splits["seen"], config)
         row = {"network": "patchnorm", "kappa": kappa, "updates": -(-config.num_seen // config.batch_size)}

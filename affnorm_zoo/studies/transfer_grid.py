@@ -56,6 +56,7 @@ class TransferConfig:
         weight_decay: of AdamW; one-dimensional parameters have none.
         seeds: final runs, with other seeds than the tuning run.
         num_fit: images of the pool, without labels, for methods that fit layers to data.
+        remark: Markdown on the page of results, below the verdicts.
     """
 
     tasks: dict[str, Task]
@@ -65,6 +66,7 @@ class TransferConfig:
     weight_decay: float
     seeds: int
     num_fit: int
+    remark: str = ""
 
     def __post_init__(self) -> None:
         unknown = set(self.methods) - set(METHODS)

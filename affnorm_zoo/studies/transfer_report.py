@@ -24,8 +24,7 @@ _HEAD = """\
 images, with small batches.
 
 {verdicts}
-
-## Methods
+{remark}## Methods
 
 | method | what becomes of the batch norms |
 |---|---|
@@ -107,6 +106,7 @@ def write_transfer(config: TransferConfig, folder: Path, page: Path) -> None:
                 bars += [_bar_row(name, batch_size, cells, *bar) for bar in BARS]
     head = _HEAD.format(
         verdicts=_table(["task", "batch size", "difference of test accuracies", "wanted", "measured", "verdict"], bars),
+        remark=f"{config.remark.strip()}\n\n" if config.remark else "",
         num_fit=config.num_fit,
         weight_decay=config.weight_decay,
         span=config.rates[-1] / config.rates[0],

@@ -1,6 +1,7 @@
 """Write the page of the transfer study from its runs."""
 
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ python scripts/study.py report
 
 The runs are in [transfer/{runs}](transfer/{runs}). Hardware and versions: {environments}; one thread.
 """
+_LEVEL = 0.05
 BARS = (("patchnorm4", "batchnorm", 0.0), ("patchnorm4", "folded", -0.3), ("patchnorm", "batchnorm", 0.0),
         ("patchnorm", "folded", -0.3))  # fmt: skip
 
@@ -117,26 +119,40 @@ def write_transfer(config: TransferConfig, folder: Path, page: Path) -> None:
     write_text(page, head + "".join(sections) + _REPEAT.format(runs=RUNS, environments="; ".join(sorted(environments))))
 
 
-def difference(ours: Cell, theirs: Cell) -> tuple[float, str] | None:
-    """Mean difference in points over the seeds that both have, and its text; None without such seeds."""
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference in points over paired seeds, its standard error and its p value; nan from a single pair."""
+
+    points: float
+    error: float
+    p: float
+    num_pairs: int
+
+    def __str__(self) -> str:
+        if self.num_pairs == 1:
+            return f"{self.points:+.1f} (one run)"
+        return f"{self.points:+.1f} ± {self.error:.1f} (p = {self.p:.2g}, n = {self.num_pairs})"
+
+
+def difference(ours: Cell, theirs: Cell) -> Difference | None:
+    """Compare the test accuracies of the seeds that both have; None without such seeds."""
     seeds = sorted(ours.test.keys() & theirs.test.keys())
     if not seeds:
         return None
     gap = Sample(tuple(100 * (ours.test[seed] - theirs.test[seed]) for seed in seeds))
-    if len(seeds) == 1:
-        return gap.mean, f"{gap.mean:+.1f} (one run)"
-    p = paired([ours.test[seed] for seed in seeds], [theirs.test[seed] for seed in seeds])
-    return gap.mean, f"{gap.mean:+.1f} ± {gap.std / len(seeds) ** 0.5:.1f} (p = {p:.2g}, n = {len(seeds)})"
+    p = paired([ours.test[seed] for seed in seeds], [theirs.test[seed] for seed in seeds]) if len(seeds) > 1 else nan
+    return Difference(gap.mean, gap.std / len(seeds) ** 0.5, p, len(seeds))
 
 
 def _bar_row(task: str, batch_size: int, cells: dict[str, Cell], ours: str, theirs: str, bar: float) -> list[str]:
     found = difference(cells[ours], cells[theirs])
     wanted = f"≥ {bar:g}" if bar else "> 0"
-    label = [task, str(batch_size), f"{ours} - {theirs}", wanted]
+    label = [task, str(batch_size), f"`{ours}` - `{theirs}`", wanted]
     if found is None:
         return [*label, "not run", ""]
-    met = found[0] >= bar if bar else found[0] > 0
-    return [*label, found[1], "met" if met else "missed"]
+    met = found.points >= bar if bar else found.points > 0
+    noise = "" if found.p < _LEVEL else "; the difference is within the noise"
+    return [*label, str(found), ("met" if met else "missed") + noise]
 
 
 def _section(name: str, task: Task, batch_size: int, config: TransferConfig, cells: dict[str, Cell]) -> str:
@@ -145,7 +161,7 @@ def _section(name: str, task: Task, batch_size: int, config: TransferConfig, cel
     for method, cell in cells.items():
         rates = [_rate_cell(cell, rate, best) for rate in config.rates]
         against = [
-            found[1] if method != base and (found := difference(cell, cells[base])) else ""
+            str(found) if method != base and (found := difference(cell, cells[base])) else ""
             for base in ("folded", "batchnorm")
         ]
         test = str(Sample(tuple(cell.test.values()))) if cell.test else "not run"

@@ -119,7 +119,10 @@ def test_a_study_keeps_finished_runs_and_resumes(tmp_path):
 
 def test_differences_are_paired_by_seed():
     ours, theirs = Cell({}, None, {1: 0.5, 2: 0.7, 3: 0.9}), Cell({}, None, {2: 0.6, 3: 0.8, 4: 0.1})
-    assert difference(ours, theirs)[0] == pytest.approx(10)
+    found = difference(ours, theirs)
+    assert found.points == pytest.approx(10)
+    assert found.num_pairs == 2
+    assert str(difference(ours, Cell({}, None, {1: 0.6}))) == "-10.0 (one run)"
     assert difference(ours, Cell({}, None, {})) is None
 
 

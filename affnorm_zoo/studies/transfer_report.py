@@ -156,6 +156,9 @@ def _bar_row(task: str, batch_size: int, cells: dict[str, Cell], ours: str, thei
 
 
 def _section(name: str, task: Task, batch_size: int, config: TransferConfig, cells: dict[str, Cell]) -> str:
+    title = f"{name}, batch size {batch_size}"
+    if not any(cell.held_out for cell in cells.values()):
+        return f"\n## {title}\n\nNot run yet.\n"
     best = max((max(cell.held_out.values(), default=0.0) for cell in cells.values()), default=0.0)
     rows = []
     for method, cell in cells.items():
@@ -173,7 +176,7 @@ def _section(name: str, task: Task, batch_size: int, config: TransferConfig, cel
         f"bold; `test` that of the final runs on {task.num_test:,} images."
     )
     header = ["method", *(f"{rate:g}" for rate in config.rates), "test", "- folded", "- batchnorm"]
-    return _SECTION.format(title=f"{name}, batch size {batch_size}", facts=facts, table=_table(header, rows))
+    return _SECTION.format(title=title, facts=facts, table=_table(header, rows))
 
 
 def _rate_cell(cell: Cell, rate: float, best: float) -> str:

@@ -3,7 +3,7 @@
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def costs(source: nn.Module, twin: nn.Module, images: Tensor) -> Iterator[dict[s
     times: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(_ROUNDS + 1):
         for name, network in networks.items():
-            times[name].append(_seconds(lambda network=network: network(images).square().mean().backward()))
+            times[name].append(_step_seconds(network, images))
     base = saved_bytes(networks[SOURCE], images)
     for name, network in networks.items():
         pairs = [ours / theirs for ours, theirs in zip(times[name][1:], times[SOURCE][1:], strict=True)]
@@ -174,7 +174,7 @@ def _compared(twin: nn.Module, test: Split, indices: list[int], reference: Tenso
     return scores(logits, test.labels, indices) | {"agreement": same}
 
 
-def _seconds(step: Callable[[], None]) -> float:
+def _step_seconds(network: nn.Module, images: Tensor) -> float:
     start = time.perf_counter()
-    step()
+    network(images).square().mean().backward()
     return time.perf_counter() - start

@@ -9,12 +9,17 @@ from affnorm_zoo.studies.lite0_study import SOURCE, Lite0Config
 
 BAR = -1.5  # points among ten, one-shot at κ = 4√n
 _BAR_KAPPA = 4
+_TUNED = """\
+- Fine-tuned: {updates} updates of AdamW on {batch} training images without labels, each seen once as a random crop of
+  {crop} px, to the source's probabilities. We tried one learning rate, {rate:g}.
+"""
 _PAGE = """\
 # Converting ImageNet weights: EfficientNet-Lite0 to PatchNorm
 
-`scripts/study.py report` writes this page from [{file}]({file}). The weights are those of the package
-`{package}` (Apache-2.0), trained with batch norm on ImageNet. The images are {num_test:,} validation images of
-Imagenette, ten of ImageNet's classes, enlarged from 128 px and seen at {size} px.
+`scripts/study.py report` writes this page from [{file}]({file}).
+The weights are those of the package `{package}` (Apache-2.0), trained with batch
+norm on ImageNet. The images are {num_test:,} validation images of Imagenette, ten of ImageNet's classes, enlarged from
+128 px and seen at {size} px.
 
 {verdict}
 
@@ -22,9 +27,7 @@ Imagenette, ten of ImageNet's classes, enlarged from 128 px and seen at {size} p
 - *Of 1,000*: the image's class has the highest of all logits. *Among ten*: the highest of the ten classes' logits.
   *Same class*: share of the images for which twin and source choose the same of 1,000 classes.
 - One-shot: `affnorm_zoo.convert` on {num_fit} training images, without labels and without training.
-- Fine-tuned: {updates} updates of AdamW on {batch} training images without labels, each seen once as a random crop of
-  {crop} px, to the source's probabilities. We tried one learning rate, {rate:g}.
-{cost}
+{tuned}{cost}
 To repeat it: `python scripts/study.py lite0 IMAGENETTE`. Hardware and versions: {environment}; {threads} thread.
 """
 
@@ -40,10 +43,7 @@ def write_lite0(config: Lite0Config, results: Path, page: Path) -> None:
         verdict=_verdict(result["rows"]),
         table=_table(result["rows"]),
         num_fit=config.num_fit,
-        updates=-(-config.num_seen // config.batch_size),
-        batch=config.batch_size,
-        crop=config.crop,
-        rate=config.rate,
+        tuned=_tuned(result["rows"], config),
         cost=_cost(result["cost"], config),
         environment=", ".join(f"{name} {value}" for name, value in result["environment"].items()),
         threads=result["threads"],
@@ -61,6 +61,13 @@ def _verdict(rows: list[dict[str, Any]]) -> str:
         f"One-shot at κ = {_BAR_KAPPA}√n the twin is {loss:+.1f} points from the source among ten; at least {BAR:g} "
         f"was wanted: {'met' if loss >= BAR else 'missed'}."
     )
+
+
+def _tuned(rows: list[dict[str, Any]], config: Lite0Config) -> str:
+    if not any(row.get("updates") for row in rows):
+        return "- Fine-tuning has not run yet.\n"
+    updates = -(-config.num_seen // config.batch_size)
+    return _TUNED.format(updates=updates, batch=config.batch_size, crop=config.crop, rate=config.rate)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ import affnorm_zoo
 import affnorm_zoo.run
 from affnorm_zoo.cli import cli
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.hub import export_run
+from affnorm_zoo.hub import export_run, index
 from affnorm_zoo.hub.index import bundled
 from affnorm_zoo.models import zoo_models
 
@@ -44,13 +45,23 @@ def test_it_lists_the_zoo_and_says_what_a_model_is():
     stored = [manifest["evaluation"]["model"] for manifest in bundled()]
     assert call("list", "--pretrained").split() == stored
     assert affnorm_zoo.list_pretrained() == stored
-    assert call("list", "--table") == (ROOT / "docs/models.md").read_text()
     text = call("info", "resnet50_patchnorm")
     assert "25.53 M" in text
     assert "4.09 GMACs per image of 224 px" in text
     assert "none published" in text
     assert "patchnorm: " in text
     assert "did you mean resnet50_patchnorm" in call("info", "resnet50_pachnorm", code=2)
+
+
+def test_the_page_of_models_has_every_model_and_the_sizes_that_they_have(monkeypatch):
+    page = (ROOT / "docs/models.md").read_text()
+    names = re.findall(r"^\| `(\w+)` \|", page.partition("## Sizes")[2], re.MULTILINE)
+    assert names == zoo_models()
+    monkeypatch.setattr(index, "zoo_models", lambda: names[::16])  # a size takes a second
+    table = call("list", "--table")
+    head, _, rows = table.partition("## Sizes")
+    assert page.startswith(head)
+    assert set(rows.splitlines()) <= set(page.splitlines())
 
 
 def test_print_config_reads_back(tmp_path):

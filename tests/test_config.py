@@ -4,8 +4,10 @@ import pytest
 
 from affnorm_zoo.config import RunConfig, config_to_yaml, load_config
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.studies.lite0_study import load_lite0_config
 from affnorm_zoo.studies.paper import load_paper_config
 from affnorm_zoo.studies.sweep import load_sweep
+from affnorm_zoo.studies.transfer_grid import load_transfer_config
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(file for file in FOLDER.rglob("*.yaml") if file.parent.name != "accelerate")
@@ -102,6 +104,8 @@ def test_shipped_configs_load_and_fit_on_a_screen(file):
         assert load_paper_config(file) != load_paper_config(file, quick=True)
     elif file.parent.name == "sweeps":
         load_sweep(file)
+    elif file.parent.name == "studies":
+        {"transfer": load_transfer_config, "lite0": load_lite0_config}[file.stem](file)
     else:
         load_config([file])
     assert len(file.read_text().splitlines()) <= 40

@@ -124,3 +124,17 @@ def test_initialisation_still_finds_the_ends_of_branches():
         torch.manual_seed(4)
         init_bound_weights(model, damp_branches=damp)
     torch.testing.assert_close(small.layer1[0].conv2.weight, 0.2 * large.layer1[0].conv2.weight)
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_a_forward_that_was_put_on_a_layer_runs(block, images):
+    """As accelerate does to move weights in time."""
+    model = network(NETWORKS[block])
+    expected = model(images)
+    calls = []
+    for module in model.modules():
+        if isinstance(module, (BasicBlock, Bottleneck)):
+            conv = module.conv2 if block == "basic" else module.conv3
+            conv.forward = lambda x, plain=conv.forward: calls.append(x.shape) or plain(x)
+    torch.testing.assert_close(model(images), expected, rtol=1e-9, atol=1e-9)
+    assert len(calls) == 5

@@ -56,7 +56,8 @@ class Bottleneck(resnet.Bottleneck):
 def _may_join(block: nn.Module, x: Tensor, conv: nn.Module, norm: nn.Module, act: nn.Module) -> bool:
     """Whether nothing stands between the last convolution, the shortcut and the ReLU, and nobody looks there.
 
-    An attention over channels and an active drop path stand there. A hook looks there, and so does a tracer of modules.
+    An attention over channels and an active drop path stand there. A hook looks there. So do a tracer of modules, and a
+    tool that has put its own ``forward`` on a module, as accelerate does to move weights.
     """
     drops = block.drop_path is not None and block.training and getattr(block.drop_path, "drop_prob", 0.0) > 0
     return (
@@ -67,7 +68,7 @@ def _may_join(block: nn.Module, x: Tensor, conv: nn.Module, norm: nn.Module, act
         and type(act) is nn.ReLU
         and block.se is None
         and not drops
-        and not any(has_hooks(module) for module in (conv, norm, act))
+        and not any(has_hooks(module) or "forward" in module.__dict__ for module in (conv, norm, act))
         and not _has_any_global_hook()
     )
 

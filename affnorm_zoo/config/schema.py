@@ -39,7 +39,7 @@ class TrainConfig:
     seed: int = 0
     eval_epochs: int = 1  # epochs between evaluations; the last epoch is always evaluated
     max_updates: int | None = None  # stop there, skipped updates counted; the schedule stays that of all epochs
-    non_finite: Literal["stop", "skip"] = "stop"  # on a gradient that is no number; skip reads it at every update
+    non_finite: Literal["stop", "skip"] = "stop"  # on a non-finite gradient; skip checks every update
     max_skips: int = 10  # in a row
     # train towards the outputs of this network, without labels: an export folder, or a timm name with weights
     distill_from: str | None = None

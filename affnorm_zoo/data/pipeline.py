@@ -106,7 +106,7 @@ def eval_loader(
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Loader of this process's share of a dataset: every image exactly once over all processes, none repeated.
 
-    ``indices`` are the images to take, if not all; a stream has no numbers and gives all.
+    ``indices`` are the images to take, if not all; a stream has no indices and gives all.
     """
     dataset.transform = eval_transform(preprocessing)
     if isinstance(dataset, Stream):

@@ -24,7 +24,7 @@ class ShardedBatches(Sampler[list[Key]]):
         micro_batch_size: images a batch of this process.
         rank, world_size: this process and their number.
         seed: of the permutations.
-        repeats: how often an image stands in a global batch, augmented anew; an epoch then shows fewer of them.
+        repeats: how often an image is in a global batch, each time augmented by itself; an epoch then has fewer images.
     """
 
     def __init__(

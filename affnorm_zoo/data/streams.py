@@ -51,7 +51,7 @@ def open_wds(config: DataConfig, split: str, key: str, *, is_training: bool) -> 
 
 
 class StreamedBatches:
-    """What :class:`ShardedBatches` says of its windows, for a stream: equal ones, whose images have no numbers."""
+    """What :class:`ShardedBatches` says of its windows, for a stream: equal ones, whose images have no indices."""
 
     def __init__(
         self, stream: Stream, global_batch_size: int, micro_batch_size: int, world_size: int, workers: int, seed: int

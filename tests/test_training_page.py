@@ -35,6 +35,7 @@ def finish(process):
     return output
 
 
+@pytest.mark.slow
 def test_a_newcomer_gets_from_photographs_to_a_model(tmp_path):
     draw_folder(tmp_path / "photos", classes=("cat", "dog"), per_class=32, size=64)
     (tmp_path / "photos.yaml").write_text(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL).group(1))

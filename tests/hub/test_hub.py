@@ -172,6 +172,7 @@ def test_a_silent_server_is_not_waited_for(hub, clients, finished_runs, repo):
     client(push(finished_runs / "resnet", repo))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["push", "pull"])
 def test_a_slow_server_is_given_up_in_time(command, hub, clients, transport, finished_runs, repo, tmp_path):
     clients(**transport)(push(finished_runs / "second", repo))
@@ -238,7 +239,9 @@ def test_a_cut_upload_is_resumed_by_the_client(hub, clients, transport, fresh, r
 STAGES = {"create": "/repos/create", "ask": "/preupload/", "upload": "/lfs/|/cas/v1/xorbs/", "commit": "/commit/"}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=[] if stage == "upload" else pytest.mark.slow) for stage in STAGES]
+)
 def test_a_killed_push_is_completed_by_the_next(stage, hub, clients, transport, fresh, repo):
     before = len(hub.ask()["requests"])
     parent = clients(role="parent", **transport)  # never pushes itself, and so has no threads to lose

@@ -7,8 +7,9 @@ from torch import nn
 
 import affnorm_zoo
 
-DEPTH_CASES = ["resnet152_patchnorm", "resnet152_patchnorm_l2", "resnet152_patchnorm_ws", "resnext50_32x4d_patchnorm",
-               "resnet56_cifar_patchnorm", "vit_large_patch16_224_normlike"]  # fmt: skip
+DEPTH_CASES = ["resnet152_patchnorm", "resnext50_32x4d_patchnorm", "resnet56_cifar_patchnorm",
+               *(pytest.param(name, marks=pytest.mark.slow) for name in (
+                   "resnet152_patchnorm_l2", "resnet152_patchnorm_ws", "vit_large_patch16_224_normlike"))]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DEPTH_CASES)

@@ -76,6 +76,7 @@ def test_nothing_is_run_twice(folder, monkeypatch):
     assert trained == []
 
 
+@pytest.mark.slow
 def test_processes_share_the_runs(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text(

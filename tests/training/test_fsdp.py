@@ -54,6 +54,7 @@ def launch(folder, *overrides):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sharded_run_clips_as_a_whole_one_resumes_to_the_bit_and_exports(tmp_path):
     launch(tmp_path / "whole")
     train_here(tmp_path / "unsharded", *SMALL_VIT, *CLIPPED, "train.max_updates=1")

@@ -84,6 +84,7 @@ def test_nothing_is_run_twice_and_an_interrupted_experiment_goes_on(folder, monk
     assert json.loads(removed.read_text())["accuracy"] == before["accuracy"]
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_gives(folder, tmp_path):
     """The same runs in two processes, to the bit."""
     run_experiment("fc", quick("fc"), DataConfig(), tmp_path / "fc", workers=2)

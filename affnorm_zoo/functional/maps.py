@@ -1,4 +1,4 @@
-"""Normalisers taken apart: a map φ without parameters, times a scale.
+"""Normalisers as a map φ without parameters, times a scale.
 
 Every normaliser of a single vector is x ↦ φ(x) · s. φ is bounded, or keeps a length. s has the parameters.
 """

@@ -1,4 +1,4 @@
-"""Normalisers taken apart into a map and a scale."""
+"""Normalisers as a map and a scale."""
 
 import copy
 

@@ -3,17 +3,17 @@ from typing import Any
 
 import torch
 import torch.fx
-from timm.layers import pad_same, register_notrace_module
+from timm.layers import get_same_padding, pad_same, register_notrace_module
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
-from torch.nn.modules.utils import _pair
 
 from affnorm_zoo.functional.activation import ACTIVATIONS, check_activation
-from affnorm_zoo.functional.patch_norm import VARIANTS, split_padding
+from affnorm_zoo.functional.patch_norm import VARIANTS
 from affnorm_zoo.functional.weight_standardization import standardize_weight
 from affnorm_zoo.layers._bound import BoundLayer, draw_normal
+from affnorm_zoo.layers._geometry import GEOMETRY, EditedInPlace
 from affnorm_zoo.ops.patch_norm import patch_norm
 from affnorm_zoo.ops.weight_standardization import effective_weight
 from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
@@ -26,12 +26,9 @@ RELU_GAIN = math.sqrt(2)
 # variance, 1/2 - 1/(2π) (Brock et al. 2021, https://arxiv.org/abs/2101.08692, section 4.1)
 STANDARDIZED_RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
 
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-
 
 @register_notrace_module
-class PatchNormConv2d(BoundLayer):
+class PatchNormConv2d(EditedInPlace):
     """Convolution whose every output is divided by the length of its patch, (N, C_in, H, W) to (N, C_out, H', W').
 
         affine_like:  z_p = c (W∗x + κ b)_p / √(‖x_p‖² + κ²)
@@ -88,7 +85,7 @@ class PatchNormConv2d(BoundLayer):
         plain = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, "meta"
         )
-        for name in ("in_channels", "out_channels", "groups", *_GEOMETRY, "transposed", "output_padding"):
+        for name in ("in_channels", "out_channels", "groups", *GEOMETRY, "transposed", "output_padding"):
             setattr(self, name, getattr(plain, name))
         self.weight = nn.Parameter(torch.empty(plain.weight.shape, device=device, dtype=dtype))
         new_bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
@@ -167,31 +164,6 @@ class PatchNormConv2d(BoundLayer):
         watched = self._forward_hooks or self._backward_hooks or self._backward_pre_hooks
         return output.clone() if watched or _has_any_global_hook() else output
 
-    def __setattr__(self, name: str, value: object) -> None:
-        """Set an attribute; a change of the geometry is checked, and heeded by the next call."""
-        if name not in _GEOMETRY or not hasattr(self, "conv_padding"):
-            super().__setattr__(name, value)
-            return
-        before = getattr(self, name)
-        is_pair = name != "padding_mode" and not isinstance(value, str)
-        super().__setattr__(name, _pair(value) if is_pair else value)
-        try:
-            self._split_padding()
-        except ValueError:
-            super().__setattr__(name, before)
-            raise
-
-    def _split_padding(self) -> None:
-        """Divide the padding into the part that ``pad`` adds and the part that the convolution can add itself."""
-        if self.padding_mode not in PADDING_MODES:
-            raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {self.padding_mode!r}")
-        self.pads, self.conv_padding = split_padding(self.padding, self.kernel_size, self.stride, self.dilation)
-        self.pad_mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        if self.padding_mode != "zeros":
-            rows, columns = self.conv_padding
-            left, right, top, bottom = self.pads
-            self.pads, self.conv_padding = (left + columns, right + columns, top + rows, bottom + rows), (0, 0)
-
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Conv2d's
         return self._map(input, None, False)
 
@@ -224,12 +196,6 @@ class PatchNormConv2d(BoundLayer):
             shortcut,
             shortcut_is_kept,
         )
-
-    def pad(self, x: Tensor) -> Tensor:
-        """Add the part of the padding that the convolution cannot: a mode other than zeros, or uneven sides."""
-        if max(self.pads) > 0:
-            return F.pad(x, self.pads, self.pad_mode)
-        return x
 
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
@@ -276,8 +242,18 @@ class PatchNormConv2dSame(PatchNormConv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size, stride=1, padding=0, *args, **kwargs) -> None:  # noqa: ARG002
         super().__init__(in_channels, out_channels, kernel_size, stride, 0, *args, **kwargs)
 
+    def _split_padding(self) -> None:
+        """Check the padding; none of it is used."""
+        super()._split_padding()
+        self.pads, self.conv_padding = (0, 0, 0, 0), (0, 0)
+
     def pad(self, x: Tensor) -> Tensor:
-        return pad_same(x, self.kernel_size, self.stride, self.dilation)
+        if self.pad_mode == "constant":
+            return pad_same(x, self.kernel_size, self.stride, self.dilation)
+        rows = get_same_padding(x.shape[-2], self.kernel_size[0], self.stride[0], self.dilation[0])
+        columns = get_same_padding(x.shape[-1], self.kernel_size[1], self.stride[1], self.dilation[1])
+        sides = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+        return F.pad(x, sides, self.pad_mode)
 
 
 for _name, _summary, _formula, _options in (

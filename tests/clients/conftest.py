@@ -30,8 +30,8 @@ _FOOT = """
   or call `bind(model, absorb=False)`. Every ReLU and GELU then is a module. DeepLift's sum rule does not hold: it
   takes all modules but activations for linear, and the quotient is not.
 - **Dilating a backbone**: ask timm, `timm.create_model(..., output_stride=8)`, or set `stride`, `dilation` and
-  `padding` of the layers. `replace_strides_with_dilation` of segmentation-models-pytorch looks for `nn.Conv2d` and
-  passes ours over; its `tu-` encoders take `encoder_output_stride` and are dilated by timm.
+  `padding` of the layers. A tool that looks for `nn.Conv2d` passes ours over, except for
+  `replace_strides_with_dilation` of segmentation-models-pytorch, which the layers know.
 - **Pruning**: `torch.nn.utils.prune` and parametrizations work in training. What writes into a weight that they compute
   (`reparameterize`, `damp`, `init_bound_weights`) is refused until they are removed. torch-pruning is given
   `affnorm_zoo.pruning.pruners()` and an importance in `affnorm_zoo.pruning.weighing(...)`: by themselves its

@@ -7,7 +7,7 @@ from clients.rows import client
 from PIL import Image
 from torch import nn
 
-from affnorm_zoo.layers import BoundLayer
+from affnorm_zoo.layers import BoundLayer, PatchNormConv2d
 from affnorm_zoo.models import WEIGHTS_FOLDER
 
 FOLDERS = sorted(WEIGHTS_FOLDER.iterdir(), key=lambda folder: folder.name)
@@ -100,21 +100,24 @@ def test_segmentation(decoder):
         assert model.encoder(x)[-1].shape[-1] == 4
 
 
-@client(
-    "segmentation-models-pytorch",
-    "`replace_strides_with_dilation` on a model of ours",
-    "passes our layers over: use `output_stride`",
-)
-def test_dilating_in_place():
+@client("segmentation-models-pytorch", "`replace_strides_with_dilation`, which finds convolutions by their class")
+@pytest.mark.parametrize("name", ["resnet18_patchnorm", "tf_mobilenetv3_large_100_patchnorm"])
+def test_dilating_in_place(name):
     from segmentation_models_pytorch.encoders._utils import replace_strides_with_dilation
 
-    model, x = timm.create_model("resnet18_patchnorm").eval(), torch.randn(1, 3, 64, 64)
-    expected = model.forward_features(x)
-    replace_strides_with_dilation(model.layer4, 2)
-    assert torch.equal(model.forward_features(x), expected)
-    dilated = timm.create_model("resnet18_patchnorm", output_stride=16).eval()
-    dilated.load_state_dict(model.state_dict())
-    assert dilated.forward_features(x).shape == (1, 512, 4, 4)
+    model, by_hand = (timm.create_model(name).eval() for _ in range(2))
+    by_hand.load_state_dict(model.state_dict())
+    stage = "layer4" if name.startswith("resnet") else "blocks.5"
+    replace_strides_with_dilation(model.get_submodule(stage), 2)
+    for layer in by_hand.get_submodule(stage).modules():
+        if isinstance(layer, PatchNormConv2d | nn.Conv2d):
+            rows, columns = layer.kernel_size
+            layer.stride, layer.dilation, layer.padding = 1, 2, (rows // 2 * 2, columns // 2 * 2)
+    x = torch.randn(1, 3, 64, 64)
+    found = model.forward_features(x)
+    assert torch.equal(found, by_hand.forward_features(x))
+    assert found.shape[-2:] == (4, 4)
+    assert [*map(type, model.modules())] == [*map(type, by_hand.modules())]
 
 
 @client("torchvision", "`FasterRCNN` and `RetinaNet` on a ResNet of ours")

@@ -67,12 +67,30 @@ def test_an_edited_geometry_is_obeyed(edit, gain):
     assert torch.equal(torch.jit.script(copy.deepcopy(layer))(x), torch.jit.script(built)(x))
 
 
-def test_stride_and_dilation_of_a_same_convolution_are_obeyed():
-    layer, built = PatchNormConv2dSame(3, 4, 3, stride=2), PatchNormConv2dSame(3, 4, 3, dilation=2)
-    built.load_state_dict(layer.state_dict())
-    layer.stride, layer.dilation = (1, 1), (2, 2)
+@pytest.mark.parametrize(
+    "edit", [{"stride": 1, "dilation": 2}, {"padding": 2}, {"stride": 1, "padding": "same"}], ids=str
+)
+def test_an_edited_same_convolution_pads_as_its_twin(edit):
+    layer, twin = PatchNormConv2dSame(3, 4, 3, stride=2), Conv2dSame(3, 4, 3, stride=2)
     x = torch.randn(1, 3, 7, 10)
+    for name, value in edit.items():
+        setattr(layer, name, value)
+        setattr(twin, name, value if isinstance(value, str) else (value, value))
+    built = PatchNormConv2dSame(3, 4, 3, layer.stride, dilation=layer.dilation)
+    built.load_state_dict(layer.state_dict())
     assert torch.equal(layer(x), built(x))
+    assert layer(x).shape == twin(x).shape
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_a_padding_mode_of_a_same_convolution_is_obeyed(mode):
+    layer, x = PatchNormConv2dSame(3, 4, (3, 2), stride=2), torch.randn(1, 3, 8, 9)
+    layer.padding_mode = mode
+    plain = PatchNormConv2d(3, 4, (3, 2), stride=2)
+    plain.load_state_dict(layer.state_dict())
+    expected = plain(nn.functional.pad(x, (0, 1, 0, 1), mode))  # 3 rows fit 8 with one more, 2 columns 9 likewise
+    assert torch.equal(layer(x), expected)
+    assert torch.equal(torch.jit.script(layer)(x), expected)
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,20 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert "6 a link back (such as cat/across)" in passed
 
 
+def test_links_lead_to_pictures_that_are_kept_out_of_sight(tmp_path):
+    """As in a store of annexed files, whose folders are linked to under the names of the classes."""
+    train = splits(tmp_path / "photos") / "train"
+    picture(train / ".store/a/1.png")
+    (train / ".store/a/around").symlink_to("../..")
+    (train / ".store/a/again").symlink_to(train / ".store/a")
+    (train / "bird").symlink_to(".store/a")
+    index, passed = open_index(train)
+    assert [(name, int(label)) for name, label in zip(index.names, index.targets, strict=True)] == [
+        ("bird/1.png", 0), ("cat/0.png", 1), ("dog/0.png", 2)
+    ]  # fmt: skip
+    assert "folders that were not entered: 2 a link back (such as bird/again), 1 hidden (.store)" in passed
+
+
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     root, original = splits(tmp_path / "photos"), os.scandir
 

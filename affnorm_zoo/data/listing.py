@@ -212,9 +212,13 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _leads_back(path: str, root: str) -> bool:
-    """Whether a link leads into the split, where its pictures are counted already, or above it."""
+    """Whether a link leads into the split, where its pictures are counted already, or above it.
+
+    What is hidden there is not counted, and may be where the pictures are kept.
+    """
     target = os.path.realpath(path)
-    return os.path.commonpath([target, root]) in (target, root)
+    common = os.path.commonpath([target, root])
+    return common == target or (common == root and not any(map(is_hidden, target[len(root) :].split(os.sep))))
 
 
 def _note(passed: dict[str, list[str]], reason: str, name: str) -> None:

@@ -131,7 +131,46 @@ def test_divergence_names_what_is_wrong_with_its_arguments(tmp_path):
     small = ("divergence", "resnet20_cifar_patchnorm", "--images", 2, "--steps", 0)
     assert "is not a file" in call(*small, "--checkpoint", tmp_path / "none", code=2)
     save_file({"one": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert "does not fit the model" in call(*small, "--checkpoint", tmp_path / "other.safetensors", code=2)
+    (tmp_path / "text.safetensors").write_text("text")
+    for name in ("other", "text"):
+        assert "does not fit the model" in call(*small, "--checkpoint", tmp_path / f"{name}.safetensors", code=2)
+
+
+NUMBERS_OUT_OF_RANGE = [
+    ("evaluate", "x", "--batch-size", 0), ("evaluate", "x", "--batch-size", -1), ("divergence", "x", "--images", 0),
+    ("divergence", "x", "--batch-size", 0), ("divergence", "x", "--steps", -1), ("divergence", "x", "--seed", -1),
+    ("divergence", "x", "--seed", 2**32), ("divergence", "x", "--lr", -1), ("demo", "x", "--port", 70000),
+    ("convert", "x", "--output", "y", "--images", 0), ("convert", "x", "--output", "y", "--seed", -1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", NUMBERS_OUT_OF_RANGE, ids=lambda arguments: " ".join(map(str, arguments)))
+def test_a_number_out_of_range_is_refused_before_anything_runs(arguments):
+    assert f"Invalid value for '{arguments[-2]}': {arguments[-1]}" in call(*arguments, code=2)
+
+
+@pytest.mark.parametrize("kind", ["folder", "below a file", "zero byte", "too long"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(kind, tmp_path):
+    (tmp_path / "file").write_text("")
+    names = {"folder": "", "below a file": "file/x.csv", "zero byte": "a\0b", "too long": "x" * 300}
+    path = tmp_path / names[kind]
+    for option in (("evaluate", "x", "--results"), ("divergence", "x", "--output"), ("divergence", "x", "--maps"),
+                   ("pack", "--output")):  # fmt: skip
+        wanted = "is not a file that can be written" if kind in ("folder", "below a file") else "is not a path"
+        assert wanted in call(*option, path, code=2)
+    assert call("evaluate", "x", "--results", tmp_path / "new/folder/x.csv", code=2).startswith("error: model 'x'")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("", "model '' is not known"), ("local-dir:", "no model id / path"), ("hf-hub:", "no model id / path"),
+     ("foo:bar", "Unknown model source 'foo'")],
+)  # fmt: skip
+def test_a_name_that_means_no_model_is_refused_in_a_line(name, message):
+    printed = call("evaluate", name, code=2)
+    assert printed.startswith("error: ")
+    assert message in printed
+    assert len(printed.strip().splitlines()) == 1
 
 
 def test_a_pattern_without_a_match_is_an_error(tmp_path):

@@ -139,6 +139,25 @@ def test_fewer_classes_are_a_new_classifier(tmp_path):
     assert model.get_classifier().out_features == len(CLASSES)
 
 
+def test_another_number_of_classes_is_an_error_that_shows_both(export, tmp_path):
+    folder, _, _ = export
+    for command in (evaluate, divergence):
+        result = invoke(command, folder, f"data.path={draw_folder(tmp_path / command.name, classes=('blue', 'pink'))}")
+        assert result.exit_code == 2
+        assert (
+            f"the model has 3 classes, but {command.name} has 2: the weights know 'green', 'red', the data have 'pink'"
+            in result.output
+        )
+
+
+def test_class_names_in_a_form_of_others_are_refused():
+    model = torch.nn.Linear(1, 2)
+    model.num_classes, model.pretrained_cfg = 2, {"label_names": {"a": 0, "b": 1}}
+    source = Source(name="letters", train=(), val=(), class_names=("a", "b"))
+    with pytest.raises(UsageError, match=r"label_names of the weights must be a list, or keyed by number: .*'a'"):
+        match_labels("it", model, source, by_position=False)
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import click
 
-from affnorm_zoo.cli.report import USER_PATH, reported_errors
+from affnorm_zoo.cli.report import COUNT, USER_PATH, reported_errors
 from affnorm_zoo.config import load_config
 from affnorm_zoo.studies.conversion import Study
 from affnorm_zoo.studies.conversion_report import write_page
@@ -23,8 +23,10 @@ def conversion() -> None:
     "--config", type=USER_PATH, default=Path("configs/cifar10/resnet20_cifar_finetune.yaml"), show_default=True
 )
 @click.option("--work", type=USER_PATH, default=Path("runs/conversion"), show_default=True, help="Networks and runs.")
-@click.option("--seeds", default=3, show_default=True, help="Conversions per scale and fit.")
-@click.option("--fine-tuned-seeds", default=1, show_default=True, help="Fine-tuning runs per way.")
+@click.option("--seeds", type=COUNT, default=3, show_default=True, help="Conversions per scale and fit.")
+@click.option(
+    "--fine-tuned-seeds", type=click.IntRange(min=0), default=1, show_default=True, help="Fine-tuning runs per way."
+)
 @_results
 def measure(
     overrides: tuple[str, ...], config: Path, work: Path, seeds: int, fine_tuned_seeds: int, results: Path

@@ -3,7 +3,7 @@ from pathlib import Path
 import click
 import torch
 
-from affnorm_zoo.cli.report import USER_PATH, reported_errors, split_config
+from affnorm_zoo.cli.report import COUNT, SEED, USER_PATH, reported_errors, split_config
 from affnorm_zoo.config import load_config
 from affnorm_zoo.conversion import convert as convert_model
 from affnorm_zoo.conversion.fit import FITS
@@ -24,8 +24,15 @@ from affnorm_zoo.hub import export_conversion
 @click.option("--scale", default="rms4", show_default=True, help="rms, rms4, rms<r> for κ = r√n, or unit.")
 @click.option("--fit", type=click.Choice(FITS), help="Default: lstsq below κ = 4√n, channel from there on.")
 @click.option("--unnormed", type=click.Choice(UNNORMED), default="plain", show_default=True)
-@click.option("--images", "num_images", default=512, show_default=True, help="Training images to fit and measure with.")
-@click.option("--seed", default=0, show_default=True, help="Of the choice of these images.")
+@click.option(
+    "--images",
+    "num_images",
+    type=COUNT,
+    default=512,
+    show_default=True,
+    help="Training images to fit and measure with.",
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the choice of these images.")
 def convert(
     name: str,
     overrides: tuple[str, ...],

@@ -7,7 +7,7 @@ from affnorm_zoo.demo import build_page
 @click.command()
 @click.argument("models", nargs=-1)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve; 0.0.0.0 for all.")
-@click.option("--port", default=7860, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
 def demo(models: tuple[str, ...], host: str, port: int) -> None:
     """Serve a page that classifies pictures and draws the factor of a step over them.
 

@@ -9,11 +9,12 @@ from typing import Any
 import click
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from affnorm_zoo.cli.report import USER_PATH, reported_errors, split_config
+from affnorm_zoo.cli.report import COUNT, OUTPUT_FILE, SEED, USER_PATH, reported_errors, split_config
 from affnorm_zoo.config import DataConfig, load_config
 from affnorm_zoo.data import (
     Normalize,
@@ -50,14 +51,22 @@ MOST_MAPS = 4  # rows of a figure of heat maps
 @click.option("--vs", multiple=True, metavar="MODEL", help="Another model to compare with; may be repeated.")
 @click.option("--data", help="Short for data.path=PATH.")
 @click.option("--checkpoint", type=USER_PATH, help="Weights (safetensors) for the first of MODELS.")
-@click.option("--images", "num_images", default=16, show_default=True, help="Number of validation images.")
-@click.option("--batch-size", default=8, show_default=True, help="Images in memory at a time.")
+@click.option("--images", "num_images", type=COUNT, default=16, show_default=True, help="Number of validation images.")
+@click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Images in memory at a time.")
 @click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), default="sgd", show_default=True)
-@click.option("--lr", default=1e-3, show_default=True, help="Learning rate of the real steps.")
-@click.option("--steps", default=3, show_default=True, help="Real steps; only the last one is measured. 0: none.")
-@click.option("--seed", default=0, show_default=True, help="Seed of untrained weights and drawn positions.")
-@click.option("--output", type=USER_PATH, help="JSON file; a figure of the same name is written next to it.")
-@click.option("--maps", type=USER_PATH, help="PNG file: heat maps of one layer's self factor over the first images.")
+@click.option(
+    "--lr", type=click.FloatRange(min=0), default=1e-3, show_default=True, help="Learning rate of the real steps."
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Real steps; only the last one is measured. 0: none.",
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of untrained weights and drawn positions.")
+@click.option("--output", type=OUTPUT_FILE, help="JSON file; a figure of the same name is written next to it.")
+@click.option("--maps", type=OUTPUT_FILE, help="PNG file: heat maps of one layer's self factor over the first images.")
 @click.option("--layer", help="The layer of --maps; by default the middle one of the first model.")
 def divergence(
     models: tuple[str, ...],
@@ -222,7 +231,7 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
         raise UsageError(f"--checkpoint {path} is not a file; a run's weights are in RUN/{WEIGHTS_FILE}")
     try:
         load_weights(model, path)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise UsageError(f"--checkpoint {path} does not fit the model: {str(error).splitlines()[0]}") from error
 
 

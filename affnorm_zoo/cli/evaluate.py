@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from affnorm_zoo.cli.report import USAGE, USER_PATH, as_line, reported_errors, split_config
+from affnorm_zoo.cli.report import COUNT, OUTPUT_FILE, USAGE, as_line, reported_errors, split_config
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
@@ -14,9 +14,9 @@ from affnorm_zoo.training.processes import build_accelerator
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option("--batch-size", default=128, show_default=True, help="Images per process.")
+@click.option("--batch-size", type=COUNT, default=128, show_default=True, help="Images per process.")
 @click.option("--labels-by-position", is_flag=True, help="Match classes by position even if their names differ.")
-@click.option("--results", type=USER_PATH, help="CSV file with timm's columns.")
+@click.option("--results", type=OUTPUT_FILE, help="CSV file with timm's columns.")
 def evaluate(models: tuple[str, ...], batch_size: int, labels_by_position: bool, results: Path | None) -> None:
     """Evaluate models on the validation split and print one line of JSON per model.
 

@@ -2,14 +2,14 @@ from pathlib import Path
 
 import click
 
-from affnorm_zoo.cli.report import reported_errors, split_config
+from affnorm_zoo.cli.report import OUTPUT_FILE, reported_errors, split_config
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import pack as pack_data
 
 
 @click.command()
 @click.argument("config", nargs=-1)
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="File, ending in .safetensors.")
+@click.option("--output", type=OUTPUT_FILE, required=True, help="File, ending in .safetensors.")
 def pack(config: tuple[str, ...], output: Path) -> None:
     """Decode a dataset once into one file that data.path opens.
 

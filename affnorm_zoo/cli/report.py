@@ -1,5 +1,6 @@
 """How commands report errors: one line, and an exit code per kind of error."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,26 @@ class _UserPath(click.Path):
     """A path with ``~`` for the home folder, also after ``--option=``, where shells do not expand it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        return Path(super().convert(expand_home(str(value)), param, ctx))
+        try:
+            path = Path(super().convert(expand_home(str(value)), param, ctx))
+            path.exists()
+            return path
+        except (OSError, ValueError) as error:  # too long, or with a zero byte
+            self.fail(f"{str(value)!r:.80} is not a path: {getattr(error, 'strerror', None) or error}", param, ctx)
+
+
+class _OutputFile(_UserPath):
+    """A file to be written, whose folder need not be there yet; refused before the work that fills it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = super().convert(value, param, ctx)
+        existing = path if path.exists() else next(parent for parent in path.absolute().parents if parent.exists())
+        if existing.is_dir() == (existing == path) or not os.access(existing, os.W_OK):
+            self.fail(f"{path} is not a file that can be written: see {existing}", param, ctx)
+        return path
 
 
 USER_PATH = _UserPath(path_type=Path)
+OUTPUT_FILE = _OutputFile(path_type=Path)
+COUNT = click.IntRange(min=1)
+SEED = click.IntRange(0, 2**32 - 1)  # numpy's

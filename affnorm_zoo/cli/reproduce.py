@@ -2,7 +2,7 @@ from pathlib import Path
 
 import click
 
-from affnorm_zoo.cli.report import reported_errors
+from affnorm_zoo.cli.report import COUNT, reported_errors
 from affnorm_zoo.config import load_config
 from affnorm_zoo.studies.paper import EXPERIMENTS, load_paper_config, run_experiment, write_report
 
@@ -17,7 +17,7 @@ _path = click.Path(path_type=Path)
 )
 @click.option("--output", type=_path, default=Path("runs/paper"), show_default=True, help="One folder per experiment.")
 @click.option("--quick", is_flag=True, help="A few short runs.")
-@click.option("--workers", default=2, show_default=True, help="Processes, with one thread each.")
+@click.option("--workers", type=COUNT, default=2, show_default=True, help="Processes, with one thread each.")
 def reproduce(
     experiment: str, overrides: tuple[str, ...], configs: Path, output: Path, quick: bool, workers: int
 ) -> None:

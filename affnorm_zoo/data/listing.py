@@ -218,7 +218,7 @@ def _leads_back(path: str, root: str) -> bool:
     """
     target = os.path.realpath(path)
     common = os.path.commonpath([target, root])
-    return common == target or (common == root and not any(map(is_hidden, target[len(root) :].split(os.sep))))
+    return common == target or (common == root and not any(map(is_hidden, Path(target[len(root) :]).parts)))
 
 
 def _note(passed: dict[str, list[str]], reason: str, name: str) -> None:

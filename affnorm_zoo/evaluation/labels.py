@@ -30,19 +30,34 @@ def match_labels(name: str, model: nn.Module, source: Source, by_position: bool)
         return None
     if set(outputs) != set(source.class_names) or len(set(outputs)) != len(outputs):
         raise UsageError(
-            f"the classes of {name} and of the data {source.name} differ: the weights know "
-            f"{_shown(outputs, source.class_names)}, the data have {_shown(source.class_names, outputs)}; "
+            f"the classes of {name} and of the data {source.name} differ{describe_difference(model, source)}; "
             "data.labels_by_position=true matches them by position instead"
         )
     _logger.warning("the classes of %s are in another order than those of %s: matched by name", name, source.name)
     return [outputs.index(label) for label in source.class_names]
 
 
+def describe_difference(model: nn.Module, source: Source) -> str:
+    """Class names that only the weights or only the data have, after a colon; empty unless both name their classes."""
+    outputs = _label_names(model)
+    if outputs is None or not source.has_names:
+        return ""
+    shown = _shown(outputs, source.class_names), _shown(source.class_names, outputs)
+    return f": the weights know {shown[0]}, the data have {shown[1]}"
+
+
 def _label_names(model: nn.Module) -> tuple[str, ...] | None:
-    """The class names of the outputs, if known."""
+    """The class names of the outputs, if known.
+
+    Raises:
+        UsageError: they are stated in a form that is not timm's.
+    """
     names = model.pretrained_cfg.get("label_names")
     if isinstance(names, dict):  # keyed by number, for configs with gaps
-        names = [names[key] for key in sorted(names, key=int)]
+        try:
+            names = [names[key] for key in sorted(names, key=int)]
+        except ValueError as error:
+            raise UsageError(f"label_names of the weights must be a list, or keyed by number: {error}") from error
     if not names or len(names) != model.num_classes:
         return None
     return tuple(unicodedata.normalize("NFC", str(name)) for name in names)

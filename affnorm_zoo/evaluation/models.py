@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from affnorm_zoo.config import expand_home
 from affnorm_zoo.data import Source
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.evaluation.labels import describe_difference
 
 
 def check_model_name(name: str) -> None:
@@ -35,9 +36,12 @@ def load_model(name: str, **kwargs: Any) -> nn.Module:
         UsageError: the name is unknown, the folder is not an export, or it has no weights.
     """
     name = expand_home(name)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         name = f"local-dir:{name}"
-    scheme, _ = parse_model_name(name) if ":" in name else ("", name)
+    try:
+        scheme, _ = parse_model_name(name) if ":" in name else ("", name)
+    except ValueError as error:  # an unknown scheme, or nothing behind it
+        raise UsageError(str(error)) from error
     if scheme == "local-dir":
         name = f"local-dir:{check_export(Path(expand_home(name.removeprefix('local-dir:'))))}"
     elif not scheme:
@@ -105,7 +109,10 @@ def check_classifier(name: str, model: nn.Module, input_size: tuple[int, ...], n
 def check_fit(model: nn.Module, source: Source) -> None:
     """Raise UsageError unless the model's numbers of classes and channels are those of the data."""
     if model.num_classes != len(source.class_names):
-        raise UsageError(f"the model has {model.num_classes} classes, but {source.name} has {len(source.class_names)}")
+        raise UsageError(
+            f"the model has {model.num_classes} classes, but {source.name} has {len(source.class_names)}"
+            + describe_difference(model, source)
+        )
     in_chans = model.pretrained_cfg["input_size"][0]
     if in_chans != source.in_chans:
         raise UsageError(f"the model takes {in_chans} channels, but the images of {source.name} have {source.in_chans}")

@@ -5,7 +5,7 @@ from typing import Any
 
 from affnorm_zoo.benchmarks.gpu_evidence.record import is_failed
 from affnorm_zoo.benchmarks.gpu_evidence.steps import STEPS
-from affnorm_zoo.benchmarks.tables import network_table, products_table, table
+from affnorm_zoo.benchmarks.tables import network_table, table
 from affnorm_zoo.runs.files import read_json
 
 NOT_MEASURED = "not measured"
@@ -31,27 +31,16 @@ def gpu_targets(files: Files) -> list[list[str]]:
     peak = f"{compiled[1]['peak_ratio']:.2f}" if compiled else NOT_MEASURED
     fractions = [row["of_copy"] for rows in _all_results(files, "kernel_speed") for row in rows]
     lowest = f"{min(fractions):.2f}" if fractions else NOT_MEASURED
-    rows = [
+    return [
         ["images per second, resnet50_patchnorm / resnet50, mixed precision, batch 256, compiled", "gpu",
          speed, "≥ 1.05", "1.15"],
         ["peak training memory, the same", "gpu", peak, "≤ 0.60", "0.50"],
         [_KERNELS_AGAINST_COPY, "gpu", lowest, "≥ 0.80", "0.90"],
     ]  # fmt: skip
-    for name in ("patchnorm_ws", "patchnorm_ws_rms4"):
-        gap = training_gap(files, "train_resnet18_cifar", name)
-        measured = NOT_MEASURED if gap is None else f"{gap:+.2f} points"
-        rows.append([f"top-1, resnet18_cifar, {name} - batchnorm, equal epochs", "gpu", measured, "≥ -0.3", "> 0"])
-    return rows
 
 
-def training_gap(files: Files, step: str, contender: str) -> float | None:
-    """Top-1 of a contender minus that of its batch-norm twin, in points; None until both are trained."""
-    ours, twin = (results_of(files, step, name) for name in (contender, "batchnorm"))
-    return None if ours is None or twin is None else 100 * (ours["top1"] - twin["top1"])
-
-
-def gpu_summary(files: Files) -> str:
-    """One sentence for the README."""
+def gpu_summary(files: Files, note: str) -> str:
+    """A sentence for the README, and one more if there is a note."""
     compiled = results_of(files, "resnet50", "train amp_bfloat16 compiled")
     if not compiled:
         return "On a GPU: not measured yet. `python scripts/gpu_evidence.py` makes the measurements.\n"
@@ -59,16 +48,17 @@ def gpu_summary(files: Files) -> str:
     return (
         f"On one {device}, `resnet50_patchnorm` trains {1 / ours['ratio']:.2f} times as many images per second\n"
         f"as batch norm, with {ours['peak_ratio']:.2f} of the peak memory (batch {ours['train_batch_size']}, bfloat16\n"
-        "mixed precision, compiled).\n"
+        "mixed precision, compiled)."
+        + (" Both have changed since: see [performance](docs/performance.md#gpu).\n" if note else "\n")
     )
 
 
-def gpu_section(files: Files) -> str:
-    """The page's section on the GPU."""
+def gpu_section(files: Files, note: str) -> str:
+    """The page's section on the GPU; ``note`` says what has changed since the measurements."""
     if not files:
         return "Not measured: no GPU has run `scripts/gpu_evidence.py` yet.\n"
     devices = sorted({_describe(content["environment"]) for content in files.values() if "environment" in content})
-    blocks = ["\n".join(devices) + "\n", _steps_table(files)]
+    blocks = ["\n".join(devices) + "\n", *([note] if note else []), _steps_table(files)]
     for step, title in (("ceilings", "Ceilings"), ("kernel_check", "Kernels against float64")):
         if step in files:
             blocks += [f"### {title}\n", (_ceilings if step == "ceilings" else _kernel_errors)(files[step])]
@@ -78,12 +68,8 @@ def gpu_section(files: Files) -> str:
             blocks += [f"### {', '.join(key)}\n", network_table([row for row in rows if _kind(row) == key])]
     if "kernel_speed" in files:
         blocks += ["### Bandwidth of the passes over that of a copy\n", _bandwidths(files)]
-    products = list(_all_results(files, "product_check"))
-    if products:
-        blocks += ["### One layer's forward, bfloat16\n", products_table(products)]
-    for step in files:
-        if step.startswith("train_"):
-            blocks += [f"### {step.removeprefix('train_')}, trained\n", _trainings(files[step])]
+    if any(step.startswith("train_") for step in files):
+        blocks.append("[recipes.md](recipes.md) has the accuracies of the networks trained.\n")
     return "\n".join(blocks)
 
 
@@ -140,14 +126,3 @@ def _bandwidths(files: Files) -> str:
         for name, rows in found.items()
     ]
     return table(["images", "copy (GB/s)", *kernels], lines)
-
-
-def _trainings(content: dict[str, Any]) -> str:
-    runs = {name: row["results"] for name, row in content["rows"].items() if isinstance(row.get("results"), dict)}
-    twin = next(iter(runs.values()), {"top1": 0.0})
-    lines = [
-        [name, run["model"], f"{100 * run['top1']:.2f}", f"{100 * (run['top1'] - twin['top1']):+.2f}",
-         str(run["epochs"]), f"{run['updates']:,}", f"{run['seconds']:.0f}", run["precision"]]
-        for name, run in runs.items()
-    ]  # fmt: skip
-    return table(["contender", "model", "top-1, %", "gap", "epochs", "updates", "seconds", "precision"], lines)

@@ -33,8 +33,6 @@ python scripts/gpu_evidence.py  # on a GPU, into docs/benchmarks/gpu
 python scripts/benchmark.py report
 ```
 
-On a GPU with `torch.backends.cudnn.benchmark` set, eager layers in half precision autotune per shape. They time two
-ways and take the faster one: the library's matrix product with our passes around it, or a single fused kernel.
 {opaque}
 ## Targets
 
@@ -73,6 +71,7 @@ def write_report(folder: Path, page: Path, readme: Path | None = None) -> None:
     """Write the page, one figure of ratios next to each JSON file, and the README's lines on the GPU."""
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
     files = read_steps(folder / "gpu")
+    note = (folder / "gpu/note.md").read_text(encoding="utf-8") if (folder / "gpu/note.md").is_file() else ""
     sections = []
     for name, result in results.items():
         figure = folder / f"{name}.png"
@@ -82,14 +81,14 @@ def write_report(folder: Path, page: Path, readme: Path | None = None) -> None:
     text = _PAGE.format(
         opaque=_opaque(results),
         bars=_bars(results, gpu_targets(files)),
-        gpu=gpu_section(files),
+        gpu=gpu_section(files, note),
         sections="\n".join(sections),
     )
     page.write_text(text, encoding="utf-8")
     if readme is not None:
         before, _, rest = readme.read_text(encoding="utf-8").partition(_BEGIN)
         _, _, after = rest.partition(_END)
-        readme.write_text(before + _BEGIN + gpu_summary(files) + _END + after, encoding="utf-8")
+        readme.write_text(before + _BEGIN + gpu_summary(files, note) + _END + after, encoding="utf-8")
 
 
 def _opaque(results: dict[str, Any]) -> str:

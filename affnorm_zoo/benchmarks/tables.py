@@ -29,16 +29,3 @@ def _network_cells(row: dict[str, Any], mode: str) -> list[str]:
     ]  # fmt: skip
     cells += [f"{row['saved_mib']:.1f}", f"{row['saved_ratio']:.3f}"] if "saved_mib" in row else []
     return cells + ([f"{row['peak_mib']:.0f}", f"{row['peak_ratio']:.3f}"] if "peak_mib" in row else [])
-
-
-def products_table(products: list[dict[str, Any]]) -> str:
-    """Rows of :func:`affnorm_zoo.benchmarks.product_check.check_product`."""
-    rows = []
-    for found in products:
-        micros = [1e6 * found[f"{kind}_seconds"] for kind in ("library", "passes", "kernel")]
-        ratios = [found["kernel_seconds"] / found[f"{kind}_seconds"] for kind in ("passes", "library")]
-        tile = "×".join(map(str, found["tile"][:3]))
-        rows.append([*map(str, found["shape"]), *(f"{t:.1f}" for t in micros), *(f"{r:.3f}" for r in ratios), tile])
-    header = ["pixels", "channels in", "out", "library's product (µs)", "with passes (µs)", "one kernel (µs)",
-              "kernel / passes", "kernel / library's", "tile"]  # fmt: skip
-    return table(header, rows)

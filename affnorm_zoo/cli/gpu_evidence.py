@@ -1,6 +1,7 @@
-import shlex
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +21,7 @@ _path = click.Path(path_type=Path)
 _ON_GPU = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # deterministic products need it
 _REHEARSED = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 _RESULTS = Path("docs/benchmarks/gpu")
+_SIDE_BY_SIDE = 12  # steps that time nothing
 
 
 @click.group(invoke_without_command=True)
@@ -57,15 +59,16 @@ def gpu_evidence(
             pack(carried, _draw_datasets(output / "pictures"), wheels=())
         arguments = ["--output", str(output), *(["--rehearse"] if rehearse else [])]
         arguments += [] if carried is None else ["--carried", str(carried)]
+        steps = [step for step in STEPS if not only or step.name in only]
         outcomes = run_steps(
-            [step for step in STEPS if not only or step.name in only],
+            [replace(step, alone=False) for step in steps] if rehearse else steps,  # a rehearsal times nothing
             output,
             lambda name: [sys.executable, "-m", "affnorm_zoo.cli", "gpu-evidence", "step", name, *arguments],
             budget=budget,
             retry=retry,
             environment=_REHEARSED if rehearse else _ON_GPU,
             after_each=lambda: None if volumes is None else write_volumes(output, volumes),
-            jobs=2 if rehearse else 1,
+            jobs=2 if rehearse else _SIDE_BY_SIDE,
         )
         statuses = [_tell(outcome) for outcome in outcomes]
     sys.exit(0 if set(statuses) <= {OK, LEFT_OUT} else 1)
@@ -132,8 +135,11 @@ def _tree_mib() -> float:
 @gpu_evidence.command()
 @click.argument("source", type=_path)
 @click.option("--output", type=_path, default=_RESULTS, show_default=True)
-def adopt(source: Path, output: Path) -> None:
+@click.option("--recipes", type=_path, default=Path("docs/recipes"), show_default=True, help="Sweeps' result files.")
+def adopt(source: Path, output: Path, recipes: Path) -> None:
     """Unpack the volumes in SOURCE, copied from a GPU machine."""
     with reported_errors():
         join_volumes(source, output)
-    click.echo(f"now run: {shlex.join(['python', 'scripts/benchmark.py', 'report'])}")
+        for folder in sorted(output.glob("sweeps/*")):
+            shutil.copytree(folder / "results", recipes / folder.name / "results", dirs_exist_ok=True)
+    click.echo("now run: python scripts/benchmark.py report && python scripts/recipes.py")

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import tarfile
-from dataclasses import replace
 from importlib import metadata
 
 import pytest
@@ -12,11 +11,12 @@ import torch
 from pictures import draw_folder
 from runs import ROOT, invoke
 
-from affnorm_zoo.benchmarks.gpu_evidence import carry, trainings
+from affnorm_zoo.benchmarks.gpu_evidence import carry
 from affnorm_zoo.benchmarks.gpu_evidence.carry import find_data, join_volumes, pack, write_volumes
 from affnorm_zoo.benchmarks.gpu_evidence.record import DEVICE_LOST, StepRecord
 from affnorm_zoo.benchmarks.gpu_evidence.sizes import REHEARSAL
-from affnorm_zoo.benchmarks.gpu_evidence.steps import RESNET20_CIFAR, STEPS
+from affnorm_zoo.benchmarks.gpu_evidence.steps import RESNET18, RESNET50, STEPS, VIT_SMALL
+from affnorm_zoo.benchmarks.gpu_evidence.trainings import train_sweep
 from affnorm_zoo.benchmarks.networks import Bench
 from affnorm_zoo.cli.gpu_evidence import gpu_evidence
 from affnorm_zoo.errors import UsageError
@@ -139,33 +139,45 @@ def test_what_comes_back_is_in_files_of_limited_size_without_checkpoints_and_dat
         join_volumes(tmp_path / "back", tmp_path / "again")
 
 
-def test_contenders_train_the_same_epochs_as_many_as_the_seconds_allow(tmp_path, monkeypatch):
-    overrides = ("train.global_batch_size=4", "data.image_size=8", "optim.name=adamw", "optim.warmup_epochs=0")
-    sizes = replace(REHEARSAL, max_epochs=50, train_seconds=1000.0, overrides=overrides)
-    pictures = draw_folder(tmp_path / "pictures", splits=("train", "test"), per_class=8)
-    trained = []
+SWEEP = """
+arms: {{one: [], two: [optim.lr=0.01]}}
+baseline: one
+shared: [{config}, data.image_size=8, train.epochs=1, train.max_updates=1]
+seeds: 1
+"""
 
-    def train(config, folder, resume):
-        trained.append((config.model.name, config.train.epochs, resume))
-        report = dict.fromkeys(
-            ("model", "data", "num_train_images", "epochs", "updates", "seconds", "precision", "top1", "loss"), 0
-        )
-        return {**report, "val": {"top1": 0.5, "loss": 1.0, "num_images": 9}}
 
-    monkeypatch.setattr(trainings, "train", train)
-    monkeypatch.setattr(trainings, "_WARM_UP", 1)
-    monkeypatch.setattr(trainings, "_TIMED", 2)
-    record = record_in(tmp_path)
-    packed = tmp_path / "cifar10.safetensors"
-    trainings.run_contest(record, sizes, RESNET20_CIFAR, packed, lambda name: pictures, tmp_path / "runs")
+@pytest.fixture
+def sweep(tmp_path):
+    file = tmp_path / "little.yaml"
+    file.write_text(SWEEP.format(config=ROOT / "configs/cifar10/resnet20_cifar.yaml"))
+    pictures = draw_folder(tmp_path / "pictures", splits=("train", "test"), per_class=4)
+    packed = tmp_path / "data/cifar10.safetensors"
+    output = tmp_path / "output/sweeps/little"
+    output.mkdir(parents=True)
+    return lambda record: train_sweep(record, REHEARSAL, file, packed, lambda: pictures, output)
+
+
+def test_the_results_of_a_sweep_reach_the_recipes(sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    record = record_in(tmp_path / "output")
+    sweep(record)
     assert record.finish() == "ok", record.rows
-    assert [name for name, _, _ in trained] == [
-        "resnet20_cifar_batchnorm", "resnet20_cifar_patchnorm_ws", "resnet20_cifar_patchnorm_ws",
-    ]  # fmt: skip
-    epochs = record.rows["epochs"]["results"]
-    assert {(count, resume) for _, count, resume in trained} == {(epochs, "auto")}
-    assert 2 <= epochs <= 50
-    assert record.rows["patchnorm_ws_rms4"]["results"]["top1"] == 0.5
+    assert record.rows["processes"]["results"]["exit_codes"] == [0]
+    write_volumes(tmp_path / "output", tmp_path / "volumes")
+    arguments = ["adopt", tmp_path / "volumes", "--output", tmp_path / "back", "--recipes", tmp_path / "recipes"]
+    assert invoke(gpu_evidence, *arguments).exit_code == 0
+    for arm in ("one", "two"):
+        result = json.loads((tmp_path / f"recipes/little/results/{arm}_s1_final.json").read_text())
+        assert record.rows[arm]["results"]["top1"] == [result["top1"]]
+
+
+def test_a_sweep_whose_processes_fail_fails_its_step(sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no scripts/sweep.py
+    record = record_in(tmp_path / "output")
+    sweep(record)
+    assert record.finish() == "failed"
+    assert record.rows["one"]["results"] == {"ok": False, "top1": []}
 
 
 def test_the_steps_are_named_once_and_expected_to_end_before_their_limit():
@@ -173,6 +185,15 @@ def test_the_steps_are_named_once_and_expected_to_end_before_their_limit():
     assert len(set(names)) == len(names)
     assert all(0 < step.seconds < step.limit for step in STEPS)
     assert names.index("kernel_check") < names.index("resnet50") < names.index("train_resnet18_cifar")
+    times = [step.name for step in STEPS if not step.name.startswith(("kernel_check", "kernel_tests", "compile_"))]
+    assert times == [step.name for step in STEPS if step.alone]
+
+
+def test_what_is_timed_compiled_was_compiled_before():
+    names = [step.name for step in STEPS]
+    for network in (RESNET50, RESNET18, VIT_SMALL):
+        for normalizer in network[1:]:
+            assert names.index(f"compile_{network[0]}_{normalizer}") < names.index(network[0])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

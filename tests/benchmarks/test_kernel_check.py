@@ -8,17 +8,13 @@ from twins import DEVICE
 
 from affnorm_zoo.benchmarks.gpu_evidence.sizes import GPU
 from affnorm_zoo.benchmarks.kernel_check import KernelCase, check_case, passes_on, time_case
-from affnorm_zoo.benchmarks.product_check import check_product
-from affnorm_zoo.kernels._launch import ProductTile
 from affnorm_zoo.ops import passes
 
 kernels = pytest.importorskip("affnorm_zoo.kernels.passes", reason="Triton is for Linux", exc_type=ImportError)
-products = pytest.importorskip("affnorm_zoo.kernels.product", reason="Triton is for Linux", exc_type=ImportError)
 
 DEVICE = torch.device(DEVICE)
 CASE = KernelCase((2, 12, 5, 7))
 KERNELS = ["square_sum", "scale_output", "scale_cotangent", "correct_pointwise", "correct"]
-TILE = ProductTile(16, 16, 16, num_warps=4, num_stages=2)
 
 
 @pytest.mark.parametrize("case", [CASE, KernelCase((2, 12, 5, 7), "NCHW", "float32", groups=3)], ids=str)
@@ -54,17 +50,6 @@ def test_every_kernel_is_timed_beside_a_copy():
     assert [row["kernel"] for row in rows] == KERNELS
     for row in rows:
         assert row["of_copy"] == pytest.approx(row["gb_per_second"] / row["copy_gb_per_second"])
-
-
-def test_the_product_is_checked_and_timed_and_a_wrong_one_fails(monkeypatch):
-    arguments = ((33, 20, 17), DEVICE, "float16", (TILE,))
-    row = check_product(*arguments)
-    assert row["ok"]
-    assert row["error"] <= row["limit"]
-    assert min(row["passes_seconds"], row["library_seconds"], row["kernel_seconds"]) > 0
-    right = products.normalized_product
-    monkeypatch.setattr(products, "normalized_product", lambda *a: (right(*a)[0] * 1.01, right(*a)[1]))
-    assert not check_product(*arguments)["ok"]
 
 
 def test_the_gpu_is_checked_on_real_widths_in_every_dtype_and_grouped_nhwc_first():

@@ -50,6 +50,7 @@ class Step:
     name: str
     seconds: float = 0.0
     limit: float = 30.0
+    alone: bool = False
 
 
 @pytest.fixture
@@ -89,6 +90,14 @@ def test_steps_side_by_side_end_in_their_order(run):
     found = run(Step("good"), Step("wrong"), Step("new"), jobs=2)
     assert [(name, outcome.status) for name, outcome in found.items()] == [
         ("good", "ok"), ("wrong", "failed"), ("new", "ok"),
+    ]  # fmt: skip
+
+
+def test_a_step_that_times_something_runs_alone(run):
+    found = run(Step("first"), Step("slow", limit=2.0, alone=True), Step("good"), Step("last", alone=True), jobs=3)
+    assert [outcome.status for outcome in found.values()] == ["ok", "timed out", "ok", "ok"]
+    assert run.calls() == [
+        "first", "first.0", "first.1", "slow", "slow.0", "good", "good.0", "good.1", "last", "last.0", "last.1",
     ]  # fmt: skip
 
 
@@ -137,7 +146,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from affnorm_zoo.benchmarks.gpu_evidence.runner import run_steps
 script, output = sys.argv[1:]
-steps = [SimpleNamespace(name=name, seconds=0.0, limit=60.0) for name in ("good", "slow", "last")]
+steps = [SimpleNamespace(name=name, seconds=0.0, limit=60.0, alone=False) for name in ("good", "slow", "last")]
 list(run_steps(steps, Path(output), lambda name: [sys.executable, script, name, output]))
 """
 

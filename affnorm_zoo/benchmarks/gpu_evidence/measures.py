@@ -14,11 +14,10 @@ from affnorm_zoo.benchmarks.gpu_evidence.record import StepRecord
 from affnorm_zoo.benchmarks.gpu_evidence.sizes import Sizes
 from affnorm_zoo.benchmarks.kernel_check import check_case, median_seconds, time_case
 from affnorm_zoo.benchmarks.networks import Bench
-from affnorm_zoo.benchmarks.product_check import check_product
 from affnorm_zoo.training.interrupt import die_with_parent
 
 _ROOT = Path(__file__).parents[3]  # of a checkout, which has the tests
-Network = tuple[str, str, str]  # its name in Sizes.networks, its standard norm, ours
+Network = tuple[str, ...]  # its name in Sizes.networks, its standard norm, ours
 
 
 def measure_ceilings(record: StepRecord, sizes: Sizes) -> None:
@@ -31,12 +30,12 @@ def measure_ceilings(record: StepRecord, sizes: Sizes) -> None:
 def _copy_bandwidth(device: torch.device, mib: int) -> dict[str, float]:
     source = torch.randint(256, (mib * 2**20,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return {"gb_per_second": 2 * source.numel() / median_seconds(partial(target.copy_, source)) / 1e9}
+    return {"gb_per_second": 2 * source.numel() / median_seconds(partial(target.copy_, source), device) / 1e9}
 
 
 def _matmul_speed(device: torch.device, side: int, dtype: torch.dtype) -> dict[str, float]:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return {"tflop_per_second": 2 * side**3 / median_seconds(partial(torch.mm, a, b)) / 1e12}
+    return {"tflop_per_second": 2 * side**3 / median_seconds(partial(torch.mm, a, b), device) / 1e12}
 
 
 def check_kernels(record: StepRecord, sizes: Sizes) -> None:
@@ -51,25 +50,25 @@ def time_kernels(record: StepRecord, sizes: Sizes) -> None:
         record.row(str(case), partial(time_case, case, record.device))
 
 
-def check_products(record: StepRecord, sizes: Sizes) -> None:
-    """The fused product against float64, and its time against the library's."""
-    for shape in sizes.products:
-        name = " × ".join(map(str, shape))
-        record.row(name, partial(check_product, shape, record.device, sizes.product_dtype, sizes.tiles))
-
-
 def run_kernel_tests(record: StepRecord, sizes: Sizes) -> None:
     """The project's own tests of the kernels."""
-    record.row("pytest", lambda: _run_pytest(sizes.kernel_tests))
+    record.row("pytest", lambda: _run_pytest(sizes.kernel_tests, record.path.with_suffix(".pytest.log")))
 
 
-def _run_pytest(arguments: Sequence[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+def _run_pytest(arguments: Sequence[str], log: Path) -> dict[str, Any]:
+    """Run pytest, line by line into a log, which outlives a step that is stopped.
+
+    Without pytest-benchmark, whose warning about xdist would be an error.
+    """
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:benchmark", *arguments]
     ends_with_us = partial(die_with_parent, signal.SIGKILL)
-    run = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False, preexec_fn=ends_with_us)
-    lines = [line for line in run.stdout.splitlines() if line.strip()]
+    with log.open("w", encoding="utf-8") as file:
+        run = subprocess.run(
+            command, cwd=_ROOT, stdout=file, stderr=subprocess.STDOUT, check=False, preexec_fn=ends_with_us
+        )
+    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return {"ok": run.returncode == 0, "summary": lines[-1] if lines else run.stderr[-400:], "failed": failed[:40]}
+    return {"ok": run.returncode == 0, "summary": lines[-1] if lines else "", "failed": failed[:40]}
 
 
 def measure_network(
@@ -83,22 +82,35 @@ def measure_network(
     """
     torch.backends.cudnn.benchmark = True  # of both: the fastest algorithm for each shape
     name, *contenders = network
-    architecture, batch_size, img_size = sizes.networks[name]
     for precision in precisions:
-        bench = Bench(
-            architecture,
-            batch_size,
-            img_size,
-            record.device,
-            precision,
-            sizes.rounds,
-            steps=sizes.steps,
-            compile_mode=compile_mode or "default",
-            backend=sizes.backend,
-        )
+        bench = _bench(record, sizes, name, precision, compile_mode)
         if compile_mode is not None:
             record.row(f"train {precision} {compile_mode}", partial(bench.train, contenders, compiled=True))
             continue
         record.row(f"train {precision} compiled", partial(bench.train, contenders, compiled=True))
         record.row(f"train {precision} eager", partial(bench.train, contenders, compiled=False))
         record.row(f"infer {precision} compiled", partial(bench.infer, contenders, compiled=True))
+
+
+def compile_network(record: StepRecord, sizes: Sizes, network: str, normalizer: str) -> None:
+    """Compile a network as :func:`measure_network` does, and run each of its graphs once."""
+    bench = _bench(record, sizes, network, "amp_bfloat16", None)
+    model = bench.compile(bench.model(normalizer), normalizer)
+    for mode, make_step in (("train", bench.train_step), ("infer", bench.infer_step)):
+        model.train(mode == "train")
+        record.row(mode, lambda: make_step(model)())  # noqa: B023 called at once
+
+
+def _bench(record: StepRecord, sizes: Sizes, network: str, precision: str, compile_mode: str | None) -> Bench:
+    architecture, batch_size, img_size = sizes.networks[network]
+    return Bench(
+        architecture,
+        batch_size,
+        img_size,
+        record.device,
+        precision,
+        sizes.rounds,
+        steps=sizes.steps,
+        compile_mode=compile_mode or "default",
+        backend=sizes.backend,
+    )

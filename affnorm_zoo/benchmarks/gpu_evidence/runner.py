@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +34,7 @@ _MOST_PROCESSES = 5  # per step, if kernels repeatedly make the GPU unusable
 
 
 class TimedStep(Protocol):
-    """What the runner needs of a step: its name, its expected seconds and its limit in seconds."""
+    """What the runner needs of a step: name, expected seconds, limit in seconds, and whether nothing may run beside."""
 
     @property
     def name(self) -> str: ...
@@ -40,6 +42,8 @@ class TimedStep(Protocol):
     def seconds(self) -> float: ...
     @property
     def limit(self) -> float: ...
+    @property
+    def alone(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def run_steps(
         retry: repeat steps that failed or took too long, but only their failed rows.
         environment: additional environment variables of the processes.
         after_each: called after each step.
-        jobs: steps that run at the same time; more than one spoils what they time.
+        jobs: how many steps run at the same time. Steps with ``alone`` run one by one.
 
     Raises:
         UsageError: another process runs steps into this folder.
@@ -86,9 +90,10 @@ def run_steps(
 
     try:
         with FileLock(output / "run.lock", timeout=0), ThreadPoolExecutor(jobs) as pool:
-            for outcome in map(run, steps) if jobs == 1 else pool.map(run, steps):
-                yield outcome
-                after_each()
+            for alone, group in groupby(steps, attrgetter("alone")):
+                for outcome in map(run, group) if alone else pool.map(run, list(group)):
+                    yield outcome
+                    after_each()
     except Timeout as error:
         raise UsageError(f"another process runs steps in {output}: wait for it, or choose another folder") from error
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 
 from affnorm_zoo.benchmarks.kernel_check import KernelCase
-from affnorm_zoo.benchmarks.product_check import Shape
-from affnorm_zoo.kernels._launch import PRODUCT_TILES, ProductTile
 
 _RESNET50 = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))  # channels and width of each stage's output
 
@@ -18,13 +16,12 @@ class Sizes:
         matmul: sides of the matrix product, for the ceilings.
         checked: the kernels' images for error checks.
         timed: the kernels' images for bandwidths.
-        products, tiles, product_dtype: shapes, candidate tiles and dtype of the fused product.
         kernel_tests: arguments of pytest.
         networks: name in a step -> architecture, batch size and pixels that are measured.
         rounds, steps: turns of each network in a timing, and steps per turn.
         backend: of ``torch.compile``.
-        train_seconds: training step -> seconds for all its runs; determines the number of epochs.
-        max_epochs: most epochs of a run.
+        processes: processes that share a sweep.
+        pack_workers: processes that decode a data set.
         overrides: overrides of all training configs.
     """
 
@@ -32,16 +29,13 @@ class Sizes:
     matmul: int
     checked: tuple[KernelCase, ...]
     timed: tuple[KernelCase, ...]
-    products: tuple[Shape, ...]
-    tiles: tuple[ProductTile, ...]
-    product_dtype: str
     kernel_tests: tuple[str, ...]
     networks: dict[str, tuple[str, int, int]]
     rounds: int
     steps: int
     backend: str
-    train_seconds: float
-    max_epochs: int
+    processes: int
+    pack_workers: int
     overrides: tuple[str, ...]
 
 
@@ -67,14 +61,6 @@ GPU = Sizes(
         KernelCase((256, 256, 56, 56), "NCHW"),
         KernelCase((256, 128, 56, 56), groups=32),
     ),
-    # the 1x1 convolutions of a ResNet-50 at 64 images, a ViT-S's layers at 128
-    products=(
-        (200704, 64, 256), (200704, 256, 64), (50176, 128, 512), (50176, 512, 128), (12544, 256, 1024),
-        (12544, 1024, 256), (3136, 512, 2048), (3136, 2048, 512), (25216, 384, 1152), (25216, 384, 1536),
-        (25216, 1536, 384),
-    ),
-    tiles=PRODUCT_TILES,
-    product_dtype="bfloat16",
     kernel_tests=("tests/kernels", "-m", "gpu", "-n", "8"),
     networks={
         "resnet50": ("resnet50", 256, 224),
@@ -84,10 +70,10 @@ GPU = Sizes(
     rounds=12,
     steps=5,
     backend="inductor",
-    train_seconds=150.0,
-    max_epochs=60,
+    processes=3,
+    pack_workers=16,
     overrides=(
-        "runtime.precision=bf16", "runtime.compile=true", "runtime.channels_last=true",
+        "runtime.precision=bf16", "runtime.compile=true", "runtime.channels_last=true", "train.eval_epochs=1000",
         "checkpoint.every_epochs=1000", "checkpoint.every_minutes=0.5",  # the most that losing the machine may cost
     ),
 )  # fmt: skip
@@ -97,9 +83,6 @@ REHEARSAL = Sizes(
     matmul=256,
     checked=(KernelCase((2, 8, 4, 4)), KernelCase((1, 8, 3, 5), "NCHW", "float32", groups=2)),
     timed=(KernelCase((1, 8, 4, 4)),),
-    products=((33, 20, 17),),
-    tiles=(ProductTile(16, 16, 16, num_warps=4, num_stages=2),),
-    product_dtype="float16",  # Triton's interpreter reads bfloat16 as integers in a matrix product
     kernel_tests=("tests/kernels/test_passes.py", "-m", "gpu", "-k", "square_sum and NHWC and bfloat16"),
     networks={
         "resnet50": ("resnet20_cifar", 2, 32),
@@ -109,10 +92,12 @@ REHEARSAL = Sizes(
     rounds=1,
     steps=1,
     backend="eager",  # captures the graph and compiles nothing
-    train_seconds=0.0,
-    max_epochs=1,
+    processes=1,
+    pack_workers=0,
     overrides=(
+        "train.epochs=1",
         "train.max_updates=2",
+        "runtime.compile=false",
         "train.global_batch_size=4",
         "data.image_size=32",
         "optim.warmup_epochs=0",

@@ -1,107 +1,59 @@
-"""Train our network and its twin for the same number of epochs, as many as the step's seconds allow."""
+"""Train on a GPU: several processes share the runs of a sweep, because one small network does not fill the device."""
 
 import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from affnorm_zoo.benchmarks.gpu_evidence.record import StepRecord
 from affnorm_zoo.benchmarks.gpu_evidence.sizes import Sizes
-from affnorm_zoo.config import RunConfig, load_config
 from affnorm_zoo.data import pack
-from affnorm_zoo.training import train
-from affnorm_zoo.training.assemble import assemble
-from affnorm_zoo.training.processes import build_accelerator
-
-_WARM_UP, _TIMED = 10, 20  # updates to measure the speed of a network
-_RESERVE = 0.85  # share of the seconds for training; recompiling and evaluating take the rest
-_SEED = 1
+from affnorm_zoo.studies.sweep import SweepConfig, config_of, final_trials, load_sweep, read_result
+from affnorm_zoo.training.interrupt import die_with_parent
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contest:
-    """A recipe and its contenders; the twin comes first.
-
-    Args:
-        config: file of the recipe.
-        data: name of the carried data set.
-        overrides: overrides of all contenders.
-        contenders: name -> overrides, including its tuned learning rate.
-        share: share of ``Sizes.train_seconds``.
-    """
-
-    config: str
-    data: str
-    overrides: tuple[str, ...] = ()
-    contenders: dict[str, tuple[str, ...]]
-    share: float = 1.0
-
-
-def run_contest(
-    record: StepRecord, sizes: Sizes, contest: Contest, packed: Path, find_data: Callable[[str], Path], output: Path
+def train_sweep(
+    record: StepRecord, sizes: Sizes, file: Path, packed: Path, find_data: Callable[[], Path], output: Path
 ) -> None:
-    """Train every contender; a run that was stopped resumes from its last checkpoint.
+    """Make the final runs of a sweep that has one setting. A run that was stopped resumes from its checkpoint.
 
     Args:
+        file: the sweep's YAML.
         packed: the packed data set; created if missing.
-        find_data: name of a data set -> the folder to pack.
-        output: folder of the runs.
+        find_data: returns the folder to pack.
+        output: folder of the sweep's results and runs.
     """
-    shared = (*contest.overrides, *sizes.overrides, f"train.seed={_SEED}")
-    packed.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(packed.with_suffix(".lock")):
-        if not packed.is_file():
-            workers = os.cpu_count() if record.device.type == "cuda" else 0
-            folder = find_data(contest.data)
-            overrides = [*shared, f"data.path={folder}", f"data.workers={workers}"]
-            pack(load_config([contest.config], overrides).data, packed)
-
-    def config_of(name: str, *overrides: str) -> RunConfig:
-        return load_config([contest.config], [*shared, f"data.path={packed}", *contest.contenders[name], *overrides])
-
-    configs = [config_of(name) for name in contest.contenders]
-    epochs = record.row("epochs", partial(_affordable_epochs, sizes, configs, sizes.train_seconds * contest.share))
-    for name in contest.contenders if epochs is not None else ():
-        config = config_of(name, f"train.epochs={epochs}", f"train.eval_epochs={epochs}")
-        record.row(name, partial(_train, config, output / name))
+    sweep = load_sweep(file)
+    record.row("data", partial(_pack, sweep, sizes, packed, find_data))
+    overrides = [f"data.path={packed}", *sizes.overrides]
+    command = [sys.executable, "scripts/sweep.py", str(file), *overrides, "--output", str(output)]
+    record.row("processes", partial(_run_all, command, sizes.processes))
+    for arm in sweep.arms:
+        record.row(arm, partial(_scores, sweep, arm, output))
 
 
-def _affordable_epochs(sizes: Sizes, configs: list[RunConfig], seconds: float) -> int:
-    """The number of epochs that fits, the same for all contenders, from the speed of each."""
-    if sizes.max_epochs == 1:
-        return 1
-    start = time.perf_counter()
-    per_epoch = sum(map(_seconds_per_epoch, configs))
-    left = _RESERVE * (seconds - (time.perf_counter() - start))
-    return max(2, min(sizes.max_epochs, int(left / per_epoch)))
+def _pack(sweep: SweepConfig, sizes: Sizes, packed: Path, find_data: Callable[[], Path]) -> str:
+    if not packed.is_file():
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        overrides = (f"data.path={find_data()}", *sizes.overrides, f"data.workers={sizes.pack_workers}")
+        pack(config_of(sweep, final_trials(sweep, sweep.baseline, packed.parent)[0], overrides).data, packed)
+    return packed.name
 
 
-def _seconds_per_epoch(config: RunConfig) -> float:
-    """Timed over some updates after the first ones, which compile."""
-    trainer = assemble(config, build_accelerator(config.runtime)).trainer
-    windows = trainer.windows()
-
-    def advance(count: int) -> float:
-        start = time.perf_counter()
-        for _ in islice(windows, count):
-            pass
-        trainer.drain()  # waits for the device
-        return time.perf_counter() - start
-
-    advance(_WARM_UP)
-    return advance(_TIMED) / _TIMED * trainer.batches.num_updates
+def _run_all(command: Sequence[str], count: int) -> dict[str, Any]:
+    """Run the same command several times at once; the runs of a sweep are shared between its processes."""
+    ends_with_us = partial(die_with_parent, signal.SIGKILL)
+    environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "2"}  # each process has its own pool of compilers
+    running = [subprocess.Popen(command, env=environment, preexec_fn=ends_with_us) for _ in range(count)]
+    codes = [process.wait() for process in running]
+    return {"ok": not any(codes), "exit_codes": codes}
 
 
-def _train(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Train, and return the part of the report that tables need."""
-    report = train(config, folder, resume="auto")
-    facts = ("model", "data", "num_train_images", "epochs", "updates", "seconds", "precision")
-    return {"top1": report["val"]["top1"], "loss": report["val"]["loss"], "num_images": report["val"]["num_images"]} | {
-        key: report[key] for key in facts
-    }
+def _scores(sweep: SweepConfig, arm: str, folder: Path) -> dict[str, Any]:
+    """Top-1 of an arm's runs in the order of their seeds."""
+    results = [read_result(folder, trial) for trial in final_trials(sweep, arm, folder)]
+    return {"ok": all(results), "top1": [result["top1"] for result in results if result]}

@@ -20,30 +20,6 @@ MOST_PIXELS = 256
 SUMMED_CHANNELS = TILE // 64
 
 
-class ProductTile(NamedTuple):
-    """The work of one program of the matrix product: a tile of the output, with ``inputs`` channels read at a time."""
-
-    positions: int
-    outputs: int
-    inputs: int
-    num_warps: int
-    num_stages: int
-
-    @property
-    def shared_bytes(self) -> int:
-        """Bytes of shared memory for the tiles in flight, with 16-bit values."""
-        return 2 * self.num_stages * self.inputs * (self.positions + self.outputs)
-
-
-# Candidates; measuring chooses the fastest. The accumulator takes 64 or 128 registers per lane. 64 input channels are a
-# 128-byte line. Except for the last tile, the stages fill about 96 KiB, which every GPU since 2020 offers.
-PRODUCT_TILES = (
-    ProductTile(128, 128, 64, num_warps=8, num_stages=3),
-    ProductTile(128, 64, 64, num_warps=4, num_stages=4),
-    ProductTile(64, 64, 64, num_warps=4, num_stages=4),
-)
-
-
 class Layout(NamedTuple):
     """An image tensor as the kernels see it: dense, with its channels adjacent (NHWC) or one plane apart (NCHW).
 

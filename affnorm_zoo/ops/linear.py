@@ -20,7 +20,6 @@ from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.ops import passes
 from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
 from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
-from affnorm_zoo.ops.product import may_fuse, run_fastest
 from affnorm_zoo.ops.recompute import gelu_again
 
 
@@ -77,17 +76,11 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> T
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> tuple[Tensor, Tensor]:
-    """The output for rows x (M, in_features), and the factor c r per row, (M, 1, 1, 1)."""
+    """The output for rows x (M, in_features), and the factor c r per row, (M, 1, 1, 1).
+
+    Passes around the library's matrix product.
+    """
     a = apply_input_activation(x, what.input_activation)
-    if may_fuse(a):
-        by_passes = partial(forward_by_passes, a, weight, bias, what)
-        z, factor = run_fastest(by_passes, a, weight, bias, what.c, what.kappa, what.norm_like, "none")
-        return z, factor
-    return forward_by_passes(a, weight, bias, what)
-
-
-def forward_by_passes(a: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) -> tuple[Tensor, Tensor]:
-    """The same for the activated input: passes around the library's matrix product."""
     factor = what.c * inverse_norm(passes.square_sum(_as_images(a), 1), what.kappa)
     in_library = passes.bias_in_library(a, what.inner_kappa)
     z = F.linear(a, weight, what.kappa * bias if in_library and bias is not None else None)

@@ -49,7 +49,3 @@ class PatchMap(NamedTuple):
         """
         wide = dtype in (torch.float32, torch.float64)
         return self.needs_inner(weight) and is_kept and wide and shortcut.dtype == dtype
-
-    def is_product(self, weight: Tensor) -> bool:
-        """Whether the convolution is one matrix product over all pixels."""
-        return self.is_pointwise(weight) and self.stride == (1, 1) and self.groups == 1

@@ -35,7 +35,6 @@ from affnorm_zoo.ops.activation import activation_backward
 from affnorm_zoo.ops.dispatch import autocast_dtype, autocast_inputs, use_plain_path
 from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
 from affnorm_zoo.ops.patch_map import IntPair, PatchMap
-from affnorm_zoo.ops.product import may_fuse, run_fastest
 from affnorm_zoo.ops.recompute import convolve_again, standardize_again
 from affnorm_zoo.ops.weight_standardization import Kernel, gained_parts, kernel_gradients, standardized_parts
 
@@ -128,19 +127,10 @@ def _kernel(
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The output, the factor c r per position, and the convolution's own output if it must be kept."""
-    if not keep and may_fuse(x) and what.is_product(weight):
-        by_passes = partial(_forward_by_passes, x, weight, bias, what, keep=False)
-        product = weight.flatten(1), bias, what.c, what.kappa, what.norm_like, what.activation
-        z, factor = run_fastest(by_passes, x, *product)[:2]
-        return z, factor, None
-    return _forward_by_passes(x, weight, bias, what, keep)
+    """The output, the factor c r per position, and the convolution's own output if it must be kept.
 
-
-def _forward_by_passes(
-    x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, keep: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same, as passes around the library's convolution."""
+    Passes around the library's convolution.
+    """
     kernel_size = (weight.shape[2], weight.shape[3])
     squares = passes.square_sum(x, what.groups)
     squares = windows.window_sum(squares, kernel_size, what.stride, what.padding, what.dilation)

@@ -22,8 +22,6 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from affnorm_zoo.kernels import passes
-from affnorm_zoo.kernels._launch import PRODUCT_TILES
-from affnorm_zoo.kernels.product import normalized_product
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -89,16 +87,6 @@ def compile_passes(cases: list, kernels: list) -> Iterator[dict]:
             yield {"case": case} | resources(kernels.pop())
 
 
-def compile_products(shapes: list, kernels: list) -> Iterator[dict]:
-    """Compile the product with every tile."""
-    for (channels, width), order, tile in product(shapes, ("NHWC", "NCHW"), PRODUCT_TILES):
-        x = images(channels, width, order, BF16)
-        weight, bias = (torch.empty(size, dtype=BF16, device="meta") for size in ((512, channels), (512,)))
-        normalized_product(x, weight, bias, 2.0, 2.0, False, "relu", tile)
-        found = resources(kernels.pop())
-        yield {"case": f"product of {channels} x {width} x {width}, {order}, {tile}", "product": True} | found
-
-
 def resources(kernel: triton.compiler.CompiledKernel) -> dict:
     """Registers and bytes of stack and local memory per thread, and 64-bit divisions, which are whole subroutines."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
@@ -123,5 +111,4 @@ if __name__ == "__main__":
     )
     everything = sys.argv[1:] == ["all"]
     cases = [(*case, EVERY) for case in product(LAYERS, ("NHWC", "NCHW"), (BF16, FP16, FP32))] if everything else CHOSEN
-    shapes = [(64, 56), (1024, 14), (2048, 7)] if everything else [(1024, 14)]
-    print(json.dumps([*compile_passes(cases, compiled), *compile_products(shapes, compiled)]))
+    print(json.dumps(list(compile_passes(cases, compiled))))

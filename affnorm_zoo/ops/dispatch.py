@@ -12,7 +12,8 @@ def use_plain_path() -> bool:
 
     The latter are the transforms of torch.func and forward mode, for which an autograd function has no rule.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    # not torch.compiler.is_exporting(): torch 2.11 answers it with True inside torch.compile too
+    if torch.jit.is_tracing() or torch.compiler._is_exporting_flag:
         return True
     if torch.compiler.is_compiling():
         return False
@@ -31,3 +32,11 @@ def autocast_inputs(x: Tensor, *others: Any) -> tuple[Any, ...]:
     """Cast x and other tensors or None as autocast would for a convolution, so that the smaller copies are saved."""
     dtype = autocast_dtype(x)
     return tuple(t if t is None or dtype is None else t.to(dtype) for t in (x, *others))
+
+
+def as_output(z: Tensor) -> Tensor:
+    """What the forward of an autograd function returns for z, which an in-place operation may have written last.
+
+    Compiled by torch 2.11, the result of an in-place operation would get a gradient of zero; a view of it does not.
+    """
+    return z.view_as(z) if torch.compiler.is_compiling() else z

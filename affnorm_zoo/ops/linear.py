@@ -18,20 +18,19 @@ from affnorm_zoo.functional.affine_like import affine_like_map
 from affnorm_zoo.functional.norm_like import norm_like_map
 from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.ops import passes
-from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
+from affnorm_zoo.ops.dispatch import as_output, autocast_inputs, use_plain_path
 from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
 from affnorm_zoo.ops.recompute import gelu_again
 
 
 class LinearMap(NamedTuple):
-    """Which map the op computes."""
+    """Which map the op computes. Without properties, as :class:`affnorm_zoo.ops.patch_map.PatchMap`."""
 
     c: float
     kappa: float
     norm_like: bool
     input_activation: str
 
-    @property
     def inner_kappa(self) -> float | None:
         """The factor of a bias inside the quotient, or None if the bias is added after the division."""
         return None if self.norm_like else self.kappa
@@ -82,9 +81,9 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) ->
     """
     a = apply_input_activation(x, what.input_activation)
     factor = what.c * inverse_norm(passes.square_sum(_as_images(a), 1), what.kappa)
-    in_library = passes.bias_in_library(a, what.inner_kappa)
+    in_library = passes.bias_in_library(a, what.inner_kappa())
     z = F.linear(a, weight, what.kappa * bias if in_library and bias is not None else None)
-    passes.scale_output(_as_images(z), factor, None if in_library else bias, what.inner_kappa, "none")
+    passes.scale_output(_as_images(z), factor, None if in_library else bias, what.inner_kappa(), "none")
     return z, factor
 
 
@@ -101,7 +100,7 @@ class NormalizedLinearFunction(torch.autograd.Function):
         z, factor = _forward(x, weight, bias, what)
         ctx.save_for_backward(x, weight, bias, factor)
         ctx.what = what
-        return z
+        return as_output(z)
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple:
@@ -114,9 +113,9 @@ class NormalizedLinearFunction(torch.autograd.Function):
         dx = dweight = None
 
         a = _as_images(gelu_again(x) if what.input_activation == "gelu" else x)
-        in_library = passes.bias_in_library(x, what.inner_kappa)
+        in_library = passes.bias_in_library(x, what.inner_kappa())
         h, s, dbias = passes.scale_cotangent(
-            _as_images(dz), factor, bias=None if what.norm_like else bias, kappa=what.inner_kappa,
+            _as_images(dz), factor, bias=None if what.norm_like else bias, kappa=what.inner_kappa(),
             sum_bias=needs_bias and not in_library,
         )  # fmt: skip
         rows = h.flatten(1)

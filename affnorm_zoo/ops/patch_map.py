@@ -11,7 +11,10 @@ IntPair = tuple[int, int]
 
 
 class PatchMap(NamedTuple):
-    """Which map the op computes: the other arguments of ``patch_norm_map``, in their order."""
+    """Which map the op computes: the other arguments of ``patch_norm_map``, in their order.
+
+    Without properties, which torch.compile of torch 2.9 does not find in a named tuple.
+    """
 
     stride: IntPair
     padding: IntPair
@@ -22,12 +25,10 @@ class PatchMap(NamedTuple):
     norm_like: bool
     activation: str
 
-    @property
     def geometry(self) -> tuple[IntPair, IntPair, IntPair, int]:
         """The last arguments of a convolution."""
         return self.stride, self.padding, self.dilation, self.groups
 
-    @property
     def inner_kappa(self) -> float | None:
         """The factor of a bias inside the quotient, or None if the bias is added after the division."""
         return None if self.norm_like else self.kappa

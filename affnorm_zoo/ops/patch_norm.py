@@ -32,7 +32,7 @@ from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.functional.weight_standardization import effective_weight_map
 from affnorm_zoo.ops import passes, windows
 from affnorm_zoo.ops.activation import activation_backward
-from affnorm_zoo.ops.dispatch import autocast_dtype, autocast_inputs, use_plain_path
+from affnorm_zoo.ops.dispatch import as_output, autocast_dtype, autocast_inputs, use_plain_path
 from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
 from affnorm_zoo.ops.patch_map import IntPair, PatchMap
 from affnorm_zoo.ops.recompute import convolve_again, standardize_again
@@ -135,9 +135,9 @@ def _forward(
     squares = passes.square_sum(x, what.groups)
     squares = windows.window_sum(squares, kernel_size, what.stride, what.padding, what.dilation)
     factor = what.c * inverse_norm(squares, 0.0 if what.norm_like else what.kappa)
-    in_library = passes.bias_in_library(x, what.inner_kappa)
-    y = F.conv2d(x, weight, what.kappa * bias if in_library and bias is not None else None, *what.geometry)
-    z = passes.scale_output(y, factor, None if in_library else bias, what.inner_kappa, what.activation, keep)
+    in_library = passes.bias_in_library(x, what.inner_kappa())
+    y = F.conv2d(x, weight, what.kappa * bias if in_library and bias is not None else None, *what.geometry())
+    z = passes.scale_output(y, factor, None if in_library else bias, what.inner_kappa(), what.activation, keep)
     return z, factor, y if keep else None
 
 
@@ -157,7 +157,7 @@ class PatchNormFunction(torch.autograd.Function):
         kept = z if what.activation in FROM_OUTPUT else y
         ctx.save_for_backward(x, weight, bias, gain, factor, kept, out, shortcut if gives_z else None)
         ctx.what, ctx.standardized, ctx.dtype = what, standardized, dtype
-        return z
+        return as_output(z)
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple:
@@ -169,13 +169,13 @@ class PatchNormFunction(torch.autograd.Function):
             plain = partial(_plain, shortcut=None, what=what, standardized=ctx.standardized)
             gradients = differentiable_gradients(plain, (x, weight, bias, gain), ctx.needs_input_grad[:4], g)
             return *gradients, g if ctx.needs_input_grad[4] else None, *nothing
-        stride, padding, dilation, groups = what.geometry
+        stride, padding, dilation, groups = what.geometry()
         needs_x, needs_weight, needs_bias, needs_gain, needs_shortcut = ctx.needs_input_grad[:5]
         needs_kernel = needs_weight or needs_gain
         kernel = _kernel(weight, gain, what, ctx.standardized, ctx.dtype, again=True)
 
-        in_library = passes.bias_in_library(x, what.inner_kappa)
-        given: dict[str, Any] = {"kappa": what.inner_kappa, "sum_bias": needs_bias and not in_library}
+        in_library = passes.bias_in_library(x, what.inner_kappa())
+        given: dict[str, Any] = {"kappa": what.inner_kappa(), "sum_bias": needs_bias and not in_library}
         from_input = False  # whether s needs dx₀
         dshortcut = None
         if out is not None:
@@ -189,7 +189,7 @@ class PatchNormFunction(torch.autograd.Function):
             pass  # s only corrects dx
         elif what.needs_inner(weight):
             library_bias = what.kappa * bias if in_library and bias is not None else None
-            given["inner"] = convolve_again(x, kernel.value, library_bias, *what.geometry) if kept is None else kept
+            given["inner"] = convolve_again(x, kernel.value, library_bias, *what.geometry()) if kept is None else kept
             given |= {"activation": what.activation, "bias": None if in_library else bias}
         else:
             from_input = True

@@ -20,8 +20,9 @@ FLOORS = {
     "models": 6, "evaluation": 6,
     "runs": 7, "conversion": 7,
     "training": 8, "hub": 8,
-    "studies": 9, "benchmarks": 9, "demo": 9,
-    "cli": 10, "run": 10,
+    "studies": 9, "demo": 9,
+    "benchmarks": 10,
+    "cli": 11, "run": 11,
 }  # fmt: skip
 
 

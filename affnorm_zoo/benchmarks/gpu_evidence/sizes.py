@@ -21,6 +21,7 @@ class Sizes:
         rounds, steps: turns of each network in a timing, and steps per turn.
         backend: of ``torch.compile``.
         processes: processes that share a sweep.
+        most_seeds: most seeds of a sweep's arm.
         pack_workers: processes that decode a data set.
         overrides: overrides of all training configs.
     """
@@ -35,6 +36,7 @@ class Sizes:
     steps: int
     backend: str
     processes: int
+    most_seeds: int
     pack_workers: int
     overrides: tuple[str, ...]
 
@@ -71,6 +73,7 @@ GPU = Sizes(
     steps=5,
     backend="inductor",
     processes=3,
+    most_seeds=3,
     pack_workers=16,
     overrides=(
         "runtime.precision=bf16", "runtime.compile=true", "runtime.channels_last=true", "train.eval_epochs=1000",
@@ -93,6 +96,7 @@ REHEARSAL = Sizes(
     steps=1,
     backend="eager",  # captures the graph and compiles nothing
     processes=1,
+    most_seeds=1,
     pack_workers=0,
     overrides=(
         "train.epochs=1",

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ def train_sweep(
         output: folder of the sweep's results and runs.
     """
     sweep = load_sweep(file)
+    sweep = replace(sweep, seeds=min(sweep.seeds, sizes.most_seeds))
     record.row("data", partial(_pack, sweep, sizes, packed, find_data))
     overrides = [f"data.path={packed}", *sizes.overrides]
     command = [sys.executable, "scripts/sweep.py", str(file), *overrides, "--output", str(output)]
+    command += ["--seeds", str(sweep.seeds)]
     record.row("processes", partial(_run_all, command, sizes.processes))
     for arm in sweep.arms:
         record.row(arm, partial(_scores, sweep, arm, output))

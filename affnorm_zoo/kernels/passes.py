@@ -44,14 +44,15 @@ def _square_sum_kernel(
     o_g, m_g = groups_of_program(GROUPS, BLOCK_G)
     o_map = offsets(i_n, o_p[:, None], o_g[None, :], P, GROUPS, CHANNELS_LAST)
     m_map = m_p[:, None] & m_g[None, :]
-    b_sum = tl.zeros((BLOCK_P, BLOCK_G), tl.float32)
+    # summed over channels once, behind the loop: warps that share a pixel would wait for each other in every round
+    b_squares = tl.zeros((BLOCK_P, BLOCK_G, BLOCK_C), tl.float32)
     for start in range(0, GROUP_C, BLOCK_C):
         o_c, m_c = channels_of_tile(o_g, m_g, start, GROUP_C, BLOCK_C)
         offset = offsets(i_n, o_p[:, None, None], o_c[None, :, :], P, GROUPS * GROUP_C, CHANNELS_LAST)
         mask = m_p[:, None, None] & m_c[None, :, :]
         b_x = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
-        b_sum += tl.sum(b_x * b_x, axis=2)
-    tl.store(out + o_map, b_sum, mask=m_map)
+        b_squares += b_x * b_x
+    tl.store(out + o_map, tl.sum(b_squares, axis=2), mask=m_map)
 
 
 @triton.jit
@@ -100,7 +101,7 @@ def _scale_cotangent_kernel(
     o_map = offsets(i_n, o_p[:, None], o_g[None, :], P, GROUPS, CHANNELS_LAST)
     m_map = m_p[:, None] & m_g[None, :]
     b_factor = tl.load(factor + o_map, mask=m_map, other=0.0)[:, :, None]
-    b_s = tl.zeros((BLOCK_P, BLOCK_G), tl.float32)
+    b_s = tl.zeros((BLOCK_P, BLOCK_G), tl.float32)  # not as in square_sum: it would take too many registers
     for start in range(0, GROUP_C, BLOCK_C):
         o_c, m_c = channels_of_tile(o_g, m_g, start, GROUP_C, BLOCK_C)
         offset = offsets(i_n, o_p[:, None, None], o_c[None, :, :], P, GROUPS * GROUP_C, CHANNELS_LAST)
@@ -155,16 +156,17 @@ def _correct_kernel(
     m_map = m_p[:, None] & m_g[None, :]
     b_factor = tl.load(factor + o_map, mask=m_map, other=0.0)
     if POINTWISE:
-        b_s = tl.zeros((BLOCK_P, BLOCK_G), tl.float32)
-        if HAS_EXTRA:
-            b_s += tl.load(extra + o_map, mask=m_map, other=0.0)
+        b_terms = tl.zeros((BLOCK_P, BLOCK_G, BLOCK_C), tl.float32)
         for start in range(0, GROUP_C, BLOCK_C):
             o_c, m_c = channels_of_tile(o_g, m_g, start, GROUP_C, BLOCK_C)
             offset = offsets(i_n, o_p[:, None, None], o_c[None, :, :], P, GROUPS * GROUP_C, CHANNELS_LAST)
             mask = m_p[:, None, None] & m_c[None, :, :]
             b_x = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
             b_dx = tl.load(dx + offset, mask=mask, other=0.0).to(tl.float32)
-            b_s += tl.sum(b_x * b_dx, axis=2)
+            b_terms += b_x * b_dx
+        b_s = tl.sum(b_terms, axis=2)
+        if HAS_EXTRA:
+            b_s += tl.load(extra + o_map, mask=m_map, other=0.0)
         b_factor *= b_s
     # in POINTWISE the second read comes from the cache: a program owns its pixels, and in NHWC they are few
     for start in range(0, GROUP_C, BLOCK_C):

@@ -88,15 +88,22 @@ def compile_passes(cases: list, kernels: list) -> Iterator[dict]:
 
 
 def resources(kernel: triton.compiler.CompiledKernel) -> dict:
-    """Registers and bytes of stack and local memory per thread, and 64-bit divisions, which are whole subroutines."""
+    """Registers and bytes of stack and local memory per thread; 64-bit divisions, which are whole subroutines; loops.
+
+    At a barrier in a loop, every warp of a program waits for the others once per round.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])
         cubin.flush()
         command = [CUOBJDUMP, "--dump-resource-usage", cubin.name]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", printed).groups()
-    divisions = len(re.findall(r"\b(?:div|rem)\.[su]64", kernel.asm["ptx"]))
-    return {"registers": int(registers), "spilled": int(stack) + int(local), "divisions": divisions}
+    ptx = kernel.asm["ptx"]
+    divisions = len(re.findall(r"\b(?:div|rem)\.[su]64", ptx))
+    loops = re.findall(r"(?s)(\$L__BB\d+_\d+):((?:(?!\$L__BB\d+_\d+:).)*?)bra[^;]*\1", ptx)
+    barriers = sum(body.count("bar.sync") for _, body in loops)
+    return {"registers": int(registers), "spilled": int(stack) + int(local), "divisions": divisions,
+            "loops": len(loops), "barriers_in_loops": barriers}  # fmt: skip
 
 
 if __name__ == "__main__":

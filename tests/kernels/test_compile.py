@@ -34,6 +34,9 @@ def test_no_kernel_spills_at_the_shapes_of_real_networks(which, tmp_path):
     assert len(kernels) == (12 * 2 * 3 * 14 if which else 28 + 8 * 3 + 1)
     assert [k for k in kernels if k["spilled"]] == []
     assert [k for k in kernels if k["divisions"]] == []
+    sums = [k for k in kernels if k["case"].startswith(("square_sum", "pointwise"))]
+    assert any(k["loops"] for k in sums)
+    assert [k for k in sums if k["barriers_in_loops"]] == []
     # grouped images in NCHW, which no training in channels_last has, may take more
     is_held = [k for k in kernels if not re.search(r"in (32|96) groups, NCHW", k["case"])]
     assert [k for k in is_held if k["registers"] > MOST_REGISTERS] == []

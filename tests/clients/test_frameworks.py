@@ -120,6 +120,19 @@ def test_dilating_in_place(name):
     assert [*map(type, model.modules())] == [*map(type, by_hand.modules())]
 
 
+@client("torch", "AOTInductor: `torch.export`, `aoti_compile_and_package`, `aoti_load_package`, any batch size")
+@pytest.mark.parametrize("name", ["resnet20_cifar_patchnorm.c10_e10", "vit_nano_patch4_32_affinelike.c10_e15"])
+def test_compiled_ahead_of_time(name, tmp_path):
+    model, batch = trained(name).float(), torch.export.Dim("batch", min=2, max=64)
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(4, 3, 32, 32),), dynamic_shapes=({0: batch},))
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+        compiled = torch._inductor.aoti_load_package(path)
+        for size in (4, 7):
+            x = torch.randn(size, 3, 32, 32)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)  # sums in another order
+
+
 @client("torchvision", "`FasterRCNN` and `RetinaNet` on a ResNet of ours")
 @pytest.mark.parametrize("kind", ["FasterRCNN", "RetinaNet"])
 def test_detection(kind):

@@ -149,14 +149,15 @@ def test_a_number_out_of_range_is_refused_before_anything_runs(arguments):
     assert f"Invalid value for '{arguments[-2]}': {arguments[-1]}" in call(*arguments, code=2)
 
 
-@pytest.mark.parametrize("kind", ["folder", "below a file", "zero byte", "too long"])
+@pytest.mark.parametrize("kind", ["folder", "below a file", "zero byte", "too long", "not Unicode"])
 def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(kind, tmp_path):
     (tmp_path / "file").write_text("")
-    names = {"folder": "", "below a file": "file/x.csv", "zero byte": "a\0b", "too long": "x" * 300}
+    names = {"folder": "", "below a file": "file/x.csv", "zero byte": "a\0b", "too long": "x" * 300,
+             "not Unicode": "caf\udce9/x.csv"}  # fmt: skip
     path = tmp_path / names[kind]
     for option in (("evaluate", "x", "--results"), ("divergence", "x", "--output"), ("divergence", "x", "--maps"),
                    ("pack", "--output")):  # fmt: skip
-        wanted = "is not a file that can be written" if kind in ("folder", "below a file") else "is not a path"
+        wanted = "is not a file that can be written" if kind in ("folder", "below a file") else "is not a usable path"
         assert wanted in call(*option, path, code=2)
     assert call("evaluate", "x", "--results", tmp_path / "new/folder/x.csv", code=2).startswith("error: model 'x'")
 

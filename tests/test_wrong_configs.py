@@ -1,6 +1,7 @@
 """Whatever a config says, the answer before the first step is a run or one line."""
 
 import math
+import os
 from dataclasses import fields
 from typing import get_type_hints
 
@@ -156,6 +157,9 @@ def test_plain_text_in_a_file_is_text_too(text, tmp_path):
         ("data.path=hfds/", "data.path names no data"),
         ("data.crop_pct=0.01", r"data.crop_pct must lie in \[0.1, 1\]"),
         ("data.workers=1000000", "data.workers must be at most 1024"),
+        ("data.note=caf\udce9", r"data.note must be Unicode, got 'caf\\udce9'"),
+        ("data.path=/data/caf\udce9", "data.path must be Unicode"),
+        ("runtime.trackers=[a, caf\udce9]", "is not valid YAML|runtime.trackers must be Unicode"),
         ("model.kwargs=[1]", "model.kwargs: Cannot merge"),
         ("model.kwargs=3", "model.kwargs: "),
         ("data.mean=3", "data.mean: "),
@@ -197,6 +201,15 @@ def test_a_combination_that_does_not_fit_is_named(overrides, message):
     with pytest.raises(UsageError, match=message) as caught:
         dry_run(load_config(overrides=[*TINY, *overrides]))
     assert "\n" not in str(caught.value)
+
+
+def test_data_in_a_folder_at_hand_whose_name_is_not_unicode_are_refused(tmp_path, monkeypatch):
+    """Their name goes into the report and the card, which would be noticed at the end of the run."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(UsageError, match=r"data.path must name data in Unicode, got 'caf\\udce9': give a link to them"):
+        load_config(overrides=["data.path=."])
 
 
 def test_one_image_left_over_is_no_matter_where_pixels_are_left_too():

@@ -57,9 +57,12 @@ class _UserPath(click.Path):
         try:
             path = Path(super().convert(expand_home(str(value)), param, ctx))
             path.exists()
+            str(path).encode("utf-8")  # which safetensors wants of its files
             return path
-        except (OSError, ValueError) as error:  # too long, or with a zero byte
-            self.fail(f"{str(value)!r:.80} is not a path: {getattr(error, 'strerror', None) or error}", param, ctx)
+        except (OSError, ValueError) as error:  # too long, with a zero byte, or not Unicode
+            self.fail(
+                f"{str(value)!r:.80} is not a usable path: {getattr(error, 'strerror', None) or error}", param, ctx
+            )
 
 
 class _OutputFile(_UserPath):

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from affnorm_zoo.config.require import require, require_numbers
+from affnorm_zoo.config.require import is_unicode, require, require_values
 
 _MOST_WORKERS = 1024
 _LEAST_CROP = 0.1  # the resized image, of which this share is seen, would otherwise fill the memory
@@ -41,8 +41,9 @@ class DataConfig:
     max_bad_images: int = 0  # training images that a run may fail to decode and replace by their neighbours
 
     def __post_init__(self) -> None:
-        require_numbers("data", self)
+        require_values("data", self)
         require(self.path is None or self.name != "", f"data.path names no data: {self.path!r}")
+        require(is_unicode(self.name), f"data.path must name data in Unicode, got {self.name!r}: give a link to them")
         for name in ("train_split", "val_split"):
             require(getattr(self, name).strip() != "", f"data.{name} must name a split, got {getattr(self, name)!r}")
         classes = self.num_classes

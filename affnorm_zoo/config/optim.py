@@ -1,7 +1,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from affnorm_zoo.config.require import require, require_numbers
+from affnorm_zoo.config.require import require, require_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class OptimConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        require_numbers("optim", self)
+        require_values("optim", self)
         require(0 <= self.momentum < 1, f"optim.momentum must lie in [0, 1), got {self.momentum}")
         require(self.lr is None or self.lr_base is None, "set optim.lr or optim.lr_base, not both")
         require(self.lr is None or self.lr > 0, f"optim.lr must be positive, got {self.lr}")

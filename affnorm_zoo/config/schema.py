@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from affnorm_zoo.config.data import DataConfig
 from affnorm_zoo.config.optim import OptimConfig
-from affnorm_zoo.config.require import require, require_numbers
+from affnorm_zoo.config.require import require, require_values
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
@@ -23,7 +23,7 @@ class ModelConfig:
     ema_warmup: bool = True  # a shorter average at first
 
     def __post_init__(self) -> None:
-        require_numbers("model", self)
+        require_values("model", self)
         require(self.weights is None or not self.pretrained, "set model.weights or model.pretrained, not both")
         decay = self.ema_decay
         require(decay is None or 0 < decay < 1, f"model.ema_decay must lie in (0, 1), got {decay}")
@@ -46,7 +46,7 @@ class TrainConfig:
     distill_temperature: float = 1.0  # divides both networks' logits
 
     def __post_init__(self) -> None:
-        require_numbers("train", self)
+        require_values("train", self)
         require(0 <= self.seed < 2**32, f"train.seed must lie in [0, 2³²), got {self.seed}")
         require(self.epochs > 0, f"train.epochs must be positive, got {self.epochs}")
         require(self.global_batch_size > 0, f"train.global_batch_size must be positive, got {self.global_batch_size}")
@@ -72,7 +72,7 @@ class CheckpointConfig:
     best_metric: str = "val.top1"  # or val.top5, val.loss, val.ece, and the same of ema
 
     def __post_init__(self) -> None:
-        require_numbers("checkpoint", self)
+        require_values("checkpoint", self)
         require(self.every_epochs > 0, f"checkpoint.every_epochs must be positive, got {self.every_epochs}")
         minutes, updates = self.every_minutes, self.every_updates
         require(minutes is None or minutes > 0, f"checkpoint.every_minutes must be positive, got {minutes}")
@@ -108,7 +108,7 @@ class RuntimeConfig:
         return self.compile_mode in ("reduce-overhead", "max-autotune")
 
     def __post_init__(self) -> None:
-        require_numbers("runtime", self)
+        require_values("runtime", self)
         require(self.log_updates > 0, f"runtime.log_updates must be positive, got {self.log_updates}")
         require(
             self.compile or self.compile_mode is None,

@@ -44,6 +44,9 @@ _FOOT = """
   nncf does not say so. With it they are off by 2 %.
 - **AutoBackbone with batch norm**: transformers 5.24 resets the running statistics of every timm network that it has
   just loaded. Load the weights into `backbone._backbone` again. Ours have no such statistics.
+- **transformers on other folders**: timm 1.0.31's `save_for_hf` and `push_to_hf_hub` repeat the number of classes in
+  `config.json`, of timm's own networks too. Delete `num_classes` below `model_args`; exports of this package have none.
+  transformers' `pipeline` turns every picture to RGB, so that a network of one channel stops with an error there.
 - **timm's scripts** do not know our models by themselves: `python -m affnorm_zoo.run SCRIPT ...` registers them first.
   `onnx_export.py` works as it is. `bulk_runner.py` starts a process per model, which must register them too: give it
   `affnorm_zoo/run.py` as its script and timm's as the first argument, `python -m affnorm_zoo.run bulk_runner.py

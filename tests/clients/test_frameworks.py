@@ -1,5 +1,7 @@
 """Frameworks that build, train, explain, count or export models."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -31,6 +33,23 @@ def test_transformers_classifies(folder, tmp_path):
     model.save_pretrained(tmp_path)
     again = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     assert torch.equal(again(x).logits, expected)
+
+
+@client("transformers", "a folder of timm's `save_for_hf`, timm's own networks alike", "needs `num_classes` removed")
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_patchnorm", "vit_tiny_patch16_224_affinelike"])
+def test_transformers_reads_what_timm_writes(name, tmp_path):
+    from timm.models import save_for_hf
+    from transformers import AutoModelForImageClassification
+
+    model = timm.create_model(name, num_classes=3, **({"img_size": 64} if name.startswith("vit") else {})).eval()
+    save_for_hf(model, tmp_path)
+    file, x = tmp_path / "config.json", torch.randn(2, 3, 64, 64)
+    config = json.loads(file.read_text())
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'num_classes'"):
+        AutoModelForImageClassification.from_pretrained(tmp_path)
+    del config["model_args"]["num_classes"]
+    file.write_text(json.dumps(config))
+    assert torch.equal(AutoModelForImageClassification.from_pretrained(tmp_path).eval()(x).logits, model(x))
 
 
 @client("transformers", "weights stored in float16, without `dtype`", "compute in float16")

@@ -14,6 +14,7 @@ from runs import TINY
 from affnorm_zoo.config import RunConfig, config_to_yaml, load_config
 from affnorm_zoo.config.text import is_text
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.runs.resume import choose_checkpoint
 from affnorm_zoo.training import dry_run
 
 KEYS = {
@@ -210,6 +211,26 @@ def test_data_in_a_folder_at_hand_whose_name_is_not_unicode_are_refused(tmp_path
     monkeypatch.chdir(folder)
     with pytest.raises(UsageError, match=r"data.path must name data in Unicode, got 'caf\\udce9': give a link to them"):
         load_config(overrides=["data.path=."])
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x/" * 3000, "a\0b"], ids=["long", "deep", "zero byte"])
+@pytest.mark.parametrize(
+    "override",
+    ["data.path={}", "data.path=hfds/{}", "data.path={}.safetensors", "data.path=. data.train_split={}",
+     "model.name={}", "model.weights={}", "train.distill_from={}", "train.distill_from=local-dir:{}"],
+)  # fmt: skip
+def test_what_the_system_does_not_take_for_a_path_is_refused_in_a_line(override, name):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    message = refusal(lambda: dry_run(load_config(overrides=[*TINY, *override.format(name).split()])))
+    assert message.strip()
+    assert "\n" not in message
+
+
+def test_so_is_such_a_config_or_checkpoint(tmp_path):
+    for name in ("x" * 5000, "a\0b"):
+        assert "does not exist" in refusal(lambda name=name: load_config([name]))
+        chosen = refusal(lambda name=name: choose_checkpoint(name, tmp_path))
+        assert "there is no such folder" in chosen
 
 
 def test_one_image_left_over_is_no_matter_where_pixels_are_left_too():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from affnorm_zoo.cli.report import COUNT, OUTPUT_FILE, SEED, USER_PATH, reported_errors, split_config
-from affnorm_zoo.config import DataConfig, load_config
+from affnorm_zoo.config import DataConfig, is_folder, load_config
 from affnorm_zoo.data import (
     Normalize,
     Preprocessing,
@@ -223,7 +223,7 @@ def _build(name: str, source: Source, seed: int) -> nn.Module:
 
 def _is_stored(name: str) -> bool:
     """Whether a name means stored weights, in a folder or on the Hub, and not an architecture."""
-    return Path(name).is_dir() or ":" in name
+    return is_folder(name) or ":" in name
 
 
 def _load_checkpoint(model: nn.Module, path: Path) -> None:

@@ -1,5 +1,4 @@
 from .data import DataConfig as DataConfig
-from .data import expand_home as expand_home
 from .load import config_to_yaml as config_to_yaml
 from .load import flatten as flatten
 from .load import is_override as is_override
@@ -7,6 +6,9 @@ from .load import load_config as load_config
 from .load import read_yaml as read_yaml
 from .load import to_schema as to_schema
 from .optim import OptimConfig as OptimConfig
+from .paths import expand_home as expand_home
+from .paths import is_file as is_file
+from .paths import is_folder as is_folder
 from .schema import CheckpointConfig as CheckpointConfig
 from .schema import ModelConfig as ModelConfig
 from .schema import RunConfig as RunConfig

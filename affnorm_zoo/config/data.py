@@ -1,8 +1,8 @@
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from affnorm_zoo.config.paths import expand_home
 from affnorm_zoo.config.require import is_unicode, require, require_values
 
 _MOST_WORKERS = 1024
@@ -98,10 +98,3 @@ class DataConfig:
     def mixes(self) -> bool:
         """Whether images are blended with each other."""
         return self.mixup > 0 or self.cutmix > 0
-
-
-def expand_home(path: str) -> str:
-    """Replace ``~`` or ``~user`` at the start of a path by that home folder, where there is one."""
-    with suppress(RuntimeError):
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    return path

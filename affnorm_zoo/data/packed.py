@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from affnorm_zoo.config import DataConfig
+from affnorm_zoo.config import DataConfig, is_file
 from affnorm_zoo.errors import UsageError
 
 SUFFIX = ".safetensors"
@@ -71,7 +71,7 @@ def open_packed(config: DataConfig) -> tuple[PackedInfo, PackedImages, PackedIma
             than the config names.
     """
     path = Path(config.local_path)
-    if not path.is_file():
+    if not is_file(path):
         raise UsageError(f"data.path: {path} is not a file; affnorm-zoo pack makes one")
     info = _read_info(path)
     for split, key, wanted in (("train", "train_split", config.train_split), ("val", "val_split", config.val_split)):

@@ -3,7 +3,6 @@
 import logging
 import os
 import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from timm.data.readers import create_reader
 
-from affnorm_zoo.config import DataConfig
+from affnorm_zoo.config import DataConfig, is_file, is_folder
 from affnorm_zoo.data.bad_images import BadImages
 from affnorm_zoo.data.digits import DIGITS_CLASSES, DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Digits
 from affnorm_zoo.data.images import Images
@@ -150,32 +149,24 @@ def _hold_out(config: DataConfig, train: Any, val: Any, train_again: Any) -> tup
 def _open_local(config: DataConfig, split: str, key: str) -> Index:
     """The pictures of a folder of class folders, or of a tar of them; what is passed over is said once."""
     root = Path(config.local_path)
-    if not _is(Path.is_dir, root):
-        existing = next(parent for parent in root.absolute().parents if _is(Path.is_dir, parent))
+    if not is_folder(root):
+        existing = next(parent for parent in root.absolute().parents if is_folder(parent))
         raise UsageError(f"data.path: {root} is not a folder; the nearest one that exists is {existing}")
     folder, tar = root / split, root / f"{split}.tar"
-    if not _is(Path.is_dir, folder) and not _is(Path.is_file, tar):
+    if not is_folder(folder) and not is_file(tar):
         found = sorted(path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
         raise UsageError(
             f"{key}: {root} has no folder {split!r} and no {split}.tar; it has "
             f"{', '.join(found[:8]) or 'no folders at all'}"
         )
-    path = folder if _is(Path.is_dir, folder) else tar
+    path = folder if is_folder(folder) else tar
     index, passed = open_index(path)
     if os.environ.get("RANK", "0") == "0":
         if passed:
             _logger.warning("%s: %s", path, passed)
-        if path == folder and _is(Path.is_file, tar):
+        if path == folder and is_file(tar):
             _logger.warning("%s is read, and %s beside it is not", folder, tar)
     return index
-
-
-def _is(test: Callable[[Path], bool], path: Path) -> bool:
-    """Whether a path is what it is tested for; no, if the system does not take it for a path at all."""
-    try:
-        return test(path)
-    except (OSError, ValueError):  # too long, or with a zero byte
-        return False
 
 
 def _open_hfds(config: DataConfig, split: str, key: str) -> Any:

@@ -9,7 +9,7 @@ from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from timm.models import parse_model_name
 from torch import Tensor, nn
 
-from affnorm_zoo.config import expand_home
+from affnorm_zoo.config import expand_home, is_file, is_folder
 from affnorm_zoo.data import Source
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation.labels import describe_difference
@@ -36,7 +36,7 @@ def load_model(name: str, **kwargs: Any) -> nn.Module:
         UsageError: the name is unknown, the folder is not an export, or it has no weights.
     """
     name = expand_home(name)
-    if name and Path(name).is_dir():
+    if is_folder(name):
         name = f"local-dir:{name}"
     try:
         scheme, _ = parse_model_name(name) if ":" in name else ("", name)
@@ -54,7 +54,7 @@ def load_model(name: str, **kwargs: Any) -> nn.Module:
 
 def check_export(folder: Path) -> Path:
     """Return the folder; raises UsageError unless it is an export that timm loads."""
-    missing = [file for file in (CONFIG_NAME, SAFETENSORS_SINGLE_FILE) if not (folder / file).is_file()]
+    missing = [file for file in (CONFIG_NAME, SAFETENSORS_SINGLE_FILE) if not is_file(folder / file)]
     if missing:
         raise UsageError(f"{folder} is not an export folder: it has no {' and no '.join(missing)}")
     return folder

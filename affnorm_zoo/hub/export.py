@@ -11,7 +11,7 @@ from huggingface_hub.constants import CONFIG_NAME
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
-from affnorm_zoo.config import RunConfig, expand_home, flatten
+from affnorm_zoo.config import RunConfig, expand_home, flatten, is_folder
 from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.card import write_card
@@ -125,7 +125,7 @@ def public_config(config: RunConfig) -> RunConfig:
     weights, teacher = config.model.weights, config.train.distill_from
     if weights is not None:
         config = replace(config, model=replace(config.model, weights=Path(weights).name))
-    if teacher is not None and Path(expand_home(teacher)).is_dir():
+    if teacher is not None and is_folder(expand_home(teacher)):
         config = replace(config, train=replace(config.train, distill_from=Path(teacher).name))
     path = config.data.path
     if path is None or (path.startswith("hfds/") and not Path(config.data.local_path).exists()):

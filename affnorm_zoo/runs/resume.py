@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from affnorm_zoo.config import RunConfig, expand_home, flatten
+from affnorm_zoo.config import RunConfig, expand_home, flatten, is_folder
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evidence.environment import package_version
 from affnorm_zoo.runs import checkpoint
@@ -44,7 +44,7 @@ def choose_checkpoint(resume: str, output: Path) -> Path | None:
             read_record(output)
         return checkpoint.find_latest(output / CHECKPOINTS_FOLDER)
     folder = Path(expand_home(resume))
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UsageError(f"--resume {resume}: there is no such folder; give auto, none or the path of a checkpoint")
     checkpoint.verify(folder)
     return folder

@@ -63,6 +63,8 @@ def test_a_normaliser_has_a_page_with_its_formula_and_its_measurements(name):
     assert get_normalizer(name).formula in page
     for anchor in re.findall(r"derivations\.md#([\w-]+)", page):
         assert anchor in {a.replace("_", "-") for a in anchors(ROOT / "docs/derivations.md")}
+    for link in re.findall(r"\]\((?!https:)([^)#\s]+)", page):
+        assert (ROOT / "docs/_generated/normalisers" / link).resolve().exists(), link
     results = (ROOT / "docs/recipes.md").read_text()
     assert ("## Measured" in page) == (f"| {name} |" in results)
 

@@ -83,7 +83,11 @@ def normaliser_page(spec: NormalizerSpec) -> str:
 
 
 def rows_about(name: str, page: str) -> list[str]:
-    """The tables of a page, each under its section's title, reduced to the rows whose cells name the normaliser."""
+    """The tables of a page, each under its section's title, reduced to the rows whose cells name the normaliser.
+
+    Links to other pages start from the folder of the normalisers' pages.
+    """
+    page = re.sub(r"\]\((?:docs/)?(?=[\w/-]+\.md)", "](../../", page)
     found, title = [], ""
     for block in page.split("\n\n"):
         title = block.lstrip("# ").splitlines()[0] if re.match("##? ", block) else title

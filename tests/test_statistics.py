@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from affnorm_zoo.evidence.statistics import Sample, fit_slope, holm, paired, welch
+from affnorm_zoo.evidence.statistics import Sample, difference, fit_slope, holm, paired
 
 
 def test_a_sample_says_mean_and_deviation_of_one_run():
@@ -30,10 +31,26 @@ def test_the_interval_holds_the_slope_as_often_as_it_says():
 
 def test_equal_means_are_told_apart_as_often_as_agreed():
     rng = np.random.default_rng(1)
-    p = [welch(Sample(tuple(rng.normal(size=5))), Sample(tuple(3 * rng.normal(size=5)))) for _ in range(1000)]
-    assert np.mean(np.array(p) < 0.05) < 0.05 + 4 * math.sqrt(0.95 * 0.05 / 1000)
-    assert welch(Sample((0.1, 0.1)), Sample((0.1, 0.1))) == 1.0
-    assert welch(Sample((0.1, 0.1)), Sample((0.2, 0.2))) == 0.0
+    pairs = [(Sample(tuple(rng.normal(size=5))), Sample(tuple(3 * rng.normal(size=5)))) for _ in range(1000)]
+    found = [difference(*pair) for pair in pairs]
+    assert np.mean([estimate.p < 0.05 for estimate in found]) < 0.05 + 4 * math.sqrt(0.95 * 0.05 / 1000)
+    assert all((estimate.low <= 0 <= estimate.high) == (estimate.p >= 0.05) for estimate in found)
+
+
+def test_a_difference_is_that_of_scipy_and_certain_between_constants():
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=4), 2 + 3 * rng.normal(size=6)
+    ours, theirs = difference(Sample(tuple(a)), Sample(tuple(b))), stats.ttest_ind(a, b, equal_var=False)
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    assert ours.p == pytest.approx(theirs.pvalue)
+    assert ours.in_points().low == pytest.approx(100 * ours.low)
+    assert difference(Sample((0.1, 0.1)), Sample((0.1, 0.1))).p == 1.0
+    certain = difference(Sample((0.1, 0.1)), Sample((0.2, 0.2)))
+    assert (certain.low, certain.high, certain.p) == (-0.1, -0.1, 0.0)
+    single = difference(Sample((0.3,)), Sample((0.1, 0.2)))
+    assert single.value == pytest.approx(0.15)
+    assert math.isnan(single.p)
+    assert single.sign == 0
 
 
 def test_holm_by_hand():

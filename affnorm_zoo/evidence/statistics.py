@@ -30,8 +30,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Slope:
-    """The slope of a least-squares line, its 95 % interval and the p value of a zero slope."""
+class Estimate:
+    """A slope or a difference, its 95 % interval and the p value of zero."""
 
     value: float
     low: float
@@ -40,23 +40,37 @@ class Slope:
 
     @property
     def sign(self) -> int:
-        """1 or -1 if the slope is significant at the 5 % level, otherwise 0."""
-        return 0 if self.p >= 0.05 else (1 if self.value > 0 else -1)
+        """1 or -1 if the estimate differs from zero at the 5 % level, otherwise 0."""
+        return (1 if self.value > 0 else -1) if self.p < 0.05 else 0
+
+    def in_points(self) -> "Estimate":
+        """An estimate from accuracies in [0, 1], in points of per cent."""
+        return Estimate(100 * self.value, 100 * self.low, 100 * self.high, self.p)
 
 
-def fit_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
+def fit_slope(x: Sequence[float], y: Sequence[float]) -> Estimate:
     """Ordinary least squares of y on x, with Student's t for the interval."""
     fit = scipy.stats.linregress(x, y)
     margin = scipy.stats.t.ppf(0.975, len(x) - 2) * fit.stderr
-    return Slope(float(fit.slope), float(fit.slope - margin), float(fit.slope + margin), float(fit.pvalue))
+    return Estimate(float(fit.slope), float(fit.slope - margin), float(fit.slope + margin), float(fit.pvalue))
 
 
-def welch(a: Sample, b: Sample) -> float:
-    """The p value of equal means, by Welch's t test; 1 if neither sample varies and the means are equal."""
+def difference(a: Sample, b: Sample) -> Estimate:
+    """The difference of the means, a - b, by Welch's t test.
+
+    It is certain if neither sample varies; its interval and p value are nan if a sample has a single value.
+    """
+    gap = a.mean - b.mean
+    if min(len(a.values), len(b.values)) < 2:
+        return Estimate(gap, math.nan, math.nan, math.nan)
     if a.std == 0 and b.std == 0:
-        return 1.0 if a.mean == b.mean else 0.0
+        return Estimate(gap, gap, gap, 1.0 if gap == 0 else 0.0)
     moments = (a.mean, a.std, len(a.values), b.mean, b.std, len(b.values))
-    return float(scipy.stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue)
+    p = float(scipy.stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue)
+    of_a, of_b = (sample.std**2 / len(sample.values) for sample in (a, b))  # variances of the means
+    degrees = (of_a + of_b) ** 2 / (of_a**2 / (len(a.values) - 1) + of_b**2 / (len(b.values) - 1))
+    margin = float(scipy.stats.t.ppf(0.975, degrees)) * math.sqrt(of_a + of_b)
+    return Estimate(gap, gap - margin, gap + margin, p)
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> float:

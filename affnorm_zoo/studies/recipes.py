@@ -5,7 +5,10 @@ from typing import Any
 
 from timm.utils import natural_key
 
+from affnorm_zoo.evidence.statistics import difference
+from affnorm_zoo.registry import get_normalizer, list_normalizers
 from affnorm_zoo.runs.files import write_text
+from affnorm_zoo.studies.forest import Effect, draw_forest
 from affnorm_zoo.studies.sweep import Aim, SweepConfig, load_sweep
 from affnorm_zoo.studies.sweep_report import final_results, gap, sample_of, sweep_table
 
@@ -14,18 +17,28 @@ _HEAD = """\
 
 `scripts/recipes.py` writes this page from the result files of single runs. `scripts/sweep.py` makes these runs.
 
+## Verdict
+
+{verdict}
+
+![tuned methods]({methods})
+
+| comparison | target | measured | verdict |
+|---|---|---|---|
+{aims}
+
+What one change does to a method; nothing is tuned in these ablations:
+
+![ablations]({ablations})
+
+## How it was measured
+
 - Within a table every method has the same data, epochs, augmentation and updates.
 - Every method is tuned over the same hyperparameter settings: one run per setting, scored on validation images that are
   held out from the training set.
 - The final runs have other seeds, train on all training images and are scored once on the test set.
 - Accuracies are top-1 in per cent: the mean ± the standard deviation of one run. p is from Welch's test.
 - A run that diverges counts as 0. No run is dropped.
-
-## Targets
-
-| comparison | target | measured | verdict |
-|---|---|---|---|
-{aims}
 """
 _SECTION = """
 ## {title}
@@ -37,28 +50,40 @@ _SECTION = """
 [{folder}]({folder}). {hardware}.
 """
 _ARITHMETIC = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # keyed by accelerate's mixed_precision
+_KINDS = {1: "ahead", 0: "not significantly different", -1: "behind"}  # keyed by an estimate's sign
+_COLOURS = {_KINDS[1]: "#3c8d53", _KINDS[0]: "#777777", _KINDS[-1]: "#d1495b"}
 _BEGIN, _END = "<!-- results: scripts/recipes.py -->\n", "<!-- end of results -->\n"
 
 
 def write_recipes(configs: Path, results: Path, page: Path, readme: Path) -> None:
-    """Write the page of all sweeps that have results, and the README's table of those with ``in_readme``.
+    """Write the page of all sweeps that have results, its figures, and the README's table of those with ``in_readme``.
 
     Args:
         configs: folder of the sweeps' YAML files.
-        results: folder with ``NAME/results/*.json`` for each ``configs/NAME.yaml``.
+        results: folder with ``NAME/results/*.json`` for each ``configs/NAME.yaml``; gets the figures.
         page: the Markdown file to write.
         readme: the README; only what stands between its marks changes.
     """
     aims, sections, short = [], [], []
+    effects: dict[bool, dict[str, list[Effect]]] = {True: {}, False: {}}  # keyed by whether the sweep is tuned
     for file in sorted(configs.glob("*.yaml"), key=lambda file: natural_key(file.stem)):
         sweep, folder = load_sweep(file), results / file.stem
         finals = {arm: final_results(sweep, arm, folder) for arm in sweep.arms}
         if not any(finals.values()):
             continue
-        aims += [_aim_row(sweep, aim, finals) for aim in sweep.aims]
+        aims += [_judge(sweep, aim, finals) for aim in sweep.aims]
+        effects[sweep.is_tuned][sweep.title] = _effects(sweep, finals)
         sections.append(_section(sweep, file, folder.relative_to(page.parent), folder, finals))
         short += _short_rows(sweep, finals) if sweep.in_readme else []
-    write_text(page, _HEAD.format(aims="\n".join(aims)) + "".join(sections))
+    figures = {"methods": results / "methods.png", "ablations": results / "ablations.png"}
+    for figure, groups in zip(figures.values(), effects.values(), strict=True):
+        draw_forest(groups, _COLOURS, figure, "difference in top-1, points, with 95 % interval")
+    head = _HEAD.format(
+        verdict=_verdict([word for _, word in aims], [effect for found in effects[True].values() for effect in found]),
+        aims="\n".join(f"| {row} | {word} |" for row, word in aims),
+        **{name: figure.relative_to(page.parent).as_posix() for name, figure in figures.items()},
+    )
+    write_text(page, head + "".join(sections))
     before, _, rest = readme.read_text(encoding="utf-8").partition(_BEGIN)
     _, _, after = rest.partition(_END)
     table = ["| network and data | standard norm | ours | difference | runs |", "|---|---|---|---|---|", *short]
@@ -103,20 +128,49 @@ def _facts(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: ended[0][name] for name in names}
 
 
-def _aim_row(sweep: SweepConfig, aim: Aim, finals: dict[str, list[dict[str, Any]]]) -> str:
+def _judge(sweep: SweepConfig, aim: Aim, finals: dict[str, list[dict[str, Any]]]) -> tuple[str, str]:
+    """What was aimed at and measured, as cells of a row; and the verdict."""
     label = f"{sweep.title}: {aim.arm} - {aim.over}"
     ours, theirs = finals[aim.arm], finals[aim.over]
     if not ours or not theirs:
-        return f"| {label} | ≥ {aim.points:+.1f} | not run | |"
-    difference = 100 * (sample_of(ours).mean - sample_of(theirs).mean)
+        return f"{label} | ≥ {aim.points:+.1f} | not run", "open"
+    found = 100 * (sample_of(ours).mean - sample_of(theirs).mean)
     made = min(len(ours), len(theirs))
     if made < sweep.seeds:
         verdict = f"open, {made} of {sweep.seeds} runs"
-    elif difference >= aim.points:
-        verdict = "met"
     else:
-        verdict = f"missed by {aim.points - difference:.2f} points"
-    return f"| {label} | ≥ {aim.points:+.1f} | {gap(sample_of(ours), sample_of(theirs))} | {verdict} |"
+        verdict = "met" if found >= aim.points else f"missed by {aim.points - found:.2f} points"
+    return f"{label} | ≥ {aim.points:+.1f} | {gap(sample_of(ours), sample_of(theirs))}", verdict
+
+
+def _effects(sweep: SweepConfig, finals: dict[str, list[dict[str, Any]]]) -> list[Effect]:
+    """Each method's difference to the baseline, where both have several runs."""
+    base = sample_of(finals[sweep.baseline])
+    others = {arm: sample_of(runs) for arm, runs in finals.items() if arm != sweep.baseline}
+    found = {
+        f"{arm} - {sweep.baseline}": difference(sample, base).in_points()
+        for arm, sample in others.items()
+        if min(len(sample.values), len(base.values)) > 1
+    }
+    return [Effect(label, estimate, _KINDS[estimate.sign]) for label, estimate in found.items()]
+
+
+def _verdict(words: list[str], tuned: list[Effect]) -> str:
+    met, missed = words.count("met"), sum(word.startswith("missed") for word in words)
+    kinds = [effect.kind for effect in tuned if not _is_standard(effect.label)]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in _COLOURS)
+    return (
+        f"- Targets: {met} met, {missed} missed, {len(words) - met - missed} open.\n"
+        f"- Divergence-free methods against the standard norm of their table (Welch, 5 %): {counts}."
+    )
+
+
+def _is_standard(label: str) -> bool:
+    """Whether a method is another norm that the zoo has for comparison."""
+    return any(
+        label.startswith(f"{name} ") and not (spec.conv or spec.linear)
+        for name, spec in ((name, get_normalizer(name)) for name in list_normalizers())
+    )
 
 
 def _short_rows(sweep: SweepConfig, finals: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -71,6 +71,11 @@ class SweepConfig:
         require(not unknown, f"aims must be about arms, got {', '.join(sorted(unknown))}")
         require(self.in_readme in ("", *self.arms), f"in_readme must be one of the arms, got {self.in_readme!r}")
 
+    @property
+    def is_tuned(self) -> bool:
+        """Whether there are several settings to choose from; an ablation has one."""
+        return len(self.points) > 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -124,7 +129,7 @@ def _missing_trials(sweep: SweepConfig, folder: Path) -> list[Trial]:
 
 def tuning_trials(sweep: SweepConfig) -> list[Trial]:
     """Every arm at every setting; none if there is only one setting."""
-    if len(sweep.points) == 1:
+    if not sweep.is_tuned:
         return []
     pairs = product(sweep.arms, sweep.points)
     return [Trial(arm=arm, point=point, seed=TUNING_SEED, is_final=False) for arm, point in pairs]
@@ -141,7 +146,7 @@ def final_trials(sweep: SweepConfig, arm: str, folder: Path) -> list[Trial]:
 
 def best_point(sweep: SweepConfig, arm: str, folder: Path) -> Mapping[str, Any] | None:
     """The setting whose tuning run scored best; the first if several tie. None until all tuning runs have a result."""
-    if len(sweep.points) == 1:
+    if not sweep.is_tuned:
         return sweep.points[0]
     results = [read_result(folder, trial) for trial in tuning_trials(sweep) if trial.arm == arm]
     if not all(results):

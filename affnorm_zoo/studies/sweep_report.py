@@ -3,34 +3,42 @@
 from pathlib import Path
 from typing import Any
 
-from affnorm_zoo.evidence.statistics import Sample, welch
+from affnorm_zoo.evidence.statistics import Sample, difference
 from affnorm_zoo.studies.sweep import SweepConfig, final_trials, read_result, tuning_trials
 
 
 def sweep_table(sweep: SweepConfig, folder: Path) -> str:
     """Per arm: mean ± standard deviation of one run, and the difference to the baseline with Welch's p value.
 
-    Arms without runs say "not run". The last column counts the tuning runs and those that diverged.
+    Arms without runs say "not run". If the sweep is tuned, the best setting follows, and the number of tuning runs and
+    of those that diverged.
     """
     samples = {arm: final_results(sweep, arm, folder) for arm in sweep.arms}
     base = sample_of(samples[sweep.baseline])
-    lines = [
-        "| method | top-1, % | n | difference to the baseline | setting | tuning runs, diverged |",
-        "|---" * 6 + "|",
-    ]
+    rows = [["method", "top-1, %", "n", "difference to the baseline"]]
     for arm, results in samples.items():
-        tuned = [
-            result for trial in tuning_trials(sweep) if trial.arm == arm and (result := read_result(folder, trial))
-        ]
-        tuning = f"{len(tuned)}, {sum(result['diverged'] for result in tuned)}"
         if not results:
-            lines.append(f"| {arm} | not run | 0 | | | {tuning} |")
+            rows.append([arm, "not run", "0", ""])
             continue
         sample = sample_of(results)
-        difference = "baseline" if arm == sweep.baseline else gap(sample, base) if base.values else "baseline not run"
-        point = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in results[0]["point"].items())
-        lines.append(f"| {arm} | {sample} | {len(results)} | {difference} | {point} | {tuning} |")
-    return "\n".join(lines) + "\n"
+        against = "baseline" if arm == sweep.baseline else gap(sample, base) if base.values else "baseline not run"
+        rows.append([arm, str(sample), str(len(results)), against])
+    if sweep.is_tuned:
+        rows[0] += ["setting", "tuning runs, diverged"]
+        for row, results in zip(rows[1:], samples.values(), strict=True):
+            row += [_setting(results), _tuning(sweep, row[0], folder)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+
+
+def _setting(results: list[dict[str, Any]]) -> str:
+    point = results[0]["point"] if results else {}
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in point.items())
+
+
+def _tuning(sweep: SweepConfig, arm: str, folder: Path) -> str:
+    tuned = [result for trial in tuning_trials(sweep) if trial.arm == arm and (result := read_result(folder, trial))]
+    return f"{len(tuned)}, {sum(result['diverged'] for result in tuned)}"
 
 
 def final_results(sweep: SweepConfig, arm: str, folder: Path) -> list[dict[str, Any]]:
@@ -47,4 +55,4 @@ def gap(sample: Sample, base: Sample) -> str:
     """The difference of two means in points, with Welch's p value if both have several runs."""
     points = f"{100 * (sample.mean - base.mean):+.2f} points"
     enough = min(len(sample.values), len(base.values)) > 1
-    return f"{points} (p = {welch(sample, base):.2g})" if enough else f"{points} (one run)"
+    return f"{points} (p = {difference(sample, base).p:.2g})" if enough else f"{points} (one run)"

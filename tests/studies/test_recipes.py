@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from PIL import Image
 from runs import ROOT, run
 
 from affnorm_zoo.config import load_config
-from affnorm_zoo.studies.recipes import write_recipes
+from affnorm_zoo.evidence.statistics import Estimate
+from affnorm_zoo.studies.forest import Effect
+from affnorm_zoo.studies.recipes import _verdict, write_recipes
 from affnorm_zoo.studies.sweep import best_point, load_sweep
 
 SWEEP = """
@@ -66,11 +69,12 @@ def write(tree):
 
 def test_the_page_says_what_was_aimed_at_and_what_was_found(tree):
     page, readme = write(tree)
+    assert "\n- Targets: 1 met, 1 missed, 1 open.\n" in page
     assert "| A net on pictures: new - old | ≥ +1.0 | +11.00 points (p = " in page
     assert page.count("| met |") == 1
     assert "| A net on pictures: old - new | ≥ -1.0 | -11.00 points (p = " in page
     assert "| missed by 10.00 points |" in page
-    assert "| A net on pictures: other - old | ≥ +0.0 | not run | |" in page
+    assert "| A net on pictures: other - old | ≥ +0.0 | not run | open |" in page
     assert "\ndrawn: 1,200 training and 300 test images, 4 epochs, 1,600 updates, in bfloat16.\n" in page
     assert "Hardware: a machine, 2 cores; torch 2.9 and 2.10, timm 1.0." in page
     assert "A remark." in page
@@ -82,7 +86,10 @@ def test_the_page_says_what_was_aimed_at_and_what_was_found(tree):
     assert "| Another net on pictures | `old` 51.0 ± 1.4 | `new` 62.0 ± 2.8 |" in readme
     assert "An ablation" not in readme
     titles = [line for line in page.splitlines() if line.startswith("## ")]
-    assert titles[1:] == ["## A net on pictures", "## Another net on pictures", "## An ablation on pictures"]
+    assert titles[:2] == ["## Verdict", "## How it was measured"]
+    for link in re.findall(r"!\[.+?\]\((.+?)\)", page):
+        assert (tree / "docs" / link).is_file()
+    assert titles[2:] == ["## A net on pictures", "## Another net on pictures", "## An ablation on pictures"]
     assert write(tree) == (page, readme)
 
 
@@ -99,6 +106,14 @@ def test_runs_of_different_budgets_do_not_share_a_table(tree):
     file.write_text(file.read_text().replace('"epochs": 4', '"epochs": 5'))
     with pytest.raises(ValueError, match="differ in epochs"):
         write(tree)
+
+
+def test_only_divergence_free_methods_are_counted_by_their_sign():
+    def effect(method, gap):
+        return Effect(f"{method} - batchnorm", Estimate(gap, gap, gap, 0.0), "ahead" if gap > 0 else "behind")
+
+    text = _verdict([], [effect("patchnorm_ws_rms4", 1), effect("patchnorm", -1), effect("groupnorm", -1)])
+    assert text.endswith(": 1 ahead, 0 not significantly different, 1 behind.")
 
 
 def test_the_pages_are_those_of_the_runs(tmp_path, monkeypatch):

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from affnorm_zoo.studies.paper.claims import convention_rows
-from affnorm_zoo.studies.paper.table import Row
+from affnorm_zoo.studies.paper.table import Row, convention_rows
 
 COLOURS = {
     "none": "#777777", "batchnorm": "#d1495b", "layernorm": "#e58f1f", "rmsnorm": "#b8a100",

@@ -1,12 +1,15 @@
 """Write the page of the paper's experiments from the run files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from affnorm_zoo.studies.paper.claims import judge
+from affnorm_zoo.studies.forest import Effect, draw_forest
+from affnorm_zoo.studies.paper.claims import MIXED, NO_CLAIM, NOT_REPRODUCED, REPRODUCED, VERDICTS, Claim
 from affnorm_zoo.studies.paper.config import PaperConfig, load_paper_config
 from affnorm_zoo.studies.paper.execute import PACKED, Results
 from affnorm_zoo.studies.paper.experiments import EXPERIMENTS
 from affnorm_zoo.studies.paper.figures import draw
+from affnorm_zoo.studies.paper.judges import judge
 from affnorm_zoo.studies.paper.table import Row, rows_of
 
 _HEAD = """\
@@ -14,8 +17,21 @@ _HEAD = """\
 
 `scripts/reproduce.py report` writes this page from the files of single runs. The paper is Bird 2025, *The Affine
 Divergence* ([arXiv:2512.22247](https://arxiv.org/abs/2512.22247)), a workshop paper by a single author. Its experiments
-use fully connected networks on CIFAR-10, by design; PatchNorm is in its appendix. It came without code. These settings
-are ours ([normalisers.md](normalisers.md#the-paper) lists what else is):
+use fully connected networks on CIFAR-10, by design; PatchNorm is in its appendix. It came without code.
+
+## Verdict
+
+{verdict}
+
+{figure}Each line is one estimate with its 95 % interval. Only the verdicts adjust for the number of networks.
+
+| experiment | the paper says | measured | verdict |
+|---|---|---|---|
+{claims}
+
+## How it was measured
+
+These settings are ours ([normalisers.md](normalisers.md#the-paper) lists what else is):
 
 - We use plain gradient descent at a constant learning rate, without momentum, weight decay or augmentation.
 - Every map has no parameters of its own. It stands in the hidden layers and at their input; the classifier is plain.
@@ -26,13 +42,7 @@ are ours ([normalisers.md](normalisers.md#the-paper) lists what else is):
 - Only the final runs see the test set. They have other seeds.
 - Accuracies are means ± the standard deviation of one run, in per cent of the test set.
 - A run that diverges counts as 0. No run is dropped.
-- These are small budgets on a part of the paper's grid. Other budgets or other parts may show what these do not.
-
 {data}
-
-| experiment | the paper says | measured | verdict |
-|---|---|---|---|
-{claims}
 
 To repeat it (after an interruption, run the command again: finished runs are kept):
 
@@ -41,6 +51,8 @@ python scripts/reproduce.py all data.path=CIFAR10 data.val_split=test --output d
 python scripts/reproduce.py report --output docs/results
 ```
 """
+
+_COLOURS = {REPRODUCED: "#3c8d53", MIXED: "#e58f1f", NOT_REPRODUCED: "#d1495b", NO_CLAIM: "#777777"}
 
 _ABOUT = {
     "fc": "Fully connected networks. `norm_like_half` is norm_like with every learning rate of the grid halved. Its "
@@ -62,41 +74,76 @@ _ABOUT = {
 
 
 def write_report(folder: Path, configs: Path, page: Path, quick: bool = False) -> None:
-    """Write the page, and for each experiment with runs its figure and its packed runs."""
-    claims, sections, environments, datasets = [], [], {}, set()
+    """Write the page, its figure of all claims, and for each experiment with runs its figure and its packed runs."""
+    claims: dict[str, list[Claim]] = {}
+    sections, environments, datasets = [], {}, set()
     for name in EXPERIMENTS:
         results = Results(folder / name)
         config = load_paper_config(configs / f"{name}.yaml", quick)
         rows = rows_of(name, config, results)
         if not rows:
-            claims.append(f"| {name} | | not run | |")
+            claims[name] = []
             continue
         results.pack()
         figure = folder / name / "figure.png"
         draw(name, rows, figure)
-        for claim in judge(name, rows):
-            claims.append(f"| {name} | {claim.statement} | {claim.measured} | {claim.verdict or 'no claim'} |")
+        claims[name] = judge(name, rows)
         sections.append(_section(name, config, rows, page.parent, figure))
         for row in rows:
             for result in row.results:
                 environments[str(result["environment"])] = result["environment"]
                 datasets.add(result["data"])
-    text = _HEAD.format(data=_describe(environments, datasets), claims="\n".join(claims))
+    text = _HEAD.format(
+        verdict=_verdict([claim for found in claims.values() for claim in found]),
+        figure=_draw_claims(claims, folder / "claims.png", page.parent),
+        data=_describe(environments, datasets),
+        claims="\n".join(_claim_rows(claims)),
+    )
     page.write_text("\n".join([text, *sections]), encoding="utf-8")
 
 
-def _describe(environments: dict[str, dict], datasets: set[str]) -> str:
-    machines = "; ".join(", ".join(f"{key} {value}" for key, value in e.items()) for e in environments.values())
-    text = (
-        f"Data: {', '.join(sorted(datasets)) or 'none'}. Machines and versions: {machines or 'none'}; one thread per "
-        "run."
+def _verdict(claims: list[Claim]) -> str:
+    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
+    if not sum(counts.values()):
+        return "No claim has been tested yet."
+    return (
+        f"Of {sum(counts.values())} claims of the paper, {counts[REPRODUCED]} are reproduced, {counts[MIXED]} mixed "
+        f"and {counts[NOT_REPRODUCED]} not reproduced. These are small budgets on a part of the paper's grid. Other "
+        "budgets or other parts may show what these do not."
     )
+
+
+def _draw_claims(claims: dict[str, list[Claim]], target: Path, root: Path) -> str:
+    """Draw what the verdicts rest on; the Markdown that shows it, empty if there is nothing to draw."""
+    groups = {
+        name: [
+            Effect(label, estimate, claim.verdict) for claim in found for label, estimate in claim.effects.items()
+        ]
+        for name, found in claims.items()
+    }  # fmt: skip
+    if not any(groups.values()):
+        return ""
+    draw_forest(groups, _COLOURS, target, "points of accuracy, with 95 % interval; the colour is the claim's verdict")
+    return f"![all claims]({target.relative_to(root)})\n\n"
+
+
+def _claim_rows(claims: dict[str, list[Claim]]) -> Iterator[str]:
+    for name, found in claims.items():
+        if not found:
+            yield f"| {name} | | not run | |"
+        for claim in found:
+            yield f"| {name} | {claim.statement} | {claim.measured} | {claim.verdict} |"
+
+
+def _describe(environments: dict[str, dict], datasets: set[str]) -> str:
+    lines = [f"- Data: {', '.join(sorted(datasets)) or 'none'}."]
     if "cifar10" in datasets:
-        text += (
-            " The CIFAR-10 images are re-encoded as JPEG, which is lossy: the accuracies are not those of the original "
-            "files."
+        lines[0] += (
+            " The images are re-encoded as JPEG, which is lossy: the accuracies are not those of the original files."
         )
-    return text
+    for e in environments.values():
+        lines.append(f"- Machine and versions: {', '.join(f'{key} {value}' for key, value in e.items())}.")
+    return "\n".join([*lines, "- Every run has one thread."])
 
 
 def _section(name: str, config: PaperConfig, rows: list[Row], root: Path, figure: Path) -> str:
@@ -114,9 +161,10 @@ def _section(name: str, config: PaperConfig, rows: list[Row], root: Path, figure
     ]
     diverged = sum(result["diverged"] for row in rows for result in row.results)
     edge = sum(row.at_edge for row in rows)
-    lines.append(
-        f"\nFinal runs that diverged: {diverged}. Cells whose tuned rate lies at the edge of the grid (*): {edge}.\n"
-    )
+    lines += [
+        f"\n- Final runs that diverged: {diverged}.",
+        f"- Cells whose tuned rate lies at the edge of the grid (*): {edge}.\n",
+    ]
     return "\n".join(lines)
 
 

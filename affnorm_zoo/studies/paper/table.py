@@ -47,6 +47,19 @@ def rows_of(name: str, config: PaperConfig, results: Results) -> list[Row]:
     return rows
 
 
+def convention_rows(rows: list[Row], method: str, convention: str) -> list[Row]:
+    """Rows at the tuned rate, or at a rate scaled with the batch size; both contain the size of the tuning."""
+    own = [row for row in rows if row.cell.method == method]
+    fixed = [row for row in own if row.cell.rate_factor == 1.0]
+    if convention == "fixed":
+        return sorted(fixed, key=lambda row: row.cell.batch_size)
+    scaled = [row for row in own if row.cell.rate_factor != 1.0]
+    sizes = {row.cell.batch_size for row in scaled}
+    return sorted(
+        scaled + [row for row in fixed if row.cell.batch_size not in sizes], key=lambda row: row.cell.batch_size
+    )
+
+
 def _dig(tree: Any, path: tuple[str | int, ...]) -> float:
     for key in path:
         tree = tree[key]

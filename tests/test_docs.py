@@ -14,6 +14,7 @@ import yaml
 from affnorm_zoo import list_normalizers
 from affnorm_zoo._version import __version__
 from affnorm_zoo.factory import FAMILIES
+from affnorm_zoo.models import zoo_models
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,17 +37,18 @@ def test_commands_name_files_that_exist(block):
         assert (ROOT / path).is_file(), path
 
 
-def test_the_readme_names_every_normaliser_and_every_architecture():
+def test_the_readme_names_every_normaliser_and_a_page_every_model():
     text = (ROOT / "README.md").read_text()
     for name in list_normalizers():
         assert f"`{name}`" in text
-    table = text.partition("## Models")[2].partition("\n## ")[0]
-    for model in timm.list_models():
-        if timm.model_entrypoint(model).__module__.startswith("affnorm_zoo."):
-            architecture = max(
-                (name for name in re.findall(r"`(\w+)`", table) if model.startswith(name + "_")), key=len
-            )
-            assert model.removeprefix(architecture + "_") in list_normalizers()
+    page = (ROOT / "docs/models.md").read_text()
+    table = page.partition("## Architectures")[2].partition("\n## ")[0]
+    found = set()
+    for row in table.splitlines():
+        if row.startswith("| `models/"):
+            _, architectures, norms = (re.findall(r"`([\w/.]+)`", cell) for cell in row.strip("| ").split(" | "))
+            found |= {f"{architecture}_{norm}" for architecture in architectures for norm in norms}
+    assert found == set(zoo_models())
 
 
 def test_a_page_names_every_family_that_can_be_bound():

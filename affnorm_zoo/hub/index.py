@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.utils import natural_key
 
 from affnorm_zoo.evaluation.flops import count_flops
 from affnorm_zoo.evidence.statistics import Sample
@@ -15,6 +16,7 @@ from affnorm_zoo.hub.card import HUB_TAG
 from affnorm_zoo.hub.client import hub_client
 from affnorm_zoo.hub.errors import hub_errors
 from affnorm_zoo.models import MANIFEST_FILE, WEIGHTS_FOLDER, zoo_models
+from affnorm_zoo.registry import list_normalizers
 from affnorm_zoo.runs.layout import WEIGHTS_FILE
 
 _WEIGHTS = """\
@@ -24,12 +26,22 @@ Written by `affnorm-zoo list --table`.
 
 ## Weights
 
-These travel with the package: `timm.create_model(NAME, pretrained=True)`. The accuracy is that of the stored file, in
-float32; beside it stand mean and deviation of the recipe's runs, which differ in their seed, and of which the median
-one is stored. Card, config and report lie in the file's folder.
+These come with the package: `timm.create_model(NAME, pretrained=True)`.
 
-| name | top-1, % | runs: mean ± deviation (n) | data | bytes | sha256 | where |
-|---|---|---|---|---|---|---|
+- The stored file is the median of a recipe's runs, which differ in their seed. Beside its own accuracy, in float32,
+  stand the mean ± the standard deviation of these runs.
+- Card, config and report are in `affnorm_zoo/weights/NAME`. `manifest.json` there has the sha256 of every file.
+
+| name | top-1, % | runs: mean ± standard deviation (n) | data | bytes |
+|---|---|---|---|---|
+"""
+_ARCHITECTURES = """
+## Architectures
+
+Names are `<architecture>_<normaliser>`. Each architecture is timm's of that name, but for the small ones for 32 px.
+
+| file | architectures | normalisers |
+|---|---|---|
 """
 _SIZES = """
 ## Sizes
@@ -71,7 +83,8 @@ def bundled(folder: Path = WEIGHTS_FOLDER) -> list[dict]:
 
 def model_table() -> str:
     """The page of all models and all weights."""
-    return _WEIGHTS + "".join(map(_weights_row, bundled())) + _SIZES + "".join(_size_rows())
+    tables = (_WEIGHTS, map(_weights_row, bundled()), _ARCHITECTURES, _architecture_rows(), _SIZES, _size_rows())
+    return "".join(line for table in tables for line in table)
 
 
 def _weights_row(manifest: dict[str, Any]) -> str:
@@ -83,10 +96,23 @@ def _weights_row(manifest: dict[str, Any]) -> str:
         f"{sample} ({len(sample.values)})",
         f"{found['num_images']} images of {found['data']}{f' ({note})' if (note := manifest['note']) else ''}",
         f"{file['bytes']:,}",
-        f"`{file['sha256']}`",
-        f"`affnorm_zoo/weights/{found['model']}`",
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def _architecture_rows() -> Iterator[str]:
+    """Architectures that have the same normalisers share a row."""
+    names: dict[tuple[str, str], list[str]] = {}  # (module, architecture) -> normalisers
+    for model in zoo_models():
+        norm = max((norm for norm in list_normalizers() if model.endswith(f"_{norm}")), key=len)
+        module = timm.model_entrypoint(model).__module__.rpartition(".")[2]
+        names.setdefault((module, model.removesuffix(f"_{norm}")), []).append(norm)
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for (module, architecture), norms in sorted(names.items(), key=lambda item: (item[0][0], natural_key(item[0][1]))):
+        rows.setdefault((module, *norms), []).append(architecture)
+    for (module, *norms), architectures in rows.items():
+        cells = (", ".join(f"`{name}`" for name in cell) for cell in (architectures, norms))
+        yield f"| `models/{module}.py` | {' | '.join(cells)} |\n"
 
 
 def _size_rows() -> Iterator[str]:

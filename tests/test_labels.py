@@ -6,21 +6,18 @@ import logging
 import pytest
 import timm
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from parts import parts_of
 from pictures import CLASSES, draw_folder
-from runs import SMALL_VIT, TINY, invoke, train_here
+from runs import SMALL_VIT, invoke, train_here
 from safetensors.torch import load_file, save_file
 
 from affnorm_zoo.cli.divergence import divergence
 from affnorm_zoo.cli.evaluate import evaluate
-from affnorm_zoo.config import load_config
 from affnorm_zoo.data import Source
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation import match_labels
 from affnorm_zoo.hub import export_run
 from affnorm_zoo.training import assemble as assembling
-from affnorm_zoo.training.assemble import assemble
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 WEIGHTS = "resnet20_cifar_patchnorm.c10_e10"
@@ -97,10 +94,8 @@ def test_so_it_is_with_weights_of_the_package(tmp_path):
     assert invoke(evaluate, WEIGHTS, f"data.path={own}").exit_code == 0
 
 
-def parts_of(*overrides):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    small = ("data.image_size=32", "train.global_batch_size=4", "train.micro_batch_size=4")
-    return assemble(load_config(overrides=[*TINY, *small, *overrides]), Accelerator(cpu=True))
+def small_parts(*overrides):
+    return parts_of("data.image_size=32", "train.global_batch_size=4", "train.micro_batch_size=4", *overrides)
 
 
 @torch.no_grad()
@@ -109,7 +104,7 @@ def test_fine_tuning_begins_from_outputs_that_mean_the_same(tmp_path, monkeypatc
     start = (f"model.name={WEIGHTS}", "model.pretrained=true", f"data.path={own}")
     x = torch.randn(3, 3, 32, 32)
     expected = timm.create_model(WEIGHTS, pretrained=True).eval()(x)
-    assert torch.equal(parts_of(*start).trainer.state.bare_model.eval()(x), expected)
+    assert torch.equal(small_parts(*start).trainer.state.bare_model.eval()(x), expected)
 
     original = assembling.open_source
 
@@ -119,23 +114,25 @@ def test_fine_tuning_begins_from_outputs_that_mean_the_same(tmp_path, monkeypatc
 
     monkeypatch.setattr(assembling, "open_source", reversed_names)
     with caplog.at_level(logging.WARNING):
-        found = parts_of(*start).trainer.state.bare_model.eval()(x)
+        found = small_parts(*start).trainer.state.bare_model.eval()(x)
     torch.testing.assert_close(found, expected.flip(1), rtol=1e-5, atol=1e-5)  # sums of 64 terms in float32
     assert "matched by name" in caplog.text
-    by_position = parts_of(*start, "data.labels_by_position=true").trainer.state.bare_model.eval()(x)
+    by_position = small_parts(*start, "data.labels_by_position=true").trainer.state.bare_model.eval()(x)
     assert torch.equal(by_position, expected)
 
 
 def test_fine_tuning_on_other_classes_is_an_error_or_by_position():
     digits = (f"model.name={WEIGHTS}", "model.pretrained=true", "data.image_size=8")
     with pytest.raises(UsageError, match=r"the weights know 'airplane', .* and 5 more, the data have '0', '1', .*"):
-        parts_of(*digits)
-    parts_of(*digits, "data.labels_by_position=true")
+        small_parts(*digits)
+    small_parts(*digits, "data.labels_by_position=true")
 
 
 def test_fewer_classes_are_a_new_classifier(tmp_path):
     pictures = draw_folder(tmp_path / "pictures")
-    model = parts_of(f"model.name={WEIGHTS}", "model.pretrained=true", f"data.path={pictures}").trainer.state.bare_model
+    model = small_parts(
+        f"model.name={WEIGHTS}", "model.pretrained=true", f"data.path={pictures}"
+    ).trainer.state.bare_model
     assert model.get_classifier().out_features == len(CLASSES)
 
 

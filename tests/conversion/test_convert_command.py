@@ -7,6 +7,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from parts import parts_of
 from pictures import draw_folder
 from runs import TINY, invoke, train_here
 from torch.nn import functional as F
@@ -36,10 +37,8 @@ def converted(data, tmp_path_factory):
     return output
 
 
-def parts_of(data, *overrides):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    small = ("train.global_batch_size=4", "train.micro_batch_size=4", f"data.path={data}")
-    return assemble(load_config(overrides=[*TINY, *small, *overrides]), Accelerator(cpu=True))
+def parts_on(data, *overrides):
+    return parts_of("train.global_batch_size=4", "train.micro_batch_size=4", f"data.path={data}", *overrides)
 
 
 def starting_from(folder):
@@ -69,20 +68,20 @@ def test_an_existing_folder_is_kept(data, converted):
 
 @torch.no_grad()
 def test_a_run_starts_from_the_folder(data, converted):
-    model = parts_of(data, *starting_from(converted)).trainer.state.bare_model
+    model = parts_on(data, *starting_from(converted)).trainer.state.bare_model
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.eval()(x), timm.create_model(f"local-dir:{converted}", pretrained=True).eval()(x))
 
 
 def test_a_config_of_another_model_is_told_its_options(data, converted, tmp_path):
     with pytest.raises(UsageError, match=r"another model: set model.kwargs.norm_scale=rms4$"):
-        parts_of(data, f"model.weights={converted}")
+        parts_on(data, f"model.weights={converted}")
     with pytest.raises(UsageError, match=r"set model.name=resnet20_cifar_patchnorm model.kwargs.norm_scale=rms4$"):
-        parts_of(data, f"model.weights={converted}", "model.name=resnet20_cifar_patchnorm_ws")
+        parts_on(data, f"model.weights={converted}", "model.name=resnet20_cifar_patchnorm_ws")
     with pytest.raises(UsageError, match=r"not an export folder: it has no config.json"):
-        parts_of(data, f"model.weights={tmp_path}")
+        parts_on(data, f"model.weights={tmp_path}")
     with pytest.raises(UsageError, match=r"model.weights or model.pretrained, not both"):
-        parts_of(data, f"model.weights={converted}", "model.pretrained=true")
+        parts_on(data, f"model.weights={converted}", "model.pretrained=true")
 
 
 def loss_and_gradient(parts):
@@ -96,7 +95,7 @@ def loss_and_gradient(parts):
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_distilling_has_the_gradient_of_the_definition(data, converted, temperature):
     overrides = (f"train.distill_from={SOURCE}", f"train.distill_temperature={temperature}", "data.mixup=0.2")
-    parts = parts_of(data, *starting_from(converted), *overrides)
+    parts = parts_on(data, *starting_from(converted), *overrides)
     seen = []
     student, teacher = parts.trainer.state.bare_model, timm.create_model(SOURCE, pretrained=True).eval()
     student.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -112,14 +111,14 @@ def test_distilling_has_the_gradient_of_the_definition(data, converted, temperat
 
 
 def test_a_network_has_nothing_to_learn_from_itself(data, converted):
-    loss, gradient = loss_and_gradient(parts_of(data, *starting_from(converted), f"train.distill_from={converted}"))
+    loss, gradient = loss_and_gradient(parts_on(data, *starting_from(converted), f"train.distill_from={converted}"))
     assert loss.abs() < 1e-6
     assert gradient.abs().max() < 1e-6
 
 
 def test_the_teacher_sees_the_images_as_it_was_trained(data, converted):
     own = ("data.mean=[0.2, 0.2, 0.2]", "data.std=[0.5, 0.5, 0.5]")
-    parts = parts_of(data, *starting_from(converted), f"train.distill_from={SOURCE}", *own)
+    parts = parts_on(data, *starting_from(converted), f"train.distill_from={SOURCE}", *own)
     photographs = torch.rand(2, 3, 32, 32)
     teacher = timm.create_model(SOURCE, pretrained=True).eval()
     mean, std = (torch.tensor(teacher.pretrained_cfg[key]).reshape(3, 1, 1) for key in ("mean", "std"))
@@ -129,7 +128,7 @@ def test_the_teacher_sees_the_images_as_it_was_trained(data, converted):
 
 def test_distilling_refuses_what_needs_labels_or_other_classes(data):
     with pytest.raises(UsageError, match=r"train.distill_from takes no labels"):
-        parts_of(data, f"train.distill_from={SOURCE}", "optim.label_smoothing=0.1")
+        parts_on(data, f"train.distill_from={SOURCE}", "optim.label_smoothing=0.1")
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(UsageError, match=r"the weights know 'airplane'"):
         assemble(load_config(overrides=[*TINY, f"train.distill_from={SOURCE}"]), Accelerator(cpu=True))

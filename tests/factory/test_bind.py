@@ -1,10 +1,9 @@
 import pytest
 import timm
 import torch
+from slotted import slotted, small_vit
 from timm.models.resnet import BasicBlock
-from timm.models.vision_transformer import ResPostBlock
 from torch import nn
-from torch.nn.utils import parametrizations, prune
 
 import affnorm_zoo
 from affnorm_zoo import (
@@ -24,10 +23,6 @@ from affnorm_zoo.factory import NormSlot
 
 CONV = [name for name in list_normalizers() if get_normalizer(name).conv is not None]
 IMAGE_BASELINES = [name for name in list_normalizers() if get_normalizer(name).norm2d is not None]
-
-
-def slotted(name, normalizer="patchnorm", **kw):
-    return timm.create_model(name, norm_layer=norm_layer(normalizer), **kw)
 
 
 def count(model, kind):
@@ -98,11 +93,6 @@ def test_other_activations_stay_modules():
     assert isinstance(model.act1, nn.ELU)
 
 
-def small_vit(**options):
-    options = dict(options, img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3)
-    return timm.create_model("vit_tiny_patch16_224", norm_layer=norm_layer("affinelike"), **options)
-
-
 def test_without_absorbing_activations_stay_modules():
     resnet, vit = slotted("resnet18"), small_vit()
     activations = [
@@ -125,24 +115,6 @@ def test_an_activation_with_hooks_stays_where_it_is():
     resnet(torch.randn(1, 3, 32, 32))
     vit(torch.randn(1, 3, 32, 32))
     assert seen == [nn.ReLU, nn.GELU]
-
-
-@pytest.mark.parametrize("where", ["layer1.0.conv2", "layer1.0.bn2", "blocks.0.attn.qkv", "blocks.0.mlp.fc2"])
-def test_what_would_be_lost_of_a_layer_is_named_and_nothing_changed(where):
-    for spoil, message in (
-        (lambda layer: layer.register_forward_hook(print), "has hooks"),
-        (lambda layer: layer.register_full_backward_hook(print), "has hooks"),
-        (lambda layer: prune.random_unstructured(layer, "weight", 0.5), "computed from other tensors"),
-        (parametrizations.orthogonal, "computed from other tensors"),
-    ):
-        model = slotted("resnet18") if where.startswith("layer") else small_vit()
-        if where.endswith("bn2") and "hooks" not in message:
-            continue
-        spoil(model.get_submodule(where))
-        before = [type(module) for module in model.modules()]
-        with pytest.raises(ValueError, match=message):
-            bind(model)
-        assert [type(module) for module in model.modules()] == before
 
 
 def test_drop_block_between_norm_and_relu_prevents_the_fusion():
@@ -216,52 +188,6 @@ def test_mode_device_and_dtype_are_kept():
     bind(model)
     assert not any(module.training for module in model.modules())
     assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.float64)}
-
-
-def unbindable():
-    pool_between = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AvgPool2d(2), norm_layer("patchnorm")(8))
-    yield pool_between, "slot '2' sits in a Sequential"
-    yield nn.Sequential(nn.Conv2d(3, 8, 3), norm_layer("patchnorm")(9)), "slot '1' has 9 channels, but '0' has 8"
-    yield nn.Sequential(norm_layer("affinelike")(9), nn.Linear(8, 2)), "slot '0' has 9 channels, but '1' has 8"
-    yield nn.Sequential(norm_layer("patchnorm")(8), nn.Linear(8, 2)), "use one of affinelike, normlike"
-    yield nn.Sequential(nn.Conv2d(3, 8, 3)), "has no slot to bind"
-    post_norm = slotted("vit_tiny_patch16_224", "affinelike", depth=1, block_fn=ResPostBlock)
-    yield post_norm, "sits in a ResPostBlock.*supported: timm ResNet"
-
-
-@pytest.mark.parametrize(("model", "message"), list(unbindable()))
-def test_what_cannot_be_bound_is_named_and_left_unchanged(model, message):
-    before = [type(module) for module in model.modules()]
-    with pytest.raises(ValueError, match=message):
-        bind(model)
-    assert [type(module) for module in model.modules()] == before
-
-
-def test_subclasses_with_a_forward_of_their_own_are_refused():
-    from timm.layers import ScaledStdConv2d
-
-    with pytest.raises(ValueError, match="'0' is a ScaledStdConv2d"):
-        bind(nn.Sequential(ScaledStdConv2d(3, 8, 3), norm_layer("patchnorm")(8)))
-
-
-def test_an_unbound_slot_refuses_to_run_and_says_what_to_do():
-    with pytest.raises(RuntimeError, match=r"call affnorm_zoo.bind\(model\)"):
-        slotted("resnet18")(torch.randn(1, 3, 32, 32))
-
-
-@pytest.mark.parametrize("name", ["regnetx_002", "efficientnet_b0"])
-def test_a_slot_for_a_norm_and_its_activation_must_be_told_which(name):
-    with pytest.raises(TypeError, match=r"slot_norms\(model, 'patchnorm'\), or pass .*act_layer="):
-        slotted(name)
-
-
-def test_norm_layer_says_what_is_wrong():
-    with pytest.raises(ValueError, match="did you mean 'patchnorm'"):
-        norm_layer("pachnorm")
-    with pytest.raises(ValueError, match="layout must be"):
-        norm_layer("layernorm", layout="HWC")
-    with pytest.raises(ValueError, match="'batchnorm' has no NLC form"):
-        norm_layer("batchnorm", layout="NLC")
 
 
 @pytest.mark.parametrize("name", IMAGE_BASELINES)

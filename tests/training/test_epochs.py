@@ -4,16 +4,14 @@ import json
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from parts import parts_of
 from pictures import draw_folder
-from runs import SMALL_VIT, TINY, assert_same_run, checkpoints, kill_at, metrics, resumed_at, train_here
+from runs import SMALL_VIT, assert_same_run, checkpoints, kill_at, metrics, resumed_at, train_here
 
 from affnorm_zoo.config import DataConfig, load_config
 from affnorm_zoo.data import pack
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import PreemptedError
-from affnorm_zoo.training.assemble import assemble
 
 NANO = (*SMALL_VIT, "model.kwargs.depth=1", "model.kwargs.embed_dim=24")
 FOUR = (*NANO, "train.epochs=4", "checkpoint.every_epochs=4", "model.ema_decay=0.9")
@@ -21,11 +19,6 @@ PICTURES = (
     "model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=16", "model.kwargs.depth=1",
     "data.image_size=16", "data.hflip=0.5", "train.global_batch_size=12", "train.micro_batch_size=6",
 )  # fmt: skip
-
-
-def parts_of(*overrides):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return assemble(load_config(overrides=[*TINY, *overrides]), Accelerator(cpu=True))
 
 
 def test_evaluations_that_are_left_out_change_nothing_else(tmp_path):

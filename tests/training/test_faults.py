@@ -6,24 +6,16 @@ import os
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from forks import run_forked
+from parts import parts_of
 from pictures import draw_folder
 from runs import TINY, assert_same_run, checkpoints, metrics, resumed_at, state, train_here
 from safetensors.torch import load_file
 
-from affnorm_zoo.config import load_config
 from affnorm_zoo.data.workers import check_shared_memory
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import NonFiniteError
-from affnorm_zoo.training.assemble import assemble
 from affnorm_zoo.training.state import RunState
-
-
-def parts_of(*overrides):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return assemble(load_config(overrides=[*TINY, *overrides]), Accelerator(cpu=True))
 
 
 def poison(monkeypatch, update, value=math.nan):

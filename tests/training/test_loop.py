@@ -6,24 +6,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from forks import run_forked
+from parts import parts_of
 from runs import EVERYTHING, SMALL_VIT, TINY, assert_same_run, run, state, train_here
 from safetensors.torch import load_file
-from timm.optim import list_optimizers
 
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import BatchAugment
-from affnorm_zoo.errors import UsageError
-from affnorm_zoo.training import builders
-from affnorm_zoo.training.assemble import assemble
-from affnorm_zoo.training.state import save_state, unwrap_optimizer
-
-
-def parts_of(*overrides):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return assemble(load_config(overrides=[*TINY, *overrides]), Accelerator(cpu=True))
+from affnorm_zoo.training.state import unwrap_optimizer
 
 
 def gradient_of_window(parts, window):
@@ -115,85 +105,6 @@ def test_mixing_ends_with_its_epoch():
         _, targets = augment(images.clone(), labels)
         assert bool((targets.max(1).values == 1).all()) == is_one_hot
         assert torch.allclose(targets.sum(1), torch.ones(8))
-
-
-def not_installed(name):
-    return name.startswith(("fused", "bnb")) or name in ("apex",)
-
-
-OPTIMIZERS = sorted(name for name in list_optimizers() if not not_installed(name))
-
-
-@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if "kron" in name else ())
-        for name in OPTIMIZERS
-        if name not in builders.UNSUPPORTED_OPTIMIZERS
-    ],
-)
-def test_an_optimiser_resumes_to_the_bit(name, tmp_path):
-    overrides = (f"optim.name={name}", *SMALL_VIT,
-                 "model.kwargs.depth=1", "model.kwargs.embed_dim=24", "train.global_batch_size=64",
-                 "train.micro_batch_size=64")  # fmt: skip
-    parts = parts_of(*overrides)
-    steps = parts.trainer.windows()
-    for _ in range(3):
-        next(steps)
-    save_state(parts.trainer.state.gather(), tmp_path)
-    other = parts_of(*overrides)
-    other.trainer.state.load(tmp_path)
-    if other.trainer.schedule is not None:
-        other.trainer.schedule.step_update(3)
-    others = other.trainer.windows()
-    for _ in range(3):
-        next(steps), next(others)
-    weights, resumed = parts.trainer.state.model_weights(), other.trainer.state.model_weights()
-    assert all(torch.equal(weights[key], resumed[key]) for key in weights)
-    assert [w.loss for w in parts.trainer.drain()[3:]] == [w.loss for w in other.trainer.drain()]
-
-
-@pytest.mark.parametrize("name", builders.UNSUPPORTED_OPTIMIZERS)
-def test_or_is_refused_by_name(name):
-    with pytest.raises(UsageError, match=f"optim.name={name} is not supported: "):
-        parts_of(f"optim.name={name}")
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "tanh", "poly", "step", "multistep", "constant"])
-def test_every_schedule_is_a_function_of_the_updates(schedule):
-    parts = parts_of(f"optim.schedule={schedule}", "optim.schedule_kwargs={warmup_lr: 1e-6}", "train.epochs=5")
-    schedule_ = parts.trainer.schedule
-    rates = []
-    for update in (*range(25), *reversed(range(25))):
-        schedule_.step_update(update)
-        rates.append(parts.trainer.state.optimizer.param_groups[0]["lr"])
-    assert rates[:25] == rates[25:][::-1]
-    assert rates[0] == 1e-6
-    assert 0.9e-3 < max(rates) <= 1e-3
-
-
-def test_a_schedule_with_a_memory_is_refused():
-    with pytest.raises(UsageError, match=r"optim.schedule=plateau keeps a state"):
-        load_config(overrides=["optim.schedule=plateau"])
-    with pytest.raises(UsageError, match=r"optim.schedule=cosin"):
-        parts_of("optim.schedule=cosin")
-
-
-def test_the_rate_scales_as_it_is_told(tmp_path):
-    for rule, expected in (("linear", 2e-3), ("sqrt", 1e-3 * 2**0.5)):
-        config = load_config(overrides=["optim.lr_base=1e-3", f"optim.lr_scale={rule}"]).optim
-        assert config.learning_rate(512) == pytest.approx(expected)
-    train_here(tmp_path, "optim.lr=null", "optim.lr_base=1e-3", "optim.lr_base_size=128", "train.max_updates=1")
-    assert json.loads((tmp_path / "run.json").read_text())["learning_rate"] == pytest.approx(2e-3)
-
-
-def test_layers_decay_their_rates():
-    parts = parts_of("optim.layer_decay=0.5", *SMALL_VIT)
-    rates = {group["lr"] for group in parts.trainer.state.optimizer.param_groups}
-    assert len(rates) >= 6
-    ratios = [a / b for a, b in zip(sorted(rates), sorted(rates)[1:], strict=False)]
-    assert ratios == pytest.approx([0.5] * len(ratios))
 
 
 def one_step(*overrides):

@@ -78,8 +78,8 @@ class Normalized(Described):
         return model
 
     def init_plain_weights(self) -> None:
-        """Initialise timm's layers by timm's rule."""
-        raise NotImplementedError
+        """Initialise timm's layers by timm's rule: ``init_weights`` of timm's class, unless a subclass has another."""
+        super().init_weights()  # type: ignore[misc]
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002 timm's signatures differ
         """Initialise all weights: timm's layers by timm's rule, the divergence-free ones by their own.

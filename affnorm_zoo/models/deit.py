@@ -11,17 +11,9 @@ from affnorm_zoo.models._normalized import Normalized, model_cfgs, register_mode
 class NormalizedDeit(Normalized, VisionTransformer):
     """timm's DeiT with a divergence-free normaliser in place of its norms; see :meth:`Normalized.build`."""
 
-    def init_plain_weights(self) -> None:
-        """Initialise timm's layers by timm's rule."""
-        VisionTransformer.init_weights(self)
-
 
 class NormalizedDistilledDeit(Normalized, VisionTransformerDistilled):
     """timm's DeiT with a distillation token; see :meth:`Normalized.build`."""
-
-    def init_plain_weights(self) -> None:
-        """Initialise timm's layers by timm's rule."""
-        VisionTransformerDistilled.init_weights(self)
 
 
 PLAIN = (

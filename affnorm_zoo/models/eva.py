@@ -12,10 +12,6 @@ class NormalizedEva(Normalized, Eva):
     keys.
     """
 
-    def init_plain_weights(self) -> None:
-        """Initialise timm's layers by timm's rule."""
-        Eva.init_weights(self)
-
 
 ARCHITECTURES = ("eva02_tiny_patch14_224", "eva02_small_patch14_224", "eva02_base_patch14_224")
 KIND = "linear"  # the layers that a normaliser must be made for

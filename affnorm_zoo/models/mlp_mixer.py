@@ -11,10 +11,6 @@ class NormalizedMlpMixer(Normalized, MlpMixer):
     The norm in front of the token mixing is over the channels, and stays one, without parameters.
     """
 
-    def init_plain_weights(self) -> None:
-        """Initialise timm's layers by timm's rule."""
-        MlpMixer.init_weights(self)
-
 
 ARCHITECTURES = ("mixer_s32_224", "mixer_s16_224", "mixer_b32_224", "mixer_b16_224", "mixer_l16_224")
 KIND = "linear"  # the layers that a normaliser must be made for

@@ -8,10 +8,6 @@ from affnorm_zoo.models._normalized import Normalized, model_cfgs, register_mode
 class NormalizedSwinTransformer(Normalized, SwinTransformer):
     """timm's SwinTransformer with a divergence-free normaliser in place of its norms; see :meth:`Normalized.build`."""
 
-    def init_plain_weights(self) -> None:
-        """Initialise timm's layers by timm's rule."""
-        SwinTransformer.init_weights(self)
-
 
 ARCHITECTURES = ("swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224")
 KIND = "linear"  # the layers that a normaliser must be made for

@@ -8,10 +8,10 @@ import numpy as np
 
 
 class BadImages:
-    """Which images of a dataset could not be decoded; each counts once, however often and wherever it is met.
+    """Which images of a dataset could not be decoded; each counts once, in whichever epoch or process it is met.
 
-    The workers of a process share what they know. Once :meth:`keep_in` has named a file, so do all processes of a run
-    and the runs that resume it.
+    The workers of a process share the record. After :meth:`keep_in` has named a file, all processes of a run and the
+    runs that resume it share it too.
 
     Args:
         num_images: in the dataset.
@@ -25,14 +25,14 @@ class BadImages:
         self.file: Path | None = None
 
     def keep_in(self, file: Path, earlier: Path | None = None) -> None:
-        """Write down what is known and what will be; ``earlier`` is the file of a run that this one resumes."""
+        """Keep the record in a file from now on; ``earlier`` is the file of the run that this one resumes."""
         known = self._indices() | (_read(earlier) if earlier is not None else set())
         self.file = file
         for index in sorted(known - _read(file)):
             self._write(index)
 
     def add(self, index: int) -> bool:
-        """Note an image; return whether it is a new one to this process and its workers."""
+        """Note an image; return whether it is new to this process and its workers."""
         with self._lock:
             if self._is_bad[index]:
                 return False
@@ -51,10 +51,10 @@ class BadImages:
         assert self.file is not None
         name = " ".join(self._name_of(index).split())
         with self.file.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{index}\t{name}\n")  # one short write at the end, which other processes do not cut in two
+            file.write(f"{index}\t{name}\n")  # one short appending write, which other processes cannot interleave
 
 
 def _read(file: Path) -> set[int]:
-    """Numbers of the images in a file; a line that is being written does not count yet."""
+    """Numbers of the images in a file; an incomplete last line does not count yet."""
     lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
     return {int(line.partition("\t")[0]) for line in lines}

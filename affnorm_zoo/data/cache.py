@@ -1,4 +1,4 @@
-"""Decoded images in a file beside the folder or tar that they come from, keyed by what lies there."""
+"""Decoded images in a file beside the folder or tar that they come from, keyed by the files there."""
 
 import hashlib
 import logging
@@ -23,19 +23,19 @@ _KEY = "affnorm_zoo.cache"
 def cached(dataset: Images, what: str, decode: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Images and labels of a folder or a tar, from their cache; ``decode`` fills it, in one process while others wait.
 
-    The file is ``.affnorm_zoo-SPLIT-….safetensors`` beside the split. Where it cannot be written, every process decodes
-    for itself; images that were replaced because they could not be decoded are not kept.
+    The file is ``.affnorm_zoo-SPLIT-….safetensors`` beside the split. If it cannot be written, every process decodes
+    for itself. Images that replaced undecodable ones are not kept.
 
     Args:
         dataset: of a folder or a tar.
-        what: what ``decode`` makes of an image, such as its size: it has a file of its own.
+        what: names the result of ``decode``, such as its size; each result has its own file.
         decode: gives images (N, C, H, W) uint8 and labels (N,) int64.
     """
     root = dataset.reader.path
     digest = hashlib.sha256(what.encode()).hexdigest()[:12]
     path = root.with_name(f"{_PREFIX}-{root.name}-{digest}{SUFFIX}")
     key = fingerprint(dataset.reader, what)
-    found = _read(path, key)  # without the lock, which a folder that cannot be written to does not have
+    found = _read(path, key)  # without the lock, which needs a writable folder
     if found is not None:
         return found
     try:
@@ -48,7 +48,7 @@ def cached(dataset: Images, what: str, decode: Callable[[], tuple[Tensor, Tensor
 
 
 def fingerprint(index: Index, what: str) -> str:
-    """A hash of the names, sizes, times of change and labels of an index's files, and of what is made of them."""
+    """A hash of the names, sizes, modification times and labels of an index's files, and of the name of the result."""
     digest = hashlib.sha256(f"{what}, Pillow {PIL.__version__}\n".encode())
     for name in [""] if index.path.is_file() else index.names:
         stat = (index.path / name).stat()
@@ -58,7 +58,7 @@ def fingerprint(index: Index, what: str) -> str:
 
 
 def _read(path: Path, key: str) -> tuple[Tensor, Tensor] | None:
-    """The content of a cache; None if it is missing, damaged or of other files."""
+    """The content of a cache; None if it is missing, damaged or made from other files."""
     try:
         if read_metadata(path).get(_KEY) != key:
             return None

@@ -11,7 +11,7 @@ DIGITS_CLASSES = tuple(str(digit) for digit in range(10))
 
 
 class Digits(Dataset):
-    """Handwritten digits of 8x8 grey pixels, scans that come with scikit-learn: 1,437 to train on, 360 held out.
+    """Handwritten digits of 8x8 grey pixels, scans that come with scikit-learn: 1,437 for training, 360 for validation.
 
     Args:
         split: ``"train"`` or ``"val"``; the division is stratified and always the same.
@@ -36,7 +36,7 @@ class Digits(Dataset):
 
 @cache
 def _split() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    from sklearn.datasets import load_digits  # a second to import, for the digits alone
+    from sklearn.datasets import load_digits  # takes a second to import, and only the digits need it
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()

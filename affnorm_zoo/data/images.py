@@ -18,8 +18,8 @@ _SIXTEEN_BITS = {"PNG", "PPM"}  # formats whose grey values reach 65535 where Pi
 class Images(Dataset):
     """Images of a reader, decoded to upright 8-bit RGB, with their labels.
 
-    A file that cannot be decoded is an error that names it. While training, up to ``max_bad`` different ones may be
-    replaced by the next image instead; timm's own dataset replaces them in evaluation too, and counts that one twice.
+    A file that cannot be decoded is an error that names it. In training, the next image may replace up to ``max_bad``
+    different ones. timm's own dataset also replaces them in evaluation, where the next image then counts twice.
 
     Args:
         reader: gives an open file and a label for an index.
@@ -45,7 +45,7 @@ class Images(Dataset):
                 with file:
                     image = to_rgb(Image.open(file))
                 break
-            except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them to
+            except Exception as error:  # Pillow's plugins raise errors of any type for a damaged file
                 self._note_bad(position, error)
         else:
             raise UsageError(f"none of the {len(self)} images can be decoded")
@@ -75,14 +75,14 @@ class Images(Dataset):
 def to_rgb(image: Image.Image) -> Image.Image:
     """Decode to 8-bit RGB, upright as EXIF says; of an animation, the first frame. Transparency is dropped.
 
-    Pillow would cut values of more than 8 bits off at 255. 16-bit ones are divided by 257. 32-bit ones have no agreed
+    Pillow would clip values of more than 8 bits at 255. 16-bit ones are divided by 257. 32-bit ones have no agreed
     range: see :func:`_to_grey`.
 
     Raises:
         ValueError: 32-bit values are negative or non-finite.
     """
-    image.load()  # what fails here is the picture
-    with suppress(Exception):  # and here its EXIF block, without which nobody would turn it
+    image.load()  # decodes the picture
+    with suppress(Exception):  # a damaged EXIF block is no reason to refuse the picture
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BITS):
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
@@ -96,8 +96,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_grey(image: Image.Image) -> Image.Image:
     """Scale 32-bit values so that white is the power of two at or above the largest one, less 1 from 8 bits on.
 
-    So real numbers up to 1 have white at 1, and values of 8, 12, 16, ... bits at 255, 4095, 65535, .... Whole numbers
-    above 1 are taken to have 8 bits at least, so that a dark picture stays dark.
+    So white is 1 for real numbers up to 1, and 255, 4095, 65535, ... for values of 8, 12, 16, ... bits. Whole numbers
+    above 1 count as 8 bits or more, so that a dark picture stays dark.
     """
     values = np.asarray(image, dtype=np.float64)
     low, high = values.min(), values.max()

@@ -19,11 +19,11 @@ from affnorm_zoo.data.part import Part
 from affnorm_zoo.data.sampler import ShardedBatches
 from affnorm_zoo.data.workers import dead_workers_named
 
-MAX_BYTES = 2**30  # of a dataset that is held without being asked for
+MAX_BYTES = 2**30  # largest dataset that data.in_memory=auto holds
 
 
 class OddSizeError(ValueError):
-    """An image is not square after resizing, so that it does not fit into a tensor with the others."""
+    """An image is not square after resizing and does not fit into one tensor with the others."""
 
 
 def decode(dataset: Any, transform: object, workers: int) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def decode(dataset: Any, transform: object, workers: int) -> tuple[Tensor, Tenso
 
 
 def held_images(dataset: Any) -> tuple[Tensor, Tensor] | None:
-    """The tensors of a packed file or of a part of it, as they are; None for other data."""
+    """The tensors of a packed file or of a part of it, unchanged; None for other data."""
     if isinstance(dataset, Part):
         whole = held_images(dataset.dataset)
         return whole and (whole[0][dataset.indices], whole[1][dataset.indices])
@@ -49,7 +49,7 @@ def held_images(dataset: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def decode_once(dataset: Any, transform: object, workers: int, what: str) -> tuple[Tensor, Tensor]:
-    """:func:`decode` through the cache beside the data, which holds a whole split also where a part is wanted."""
+    """:func:`decode` through the cache beside the data. The cache holds a whole split, even if only a part is used."""
     if isinstance(dataset, Part):
         images, labels = decode_once(dataset.dataset, transform, workers, what)
         return images[dataset.indices], labels[dataset.indices]
@@ -77,7 +77,7 @@ class WholeImage:
 
 
 class HeldBatches:
-    """Batches of images in memory: those of ``indices``, in their order and as they are."""
+    """Batches of images in memory: those of ``indices``, in their order and unchanged."""
 
     def __init__(self, images: Tensor, labels: Tensor, indices: Sequence[int], batch_size: int) -> None:
         self.images = images
@@ -92,7 +92,7 @@ class HeldBatches:
 
 
 class KeptBatches:
-    """The batches of another loader, which is gone through once: from then on they are on the device."""
+    """The batches of another loader, which is read once; after that they stay on the device."""
 
     def __init__(self, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> None:
         self.loader = loader
@@ -114,13 +114,13 @@ class InMemoryLoader:
     """Augmented batches of a dataset in memory, in the order of ``batches``.
 
     The shift and the flip of an image are functions of (seed, epoch, index, repeat), drawn for a whole epoch at once
-    from a counter-based generator. They go to the device when the epoch begins: no batch waits for a copy.
+    from a counter-based generator. They are copied to the device when the epoch begins: no batch waits for a copy.
 
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
         batches: which images, in which order.
-        padding: largest shift in pixels; what comes in from outside is black.
+        padding: largest shift in pixels; pixels from outside the image are black.
         hflip: probability of a mirror image.
         seed: of the augmentation.
         device: where the batches, and from now on the dataset, live.

@@ -13,12 +13,12 @@ from affnorm_zoo.errors import UsageError
 class Index:
     """The pictures of a split, labelled by the first folder below it: a folder, or a tar with the same content.
 
-    Classes are in the order of their names, which are compared and given in Unicode's composed form. Files are in
-    timm's natural order of their paths. Nothing stays open, so that workers may be forked or spawned.
+    Classes are in the order of their names, in Unicode's composed form. Files are in timm's natural order of their
+    paths. No file stays open, so that workers may be forked or spawned.
 
     Args:
         path: the folder or tar.
-        listing: what lies in it.
+        listing: its content.
 
     Raises:
         UsageError: it holds no pictures, fewer than two classes, or a class whose name is not Unicode.
@@ -76,7 +76,7 @@ def open_index(path: Path) -> tuple[Index, str]:
 
 
 def _natural_key(name: str) -> tuple[list[str | int], str]:
-    """timm's order, in which 2 comes before 10, and a letter's case does not count unless all else is equal."""
+    """timm's order: 2 comes before 10, and the case of letters only decides between otherwise equal names."""
     parts: list[str | int] = list(re.split(r"(\d+)", name.lower()))
     parts[1::2] = map(int, parts[1::2])
     return parts, name

@@ -1,4 +1,4 @@
-"""Which files of a folder or a tar are pictures, and which are passed over, by one rule for both."""
+"""Which files of a folder or a tar are pictures and which are skipped, by the same rule."""
 
 import os
 import posixpath
@@ -13,7 +13,7 @@ from affnorm_zoo.errors import UsageError
 
 Span = tuple[int, int]  # first byte and number of bytes of a file in a tar
 
-# Pillow registers these, but draws them only with a program of others, or not at all
+# Pillow registers these, but needs another program to draw them, or cannot draw them at all
 _NOT_STILL_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
 _OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # format -> what Pillow must be built with
 _HIDDEN = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # of macOS, NAS, Windows
@@ -29,7 +29,7 @@ def picture_extensions() -> frozenset[str]:
     return frozenset(
         extension
         for extension, name in formats
-        if (name in Image.OPEN or name == "MPO")  # which the plugin of JPEG opens
+        if (name in Image.OPEN or name == "MPO")  # opened by the plugin of JPEG
         and name not in _NOT_STILL_PICTURES
         and (name not in _OPTIONAL or features.check(_OPTIONAL[name]))
     )
@@ -37,7 +37,7 @@ def picture_extensions() -> frozenset[str]:
 
 @dataclass
 class Listing:
-    """The pictures of a split by their paths below it, its class folders, and what was passed over."""
+    """The pictures of a split by their paths below it, its class folders, and what was skipped."""
 
     names: list[str] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)  # of each, if the split is a tar
@@ -58,7 +58,7 @@ class Listing:
 
 
 def list_folder(root: Path) -> Listing:
-    """Walk a folder; links are followed, but not back into the folder itself.
+    """Walk a folder. Links are followed, except back into the folder itself.
 
     Raises:
         UsageError: a folder cannot be read.
@@ -69,9 +69,9 @@ def list_folder(root: Path) -> Listing:
 
 
 def list_tar(path: Path) -> Listing:
-    """List the pictures in a tar, also in tars within it, each of which counts as a folder of its name.
+    """List the pictures in a tar and in tars within it; an inner tar counts as a folder of its name.
 
-    A tar that was made of the split's folder as a whole has that folder as its only one, and is listed from there.
+    A tar of the split's folder itself holds just that folder at the top, and is listed from there.
 
     Raises:
         UsageError: it is not an uncompressed tar, or it is cut off.
@@ -107,12 +107,12 @@ def list_tar(path: Path) -> Listing:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is kept out of sight by its system, as ``.ipynb_checkpoints`` or ``__MACOSX``."""
+    """Whether a file or folder is hidden or a system's own, such as ``.ipynb_checkpoints`` or ``__MACOSX``."""
     return name.startswith(".") or name in _HIDDEN
 
 
 def _walk(path: str, prefix: str, above: list[tuple[int, int]], root: str, listing: Listing) -> None:
-    """Add what lies in the folder ``path``, whose path below the split is ``prefix``."""
+    """Add the content of the folder ``path``, which is ``prefix`` below the split."""
     try:
         with os.scandir(path) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -143,7 +143,7 @@ def _walk(path: str, prefix: str, above: list[tuple[int, int]], root: str, listi
 
 
 def _reason_by_name(name: str) -> str:
-    """Why a file is no picture of a class, by its path below the split; empty if it is one."""
+    """Why the file at this path below the split is not a picture of a class; empty if it is one."""
     folder, _, file = name.rpartition("/")
     if is_hidden(file):
         return "hidden"
@@ -162,7 +162,7 @@ def _reason_by_size(entry: os.DirEntry) -> str:
 
 @dataclass
 class _TarContent:
-    """What a tar holds, by path: files with their spans in the outermost one, of which the odd ones have a reason."""
+    """The content of a tar by path: files with their spans in the outermost tar, and reasons for skipping."""
 
     files: dict[str, Span] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
@@ -170,7 +170,7 @@ class _TarContent:
 
 
 def _read_members(tar: tarfile.TarFile, prefix: str, base: int, content: _TarContent) -> None:
-    """Add what a tar holds, which itself begins at byte ``base`` of the outermost one."""
+    """Add the content of a tar that begins at byte ``base`` of the outermost one."""
     links: dict[str, str] = {}
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # or a million headers stay in memory
@@ -185,13 +185,13 @@ def _read_members(tar: tarfile.TarFile, prefix: str, base: int, content: _TarCon
             with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
                 _read_members(inner, f"{name[:-4]}/", base + member.offset_data, content)
         else:
-            # a file that was appended again replaces the one before, as it does on unpacking
+            # a later entry of the same path replaces the earlier one, as on unpacking
             content.files[name] = base + member.offset_data, member.size
             if not member.isreg() or member.issparse():
                 content.odd[name] = _SPECIAL
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0") or tar.fileobj.tell() < tar.offset + tarfile.BLOCKSIZE:
-        # tarfile takes a header that is damaged or cut for the end
+        # tarfile takes a damaged or truncated header for the end
         raise tarfile.ReadError(f"it is damaged or cut off at byte {base + tar.offset:,}")
     for name, target in links.items():
         for _ in range(_MOST_LINKS):
@@ -202,7 +202,7 @@ def _read_members(tar: tarfile.TarFile, prefix: str, base: int, content: _TarCon
 
 
 def _clean(name: str) -> str:
-    """A path in a tar without what does not change where it leads."""
+    """A path in a tar, normalised."""
     return posixpath.normpath("/" + name).lstrip("/")
 
 
@@ -212,7 +212,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _leads_back(path: str, root: str) -> bool:
-    """Whether a link leads into the split, where its pictures are counted already, or above it.
+    """Whether a link leads above the split or into it, where its pictures are already counted.
 
     What is hidden there is not counted, and may be where the pictures are kept.
     """

@@ -12,7 +12,7 @@ class BatchAugment:
     """Erase and mix a batch of normalised images, (N, C, H, W), with labels (N,).
 
     It draws from the global generators of Python, NumPy and torch, which the training loop seeds for every update.
-    With mixup or cutmix the labels become probabilities (N, num_classes), also once mixing is switched off.
+    With mixup or cutmix the labels are probabilities (N, num_classes), even after mixing is switched off.
     """
 
     def __init__(self, config: DataConfig, num_classes: int, label_smoothing: float, device: torch.device) -> None:

@@ -17,11 +17,11 @@ from affnorm_zoo.errors import UsageError
 def pack(config: DataConfig, path: Path) -> PackedInfo:
     """Decode both splits of any indexable dataset into one file that ``data.path`` opens.
 
-    Images are resized to ``data.image_size``, the preset's or the data's own size as ``data.in_memory`` resizes them,
-    by their shorter side; what is not square then is cropped at its centre.
+    The shorter side is resized to ``data.image_size``, the preset's or the data's own size, as ``data.in_memory`` does.
+    Images that are not square are then cropped at their centre.
 
     Args:
-        config: which data; every image must be sound.
+        config: which data; every image must be decodable.
         path: of the file, ending in ``.safetensors``.
 
     Raises:
@@ -60,10 +60,10 @@ class CroppedImage:
 
 
 class SameSize:
-    """PIL image to uint8 array (C, size, size), as it is.
+    """PIL image to uint8 array (C, size, size), unchanged.
 
     Raises:
-        UsageError: it has another size.
+        UsageError: its size is another.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:

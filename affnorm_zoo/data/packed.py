@@ -1,4 +1,4 @@
-"""A dataset in one file: decoded 8-bit tensors of both splits, which every process maps into memory at once."""
+"""A dataset in one file: decoded 8-bit tensors of both splits, which every process maps into memory."""
 
 import hashlib
 import json
@@ -25,17 +25,17 @@ _METADATA = "affnorm_zoo.packed"  # key of the JSON text among the file's metada
 
 @dataclass(frozen=True, kw_only=True)
 class PackedInfo:
-    """What a packed file says of itself."""
+    """The metadata of a packed file."""
 
     version: int
     name: str  # of the data that were packed
     key: str  # SHA-256 of pixels and labels: equal for equal data
     class_names: list[str]
-    splits: dict[str, str]  # names that train and val had where they came from
+    splits: dict[str, str]  # the splits' original names
     num_images: dict[str, int]  # of train and val
     in_chans: int
     image_size: int
-    resize: str  # how the images came to this size
+    resize: str  # how the images were resized
     mean: list[float] | None = None  # of the pixels in [0, 1], where the data say so, as the digits do
     std: list[float] | None = None
     crop_pct: float | None = None
@@ -64,7 +64,7 @@ def is_packed(path: str) -> bool:
 
 
 def open_packed(config: DataConfig) -> tuple[PackedInfo, PackedImages, PackedImages]:
-    """Map a packed file into memory: what it says of itself, the training and the validation images.
+    """Map a packed file into memory: its metadata, the training and the validation images.
 
     Raises:
         UsageError: the file is missing, damaged, not a packed one, of another format version, or holds other splits
@@ -94,12 +94,12 @@ def open_packed(config: DataConfig) -> tuple[PackedInfo, PackedImages, PackedIma
 
 
 def write_packed(path: Path, tensors: dict[str, tuple[Tensor, Tensor]], **facts: Any) -> PackedInfo:
-    """Write images and labels of ``train`` and ``val`` as a packed file, whole or not at all.
+    """Write images and labels of ``train`` and ``val`` as a packed file, completely or not at all.
 
     Args:
         path: of the file, whose folder must exist.
         tensors: images (N, C, H, W) uint8 and labels (N,) int64 per split.
-        facts: fields of :class:`PackedInfo` that the tensors do not tell.
+        facts: the fields of :class:`PackedInfo` that do not follow from the tensors.
 
     Raises:
         UsageError: the file cannot be written.
@@ -126,7 +126,7 @@ def write_packed(path: Path, tensors: dict[str, tuple[Tensor, Tensor]], **facts:
 
 
 def save_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file beside its place, flush it to the disk and move it there."""
+    """Write a safetensors file atomically: to a temporary name, flushed to the disk, then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, metadata)
@@ -141,7 +141,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file, whose size is checked against its header.
 
     Raises:
-        SafetensorError: it is none, or not whole.
+        SafetensorError: the file is not one, or is truncated.
     """
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}

@@ -31,6 +31,6 @@ class Part(Dataset):
 
 
 def divide(count: int, held_out: int) -> tuple[list[int], list[int]]:
-    """Numbers of the images to train on, and of those held out; always the same ones."""
+    """Indices of the training images and of the held-out ones; always the same."""
     order = np.random.default_rng(_SEED).permutation(count)
     return sorted(order[held_out:].tolist()), sorted(order[:held_out].tolist())

@@ -127,7 +127,7 @@ def eval_loader(
 
 
 def describe_loading(source: Source, config: DataConfig, loader: Iterable) -> str:
-    """Where the training images come from, in a line for people."""
+    """Where the training images come from, as one line of text."""
     if not isinstance(loader, in_memory.InMemoryLoader):
         return f"the images of {source.name} are decoded in every epoch, by {config.workers} workers"
     size = loader.images.nbytes / 2**20
@@ -153,7 +153,7 @@ class Normalize:
         return images.to(self.mean.device, torch.float32, non_blocking=True).sub_(self.mean).div_(self.std)
 
     def undo(self, images: Tensor) -> Tensor:
-        """The pictures in [0, 1] of images in the model's units, to be looked at."""
+        """Displayable pictures in [0, 1] of images in the model's units."""
         return images.mul(self.std).add_(self.mean).div_(255).clamp_(0, 1)
 
 

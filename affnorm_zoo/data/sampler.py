@@ -14,17 +14,18 @@ Key = tuple[int, int, int]  # epoch, index, repeat
 class ShardedBatches(Sampler[list[Key]]):
     """Micro-batches of one process, as (epoch, index, repeat) keys.
 
-    The epoch's permutation is cut into global batches, and process r of W takes every W-th image of each from the
-    r-th on; so the content of a global batch does not depend on W. What does not fill a last global batch is left out
-    of the epoch, or with ``drop_last=False`` makes a smaller one, of a multiple of W images.
+    The epoch's permutation is cut into global batches. Process r of W takes every W-th image of each, from the r-th on,
+    so that the content of a global batch does not depend on W. Images that do not fill the last global batch are left
+    out of the epoch. With ``drop_last=False`` they make a smaller batch, of a multiple of W images.
 
     Args:
         num_samples: size of the dataset.
-        global_batch_size: images an update; a multiple of ``micro_batch_size`` times ``world_size``.
-        micro_batch_size: images a batch of this process.
+        global_batch_size: images per update; a multiple of ``micro_batch_size`` times ``world_size``.
+        micro_batch_size: images per batch of this process.
         rank, world_size: this process and their number.
         seed: of the permutations.
-        repeats: how often an image is in a global batch, each time augmented by itself; an epoch then has fewer images.
+        repeats: how often an image is in a global batch, each time with its own augmentation. An epoch then has fewer
+            images.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From a path to checked datasets: what is wrong with it is said before a model is built."""
+"""From a path to checked datasets. Faults of the data are reported before a model is built."""
 
 import logging
 import os
@@ -21,14 +21,14 @@ from affnorm_zoo.data.streams import Stream, open_wds
 from affnorm_zoo.errors import UsageError
 
 _logger = logging.getLogger(__name__)
-_NUM_PROBES = 64  # images a split that are decoded before anything else happens
+_NUM_PROBES = 64  # images per split that are decoded before anything else
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A training and a validation set with the same classes, not transformed yet.
 
-    ``image_size``, ``mean``, ``std`` and ``crop_pct`` are None where the data leave them to the model. ``in_chans`` is
+    ``image_size``, ``mean``, ``std`` and ``crop_pct`` are None if the data do not set them. ``in_chans`` is
     the number of channels of the images. ``bad`` counts the training images that could not be decoded.
     """
 
@@ -42,11 +42,11 @@ class Source:
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None
     bad: BadImages | None = None
-    has_names: bool = True  # whether the class names are the data's own
+    has_names: bool = True  # whether the class names come from the data
 
     @property
     def is_stream(self) -> bool:
-        """Whether the images come in an order of their own, without numbers."""
+        """Whether the images come in the stream's order and have no indices."""
         return isinstance(self.train, Stream)
 
     @property
@@ -60,7 +60,7 @@ class Source:
         return self.val.num_images if self.is_stream else len(self.val)
 
     def describe(self) -> dict[str, Any]:
-        """What must stay the same when a run is resumed, wherever the data have moved to."""
+        """What must stay the same when a run is resumed, even if the data were moved."""
         return {"num_train": self.num_train, "num_val": self.num_val, "class_names": list(self.class_names)}
 
 
@@ -136,7 +136,7 @@ def _open_packed(config: DataConfig) -> Source:
 
 
 def _hold_out(config: DataConfig, train: Any, val: Any, train_again: Any) -> tuple[Any, Any]:
-    """What to train and to validate on; ``train_again`` has a transform of its own."""
+    """The training and validation datasets; ``train_again`` has its own transform."""
     count = len(train)
     if not config.hold_out:
         return train, val
@@ -147,7 +147,7 @@ def _hold_out(config: DataConfig, train: Any, val: Any, train_again: Any) -> tup
 
 
 def _open_local(config: DataConfig, split: str, key: str) -> Index:
-    """The pictures of a folder of class folders, or of a tar of them; what is passed over is said once."""
+    """The pictures of a folder of class folders, or of a tar of them; skipped files are reported once."""
     root = Path(config.local_path)
     if not is_folder(root):
         existing = next(parent for parent in root.absolute().parents if is_folder(parent))
@@ -226,6 +226,6 @@ def _check_labels(where: str, reader: Any, names: tuple[str, ...]) -> None:
 
 
 def _probe(images: Any) -> None:
-    """Decode a few validation images, which must all be sound; a bad one then stops a run before it begins."""
+    """Decode a few validation images. A bad one stops the run before it begins, as all of them must be decodable."""
     for index in np.linspace(0, len(images) - 1, num=min(_NUM_PROBES, len(images)), dtype=int):
         images[int(index)]

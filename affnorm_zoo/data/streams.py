@@ -1,4 +1,4 @@
-"""WebDataset shards through timm's reader: a stream in an order of its own, exact again from each epoch's start."""
+"""WebDataset shards through timm's reader: a stream in its own order, reproducible from the start of each epoch."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -18,7 +18,7 @@ from affnorm_zoo.errors import UsageError
 
 
 class Stream(IterableDataset):
-    """Images and labels of one of timm's streaming readers; ``num_images`` is what its shards are said to hold."""
+    """Images and labels of one of timm's streaming readers; ``num_images`` is the declared size of its shards."""
 
     def __init__(self, reader: Any, num_classes: int) -> None:
         self.reader = reader
@@ -51,7 +51,7 @@ def open_wds(config: DataConfig, split: str, key: str, *, is_training: bool) -> 
 
 
 class StreamedBatches:
-    """What :class:`ShardedBatches` says of its windows, for a stream: equal ones, whose images have no indices."""
+    """The equal windows of a stream, with the interface of :class:`ShardedBatches`; its images have no indices."""
 
     def __init__(
         self, stream: Stream, global_batch_size: int, micro_batch_size: int, world_size: int, workers: int, seed: int
@@ -68,7 +68,7 @@ class StreamedBatches:
         """Choose the order of the next iteration.
 
         Raises:
-            UsageError: it is to begin within the epoch.
+            UsageError: it would begin within the epoch.
         """
         if first_update not in (0, self.num_updates):
             raise UsageError("a stream can only be resumed from the end of an epoch: choose such a checkpoint")
@@ -135,7 +135,7 @@ class StreamShare:
         yield from islice(self._counted(self.loader), self.rank, None, self.world_size)
 
     def _counted(self, loader: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pass the batches on; timm's reader leaves out images that it cannot read, which would go unseen."""
+        """Pass the batches on and count their images: timm's reader silently skips those that it cannot read."""
         count = 0
         for images, labels in loader:
             count += len(labels)

@@ -35,10 +35,10 @@ def resolve_preprocessing(
 ) -> Preprocessing:
     """Take each value from the config, or its preset, or the data, or the model: the first that has one.
 
-    A model that is ``trained`` comes before the data, as its weights belong to what they were trained with.
+    For a ``trained`` model, its own values come before the data's, as its weights depend on them.
 
     Raises:
-        UsageError: the preset is not known, or the mean or the deviation is not one number per channel.
+        UsageError: the preset is not known, or the mean or the standard deviation is not one number per channel.
     """
 
     def pick(name: str, fallback: Any) -> Any:
@@ -63,7 +63,7 @@ def resolve_preprocessing(
 
 
 def _given(config: DataConfig, name: str) -> Any:
-    """A value of the config or else of its preset."""
+    """A value of the config, or otherwise of its preset."""
     value = getattr(config, name)
     if value is None and config.preset:
         value = getattr(get_preset(config.preset), name)
@@ -92,7 +92,7 @@ def train_transform(config: DataConfig, preprocessing: Preprocessing) -> Callabl
             )
             transform = allow_posterize_to_black(transform)
             _try_augmentation(transform, "L" if preprocessing.input_size[0] == 1 else "RGB")
-        except Exception as error:  # timm asserts, converts and looks up without a word of its own
+        except Exception as error:  # timm raises errors of many types here, without a message of its own
             raise UsageError(
                 f"data.auto_augment={config.auto_augment} is not timm's notation, such as rand-m9-mstd0.5-inc1, "
                 f"augmix-m5-w4-d2, original or 3a ({type(error).__name__}: {error})"
@@ -114,7 +114,7 @@ def _check_numbers(policy: str) -> None:
 
 
 def _try_augmentation(transform: Callable, mode: str) -> None:
-    """Apply the transform, and each of its operations alone; the generators are left as they were."""
+    """Apply the transform, and each of its operations alone; the state of the generators is restored."""
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         image = Image.new(mode, (16, 16), 99 if mode == "L" else (99, 9, 0))
@@ -139,7 +139,7 @@ def eval_transform(preprocessing: Preprocessing) -> Callable:
 
 
 def keeps_pixels(preprocessing: Preprocessing, size: int) -> bool:
-    """Whether :func:`eval_transform` leaves square images of this size as they are."""
+    """Whether :func:`eval_transform` leaves square images of this size unchanged."""
     return preprocessing.crop_pct == 1 and preprocessing.input_size[-1] == size
 
 

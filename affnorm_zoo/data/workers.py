@@ -1,4 +1,4 @@
-"""What keeps loader workers from taking a run down with them, or surviving it."""
+"""Signal and memory handling of loader workers: they neither kill the run nor outlive it."""
 
 import os
 import shutil
@@ -16,10 +16,10 @@ _PREFETCH = 2  # batches a worker holds, torch's default
 
 
 def shield_worker(worker_id: int) -> None:  # noqa: ARG001 torch calls it with the worker's number
-    """Let a SIGTERM or Ctrl-C meant for the whole process group pass by; the main process ends its workers itself.
+    """Ignore a SIGTERM or Ctrl-C for the whole process group; the main process ends its workers itself.
 
-    A worker that dies of it would end the main process in the middle of its last checkpoint. One that ignores it
-    could not be ended; so a thread waits for the signal and obeys it when it comes from the parent.
+    A worker that dies of it would kill the main process while it writes its last checkpoint. A worker that ignores it
+    could not be ended. So a thread waits for the signal and obeys it if it comes from the parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "linux":
@@ -36,7 +36,7 @@ def _obey_parent() -> None:
 
 @contextmanager
 def dead_workers_named() -> Iterator[None]:
-    """Report a worker that has died as an error of the user's: it often lacks memory.
+    """Report a dead worker as a :class:`UsageError`: it often ran out of memory.
 
     Raises:
         UsageError: torch has found one dead; it raises that from a signal, which can interrupt any line.
@@ -50,7 +50,7 @@ def dead_workers_named() -> Iterator[None]:
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> None:
-    """See that the batches in flight fit into shared memory; a worker that finds it full dies of a bus error.
+    """Check that the batches in flight fit into shared memory; a worker that finds it full dies of a bus error.
 
     Raises:
         UsageError: they do not.

@@ -32,13 +32,13 @@ LARGEST_LOSS = 0.003  # of top-1, for storing the weights in half precision and 
 def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path = WEIGHTS_FOLDER) -> Path:
     """Put the median run's release among the package's weights, as ``<model>.<tag>``.
 
-    The tag stands for the model's arguments too: what it names is built with those of the run.
+    The tag also stands for the model's arguments: timm builds the tagged model with those of the run.
 
-    The weights as they are stored are measured once more, in float32, on the run's own validation split; that is the
+    The stored weights are evaluated again, in float32, on the run's own validation split; that is the
     ``evaluation`` in the manifest, beside the scores of all seeds.
 
     Args:
-        runs: finished run folders that differ in their seed alone.
+        runs: finished run folders that differ only in their seed.
         tag: data and recipe, such as ``c10_e100``.
         half: store the weights in float16.
         folder: where the weights go.

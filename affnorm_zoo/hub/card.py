@@ -8,7 +8,7 @@ from affnorm_zoo.config import RunConfig, config_to_yaml
 from affnorm_zoo.registry import get_normalizer, list_normalizers
 from affnorm_zoo.runs.layout import CURVES_FILE, DIVERGENCE_FILE
 
-HUB_TAG = "affnorm-zoo"  # by which the Hub finds what this package has published
+HUB_TAG = "affnorm-zoo"  # marks the models that this package has published
 
 _TEMPLATE = """\
 ---
@@ -69,7 +69,7 @@ transformers loads the same files, after the same import, by `AutoModelForImageC
 {% endif -%}
 ## Divergence
 {% if divergence in figures %}
-How unevenly the layers' activations follow a gradient step, over the training:
+How unevenly the layers' activations follow a gradient step, during training:
 
 ![unevenness of the self factor and alignment of the optimiser's step over the updates]({{ divergence }})
 {% else %}
@@ -89,10 +89,10 @@ Not measured for this model.
 {% endif %}
 ## Intended use and limits
 
-For research on normalisation, and as a start for fine-tuning on images like those it has seen. The accuracy is that of
-one run on the held-out images named above; it says nothing about other images. The model knows the training images'
-classes only, and repeats whatever bias their choice and labels have; none was looked for. It must not decide about
-people.
+For research on normalisation, and as a starting point for fine-tuning on similar images. The accuracy is that of one
+run on the held-out images named above; it says nothing about other images. The model knows only the classes of the
+training images and repeats any bias in their choice and labels. No bias audit was done. Do not use it for decisions
+about people.
 
 ## Citation
 
@@ -120,15 +120,15 @@ def write_card(
     """Write the model card of a run.
 
     Every number comes from its report and those of its other seeds, or from what ``scripts/benchmark.py measure`` has
-    written into the run folder; what was not measured is said to be so.
+    written into the run folder. The card names what was not measured.
 
     Args:
         path: of the card.
         config, report: the run's.
         top1: of the run, then of its other seeds.
         benchmark: may be empty.
-        figures: names of those that lie beside the card.
-        load_as: timm's name of weights that travel with the package or lie on the Hub.
+        figures: names of those beside the card.
+        load_as: timm's name of weights that come with the package or are on the Hub.
     """
     result = EvalResult(
         task_type="image-classification",
@@ -170,7 +170,7 @@ def write_card(
 
 
 def say_half(path: Path) -> None:
-    """Let a card say that its weights are stored in half precision, and what follows from it."""
+    """State in a card that its weights are stored in half precision, and what follows from that."""
     half = "float16; transformers computes in it unless it is given `dtype=torch.float32`, timm in float32"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("| stored in | float32 |", f"| stored in | {half} |"), encoding="utf-8")

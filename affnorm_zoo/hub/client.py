@@ -1,4 +1,4 @@
-"""The client of the Hub, with the time-outs that it lacks."""
+"""The client of the Hub, with time-outs added."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def hub_client(token: str | bool | None = None) -> Iterator[HfApi]:
-    """An API object whose requests end after a minute of silence; for as long as the context lasts."""
+    """An API object whose requests end after a minute of silence, while the context lasts."""
 
     def make_client() -> Any:
         client = default_client_factory()
@@ -34,10 +34,11 @@ def hub_client(token: str | bool | None = None) -> Iterator[HfApi]:
 
 
 def within(seconds: float, action: str, exchange: Callable[[], Result]) -> Result:
-    """Give what ``exchange`` returns, and wait for it no longer than so many seconds.
+    """Return the result of ``exchange``, which may take this many seconds.
 
-    A server that sends a byte now and then breaks no time-out of silence, and part of the client is native code that
-    nothing here can stop: what takes too long is left to its thread, which ends with the process.
+    A server that sends a byte now and then does not trigger the time-out of silence, and part of the client is native
+    code that cannot be stopped from here. An exchange that takes too long is left to its thread, which ends with the
+    process.
 
     Args:
         action: what is attempted, for the message.

@@ -71,13 +71,13 @@ def export_conversion(
     """Write a conversion as a folder that ``timm.create_model("local-dir:...", pretrained=True)`` loads.
 
     It holds ``model.safetensors``, ``config.json``, the model card ``README.md`` and the report ``conversion.json``. It
-    is built beside its place, loaded back and compared with the twin, before it is moved there.
+    is built under a temporary name, loaded back and compared with the twin, then renamed.
 
     Args:
         conversion: to write.
         folder: must not exist.
         source: the name of the network that was converted.
-        facts: for the card and the report: ``scale``, ``data``, ``seed`` of the choice of images, ``environment``.
+        facts: for the card and the report: ``scale``, ``data``, ``seed`` of the chosen images, ``environment``.
         class_names: of the outputs, if known.
 
     Raises:

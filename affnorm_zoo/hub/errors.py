@@ -1,4 +1,4 @@
-"""One exception for everything that can go wrong between here and the Hub."""
+"""One exception for every failure between here and the Hub."""
 
 import os
 import re
@@ -25,18 +25,18 @@ from affnorm_zoo.errors import UsageError
 _BY_STATUS = {
     401: "the token is not valid: get one at the Hub's settings and set HF_TOKEN, or run 'hf auth login'",
     403: "the token may not do this: it needs the write role, and a namespace that is yours",
-    412: "somebody else has pushed in the meantime: push again, onto their version",
+    412: "the repository changed while you were pushing: run the command again to commit on top of it",
     429: "the Hub asks for fewer requests: wait a few minutes",
 }
 
 
 class HubError(UsageError):
-    """The Hub, the way to it or the files from it are at fault; the message gives the cause and a remedy."""
+    """The Hub, the connection or its files failed; the message gives the cause and a remedy."""
 
 
 @contextmanager
 def hub_errors(action: str) -> Iterator[None]:
-    """Turn the client's families of exceptions into :class:`HubError`, without the token, with a remedy.
+    """Turn the client's exceptions into :class:`HubError`, with a remedy and without the token.
 
     Args:
         action: what was attempted, for the message.
@@ -51,7 +51,7 @@ def hub_errors(action: str) -> Iterator[None]:
 
 
 def redact(text: str) -> str:
-    """Take tokens out of a text: the one in use, and whatever looks like one."""
+    """Remove tokens from a text: the one in use, and anything that looks like one."""
     text = re.sub("hf_[A-Za-z0-9]{20,}", "***", text)
     for token in {get_token(), os.environ.get("HF_TOKEN")}:
         if token:
@@ -63,7 +63,7 @@ def _explain(error: Exception) -> str:
     known = {
         LocalTokenNotFoundError: "there is no token: set HF_TOKEN, or run 'hf auth login'",
         OfflineModeIsEnabled: "HF_HUB_OFFLINE is set: unset it, or load what the cache holds",
-        GatedRepoError: "access to the repository must be granted by its owner first",
+        GatedRepoError: "the repository's owner must grant access first",
         RepositoryNotFoundError: "there is no such repository, or it is private and the token does not reach it",
         RevisionNotFoundError: "the repository has no such revision: check --revision",
         RemoteEntryNotFoundError: "the repository lacks the file: it was not made by affnorm_zoo",

@@ -33,15 +33,15 @@ from affnorm_zoo.runs.resume import FREE
 
 
 def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None) -> Path:
-    """Make of a finished run a folder that ``timm.create_model("local-dir:...", pretrained=True)`` loads.
+    """Export a finished run as a folder that ``timm.create_model("local-dir:...", pretrained=True)`` loads.
 
     It holds ``model.safetensors``, ``config.json`` and the model card ``README.md`` with the run's figures. It is built
-    beside its place, loaded back and compared with the run's model, logit by logit, before it is moved there. The
-    weights are the averaged ones, if the run has kept an average.
+    under a temporary name, loaded back, compared with the run's model, logit by logit, and then renamed. The
+    weights are the averaged ones if the run kept an average.
 
     Args:
         run: a finished run folder.
-        seeds: further runs of the same config with other seeds; the card then gives mean and deviation.
+        seeds: further runs of the same config with other seeds; the card then gives mean and standard deviation.
         load_as: timm's name of the weights, for the card, if they have one: in the package, or ``hf-hub:ORG/NAME``.
 
     Returns:
@@ -67,7 +67,9 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     save_for_hf(
         model,
         temporary,
-        model_config={} if is_stream(config) else {"label_names": list(class_names)},  # whose names are made up
+        model_config={}
+        if is_stream(config)
+        else {"label_names": list(class_names)},  # their class names are placeholders
         safe_serialization=True,
     )
     suit_other_readers(temporary / CONFIG_NAME)
@@ -92,9 +94,9 @@ def is_stream(config: RunConfig) -> bool:
 
 
 def suit_other_readers(path: Path) -> None:
-    """Make of timm's config.json one that transformers reads too, and that says what must be imported.
+    """Extend timm's config.json so that transformers reads it too and it names the import that is needed.
 
-    timm repeats the number of classes among the model's arguments, where transformers gives it once more and fails.
+    timm repeats the number of classes among the model's arguments; transformers would pass it twice and fail.
     """
     described = json.loads(path.read_text(encoding="utf-8"))
     described.get("model_args", {}).pop("num_classes", None)
@@ -111,7 +113,7 @@ def _read_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def _weights_metrics(report: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of the weights that are exported: the averaged ones, if the run has kept an average."""
+    """The metrics of the exported weights: the averaged ones if the run kept an average."""
     return report["ema"] if "ema" in report else report["val"]
 
 
@@ -121,7 +123,7 @@ def score_of(run: Path) -> float:
 
 
 def public_config(config: RunConfig) -> RunConfig:
-    """The config without what it says of the machine: of a path, only the folder's own name."""
+    """The config without details of the machine: of a path only the folder's own name stays."""
     weights, teacher = config.model.weights, config.train.distill_from
     if weights is not None:
         config = replace(config, model=replace(config.model, weights=Path(weights).name))

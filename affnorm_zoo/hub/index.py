@@ -58,7 +58,7 @@ def list_pretrained(pattern: str = "*", namespace: str | None = None, token: str
 
     Args:
         pattern: shell-style wildcards, on the name without the namespace.
-        namespace: a user or organisation of the Hub; None: what comes with this package.
+        namespace: a user or organisation of the Hub; None: the weights that come with this package.
         token: of the Hub, for private repositories.
 
     Returns:
@@ -66,7 +66,7 @@ def list_pretrained(pattern: str = "*", namespace: str | None = None, token: str
         its repositories that this package has published, for :func:`affnorm_zoo.load`.
 
     Raises:
-        HubError: the Hub cannot be asked.
+        HubError: the Hub cannot be reached.
     """
     if namespace is not None:
         with hub_client(token) as api, hub_errors(f"listing the models of {namespace}"):

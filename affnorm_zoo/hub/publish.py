@@ -17,7 +17,7 @@ _KEEP = {".gitattributes"}  # the Hub's own
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Where a release lies: the commit of ``repo_id`` that holds it, None after a dry run, and its files in bytes."""
+    """A published release: the commit of ``repo_id``, None after a dry run, and the sizes of its files in bytes."""
 
     repo_id: str
     commit: str | None
@@ -36,25 +36,25 @@ def publish(
     seeds: Sequence[Path] = (),
     timeout: float = OVERALL_SECONDS,
 ) -> Published:
-    """Make of a finished run one commit of a model repository, and read it back.
+    """Publish a finished run as one commit of a model repository, and read it back.
 
-    Everything is built and checked before the first request. Doing it again after any failure completes it; what is
-    there already makes no second commit.
+    Everything is built and checked before the first request. After a failure, another call completes the push. Files
+    that are already there make no second commit.
 
     Args:
         run: a finished run folder.
         repo_id: ``ORG/NAME``; made if it does not exist.
-        private: whether a new repository is.
+        private: create a new repository as private.
         revision: the branch.
         tag: a name for the commit.
         token: of the Hub; by default ``HF_TOKEN`` or that of ``hf auth login``.
         dry_run: build and check only.
-        seeds: further runs of the same config with other seeds, for the card's mean and deviation.
+        seeds: further runs of the same config with other seeds, for the card's mean and standard deviation.
         timeout: seconds that the exchange with the Hub may take; any one request may be silent for a minute.
 
     Raises:
         UsageError: a run is not finished, or ``seeds`` differ in more than their seed.
-        HubError: the Hub refuses, is out of reach or too slow, or holds something else afterwards.
+        HubError: the Hub refuses, cannot be reached or is too slow, or holds other content afterwards.
     """
     folder = build_release(run, seeds, load_as=f"hf-hub:{repo_id}")
     files = {path.name: path for path in sorted(folder.iterdir())}
@@ -92,7 +92,7 @@ def _push(
 
 
 def _check_namespace(api: HfApi, repo_id: str) -> None:
-    """A namespace that is not ours would be found out only at the commit, after the upload."""
+    """Check the namespace first: the Hub would refuse a wrong one only at the commit, after the upload."""
     namespace, slash, _ = repo_id.partition("/")
     me = api.whoami()
     own = [me["name"], *(org["name"] for org in me.get("orgs", []))]
@@ -103,7 +103,7 @@ def _check_namespace(api: HfApi, repo_id: str) -> None:
 
 
 def _commit(api: HfApi, repo_id: str, revision: str, files: dict[str, Path]) -> str:
-    """One commit that leaves the repository with these files; the head, if it has them already."""
+    """The commit that gives the repository these files; the head if it already has them."""
     with hub_errors(f"reading {repo_id}"):
         head = _head(api, repo_id, revision)
         if head and not differing(api, repo_id, head, files):
@@ -125,7 +125,7 @@ def _commit(api: HfApi, repo_id: str, revision: str, files: dict[str, Path]) -> 
             )
             return info.oid
     except HubError:
-        # the answer may have been lost on its way, and the commit be there
+        # the answer may have been lost although the commit was made
         with hub_errors(f"reading {repo_id}"):
             now = _head(api, repo_id, revision)
             if now and now != head and not differing(api, repo_id, now, files):
@@ -144,7 +144,7 @@ def _head(api: HfApi, repo_id: str, revision: str) -> str | None:
 
 
 def _tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
-    """Give the commit a name, which must not be another's."""
+    """Tag the commit; the tag must not name another one."""
     api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
     found = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
     if found.get(tag) != commit:

@@ -26,17 +26,17 @@ def pull(
     cache_dir: Path | None = None,
     timeout: float = OVERALL_SECONDS,
 ) -> Path:
-    """Download a published model, and see that it is what was published.
+    """Download a published model and verify it.
 
-    Every file is compared with the sha256 in the repository's manifest, from the cache too, and what is new with the
-    Hub's own record as well; a bad one is downloaded once more. Nothing but safetensors and JSON is fetched.
+    Every file, also from the cache, is compared with the sha256 in the repository's manifest. New files are compared
+    with the Hub's own record too. A bad file is downloaded once more. Only safetensors and JSON files are fetched.
 
     Args:
         repo_id: ``ORG/NAME``.
-        revision: a commit, tag or branch; None: main. A commit or tag is the same for ever.
+        revision: a commit, tag or branch; None: main. A commit or tag always gives the same files.
         token: of the Hub, for private repositories.
         cache_dir: by default the client's.
-        timeout: seconds that it may take; any one request may be silent for a minute.
+        timeout: seconds that it may take; a single request may be silent for a minute.
 
     Returns:
         The folder in the cache.
@@ -52,7 +52,7 @@ def _pull(repo_id: str, revision: str | None, token: str | None, cache_dir: Path
     with hub_client(token) as api, hub_errors(f"loading {repo_id}"):
         offline = constants.HF_HUB_OFFLINE
         if not offline and not _is_commit(revision):
-            # asked first: without an answer the client would give the cache's old version in silence
+            # asked first: without an answer the client would silently return an old version from the cache
             _check_revision(api, repo_id, revision)
 
         def fetch(name: str, at: str | None, force: bool = False) -> Path:
@@ -114,4 +114,4 @@ def _is_commit(revision: str | None) -> bool:
 
 def _check_revision(api: HfApi, repo_id: str, revision: str | None) -> None:
     if api.model_info(repo_id, revision=revision).sha is None:
-        raise HubError(f"{repo_id} has no version yet")
+        raise HubError(f"{repo_id} has no commits yet: there is nothing to load")

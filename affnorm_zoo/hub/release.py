@@ -1,4 +1,4 @@
-"""A finished run as the files of a repository: export, golden tensors, the run's records, a manifest of it all."""
+"""A finished run as the files of a repository: export, golden tensors, the run's records and a manifest."""
 
 import json
 import shutil
@@ -27,11 +27,11 @@ _NUM_GOLDEN = 2
 
 
 def build_release(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None) -> Path:
-    """Collect what is published of a run in ``run/release``, checked.
+    """Collect and check the files to publish in ``run/release``.
 
     It holds the export (``model.safetensors``, ``config.json``, ``README.md``), ``golden.safetensors`` (an input, its
     logits and features), the run's config, metrics, report and figures, and ``manifest.json`` with the size and sha256
-    of each. Building it again gives the same bytes, so that what is published already is recognised.
+    of each. Building it again gives the same bytes, so that a published release is recognised.
 
     Args:
         run: a finished run folder.
@@ -57,7 +57,7 @@ def build_release(run: Path, seeds: Sequence[Path] = (), load_as: str | None = N
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Say in ``manifest.json`` what the folder holds: size and sha256 of every file, and ``facts``."""
+    """Write ``manifest.json``: size and sha256 of every file of the folder, and ``facts``."""
     files = {path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
     architecture = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["architecture"]
     manifest = {"architecture": architecture.partition(".")[0], "affnorm-zoo": __version__, **facts, "files": files}
@@ -74,8 +74,8 @@ def golden_tensors(model: nn.Module, x: Tensor | None = None) -> dict[str, Tenso
     """An input of the model's size, (2, C, H, W), with its logits and pooled features, in evaluation mode."""
     model = model.eval()
     if x is None:
-        size = model.pretrained_cfg["input_size"]
-        x = torch.randn(_NUM_GOLDEN, *size, generator=torch.Generator().manual_seed(0))
+        cfg: Any = model.pretrained_cfg
+        x = torch.randn(_NUM_GOLDEN, *cfg["input_size"], generator=torch.Generator().manual_seed(0))
     features = model.forward_head(model.forward_features(x), pre_logits=True)
     return {"input": x, "logits": model(x).contiguous(), "features": features.contiguous()}
 
@@ -84,19 +84,19 @@ def check_golden(model: nn.Module, path: Path) -> None:
     """Compare a model with the golden tensors that were published with it.
 
     Raises:
-        HubError: an output differs by more than roundings of float32 do.
+        HubError: an output differs by more than float32 rounding.
     """
     golden = load_file(path)
     found = golden_tensors(model, golden["input"])
     for name in ("features", "logits"):
         scale = golden[name].abs().max()
         error = (found[name] - golden[name]).abs().max()
-        if not error <= 1e-4 * scale:  # hundreds of float32 ulps: other devices and libraries sum in other orders
+        if not error <= 1e-4 * scale:  # hundreds of float32 ulps: other devices and libraries sum in another order
             raise HubError(f"the loaded model's {name} differ from the published ones by {error:.3g}, of {scale:.3g}")
 
 
 def check_card(path: Path) -> None:
-    """See that the card's metadata are whole.
+    """Check that the card's metadata are complete.
 
     Raises:
         HubError: they are not, or a result is not that of the report beside it.

@@ -1,4 +1,4 @@
-"""What the Hub says its files are, against what they are here."""
+"""Compare local files with the Hub's own record of them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from affnorm_zoo.runs.files import sha256_of
 
 
 def differing(api: HfApi, repo_id: str, commit: str, files: Mapping[str, Path]) -> list[str]:
-    """Names of files that a commit lacks, or holds with another content, by the Hub's own record.
+    """Names of files that a commit lacks, or whose content differs, by the Hub's own record.
 
     That record is a sha256 for files in its large-file storage, and git's blob id for the others.
     """

@@ -29,7 +29,7 @@ class EditedInPlace(BoundLayer):
             yield name, _AsConv2d(module) if is_edited and module is self else module
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Set an attribute; a change of the geometry is checked, and heeded by the next call."""
+        """Set an attribute; a change of the geometry is checked and takes effect at the next call."""
         if name not in GEOMETRY or not hasattr(self, "conv_padding"):
             super().__setattr__(name, value)
             return

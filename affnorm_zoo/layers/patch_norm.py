@@ -3,7 +3,8 @@ from typing import Any
 
 import torch
 import torch.fx
-from timm.layers import get_same_padding, pad_same, register_notrace_module
+from timm.layers import register_notrace_module
+from timm.layers.padding import pad_same_arg
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -155,47 +156,30 @@ class PatchNormConv2d(EditedInPlace):
         return self.gain is None and not self.weight_standardization
 
     def __call__(self, *args, **kwargs) -> Tensor:
-        """Run as any module does; what hooks have seen stays as it was.
+        """Run as any module does; the tensor that hooks have seen stays unchanged.
 
-        Behind a plain convolution stands a norm, which makes a tensor of its own. Here networks write into the output
-        itself, as timm's ``x += shortcut`` does, and hooks would be left with the later value, or autograd with a view.
+        Networks write into the output, as timm's ``x += shortcut`` does. Hooks would hold the later value.
         """
         output = super().__call__(*args, **kwargs)
         watched = self._forward_hooks or self._backward_hooks or self._backward_pre_hooks
         return output.clone() if watched or _has_any_global_hook() else output
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Conv2d's
-        return self._map(input, None, False)
+        return self.forward_residual(input, None)
 
-    def forward_residual(self, x: Tensor, shortcut: Tensor, *, shortcut_is_kept: bool) -> Tensor:
+    def forward_residual(self, x: Tensor, shortcut: Tensor | None, *, shortcut_is_kept: bool = False) -> Tensor:
         """relu(z + shortcut) as one op, for a layer without an activation of its own; no hook of the layer runs.
 
         Args:
             x: as in ``forward``.
-            shortcut: of the output's shape.
+            shortcut: of the output's shape; None gives z with the layer's own activation.
             shortcut_is_kept: whether another layer saves the shortcut for its gradient anyway.
         """
-        return self._map(x, shortcut, shortcut_is_kept)
-
-    def _map(self, x: Tensor, shortcut: Tensor | None, shortcut_is_kept: bool) -> Tensor:
         return patch_norm(
-            self.pad(x),
-            self.weight,
-            self.bias,
-            self.stride,
-            self.conv_padding,
-            self.dilation,
-            self.groups,
-            self.c,
-            self.kappa,
-            self.norm_like,
-            self.activation,
-            self.recompute,
-            self.gain,
-            self.weight_standardization,
-            shortcut,
-            shortcut_is_kept,
-        )
+            self.pad(x), self.weight, self.bias, self.stride, self.conv_padding, self.dilation, self.groups,
+            self.c, self.kappa, self.norm_like, self.activation, self.recompute, self.gain,
+            self.weight_standardization, shortcut, shortcut_is_kept,
+        )  # fmt: skip
 
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
@@ -223,12 +207,9 @@ class PatchNormConv2d(EditedInPlace):
 
     def extra_repr(self) -> str:
         parts = [nn.Conv2d.extra_repr(self), f"variant={self.variant}", f"scale={self.scale!r}"]
-        if self.activation != "none":
-            parts.append(f"activation={self.activation}")
-        if self.gain is not None:
-            parts.append("gain=True")
-        if self.weight_standardization:
-            parts.append("weight_standardization=True")
+        parts += [f"activation={self.activation}"] * (self.activation != "none")
+        parts += ["gain=True"] * (self.gain is not None)
+        parts += ["weight_standardization=True"] * self.weight_standardization
         return ", ".join(parts)
 
 
@@ -248,24 +229,15 @@ class PatchNormConv2dSame(PatchNormConv2d):
         self.pads, self.conv_padding = (0, 0, 0, 0), (0, 0)
 
     def pad(self, x: Tensor) -> Tensor:
-        if self.pad_mode == "constant":
-            return pad_same(x, self.kernel_size, self.stride, self.dilation)
-        rows = get_same_padding(x.shape[-2], self.kernel_size[0], self.stride[0], self.dilation[0])
-        columns = get_same_padding(x.shape[-1], self.kernel_size[1], self.stride[1], self.dilation[1])
-        sides = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-        return F.pad(x, sides, self.pad_mode)
+        return F.pad(x, pad_same_arg(x.shape[-2:], self.kernel_size, self.stride, self.dilation), self.pad_mode)
 
 
 for _name, _summary, _formula, _options in (
     ("patchnorm", "affine_like per patch of a convolution", "c (W∗x + κ b) / √(‖x_p‖² + κ²)", {}),
     ("patchnorm_l2", "norm_like per patch of a convolution", "c (W∗x) / ‖x_p‖ + b", {"variant": "norm_like"}),
-    (
-        "patchnorm_ws",
-        "affine_like per patch, with scaled weight standardisation and a gain per channel",
-        "c (Ŵ∗x + κ b) / √(‖x_p‖² + κ²)",
-        {"weight_standardization": True, "gain": True},
-    ),
-):
+    ("patchnorm_ws", "affine_like per patch, with scaled weight standardisation and a gain per channel",
+     "c (Ŵ∗x + κ b) / √(‖x_p‖² + κ²)", {"weight_standardization": True, "gain": True}),
+):  # fmt: skip
     register_normalizer(
         NormalizerSpec(
             name=_name,

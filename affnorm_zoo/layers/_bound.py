@@ -1,4 +1,4 @@
-"""What all divergence-free layers with parameters share, and what others may ask of them."""
+"""What all divergence-free layers with parameters share."""
 
 import math
 import sys
@@ -19,19 +19,20 @@ _CONV_ARGUMENTS = (
 
 
 class BoundLayer(Scaled, nn.Module):
-    """A layer that computes what a linear layer or a convolution does, and a quotient of it.
+    """A linear layer or a convolution whose result is divided by a norm.
 
     It is no subclass of :class:`torch.nn.Linear` or :class:`torch.nn.Conv2d`, though it has their parameters and
-    attributes: quantisers, adapters and converters look for these classes, copy weight and bias into one of their own,
-    and would leave the quotient out without a word.
+    attributes. Quantisers, adapters and converters look for these classes and copy weight and bias into one of their
+    own. They would silently drop the quotient.
 
-    Its constructor takes the arguments of ``like``, further ``scale``, the options of its spec and, where it can take
-    over activations, ``activation`` or ``input_activation``. Parameters are ``weight``, ``bias`` (or None) and what a
-    subclass adds. What others ask of the layer are the attributes and methods below; nobody asks for its class.
+    The constructor takes the arguments of ``like``, ``scale`` and the options of its spec. A layer that can take over
+    activations also takes ``activation`` or ``input_activation``. Parameters are ``weight``, ``bias`` (or None) and
+    what a subclass adds. Other code uses the attributes and methods below and never tests for the class.
     """
 
     like: type[nn.Module]  # torch's layer of the same size
     channel_axis: int  # of the output
+    weight: Tensor
     output_activations: tuple[str, ...] = ()  # what it can apply to its output
     input_activations: tuple[str, ...] = ()  # what it can apply to its input
 
@@ -53,7 +54,7 @@ class BoundLayer(Scaled, nn.Module):
 
     @classmethod
     def replacing(cls, layer: nn.Module, **options: Any) -> "BoundLayer":
-        """Build the layer that takes the place, the size and the parameters of a plain one.
+        """Build the layer that replaces a plain one of the same size and takes its parameters.
 
         Args:
             layer: a linear layer or a convolution of torch or timm. Without a bias, it gets one.
@@ -66,9 +67,9 @@ class BoundLayer(Scaled, nn.Module):
         return bound
 
     def adopt(self, layer: nn.Module) -> None:
-        """Take over the parameter objects of a plain layer; what that lacks starts by this layer's own rule.
+        """Take over the parameter objects of a plain layer; missing ones are initialised by this layer's own rule.
 
-        The layer is on the meta device, so that only what is new is drawn.
+        The layer is on the meta device, so that only new parameters are drawn.
         """
         own = dict(self.named_parameters())
         existing = {name: getattr(layer, name) for name in own if getattr(layer, name, None) is not None}
@@ -82,8 +83,8 @@ class BoundLayer(Scaled, nn.Module):
     def adapt_inputs(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         """Prepare parameters that belong to another number of input channels, before timm adapts their kernel.
 
-        timm sums or repeats the kernel over the channels. A κ in proportion to √n, as the "rms" scales have it, then
-        keeps the quotient; the bias is multiplied by κ, and so divided by its change here.
+        timm sums or repeats the kernel over the channels. A κ in proportion to √n, as in the "rms" scales, then keeps
+        the quotient. The map multiplies the bias by κ, so the bias is divided by the change of κ.
 
         Args:
             parameters: of a layer like this one, by name, with another size of the weight's second axis.
@@ -98,7 +99,7 @@ class BoundLayer(Scaled, nn.Module):
         check_writable(self)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> "BoundLayer":
-        """As every module's; flop counters come this way, and look layers up by their exact type."""
+        """As in every module. Flop counters come this way; they look layers up by their exact type."""
         count_as(type(self), self.like)
         return super().apply(fn)
 
@@ -112,20 +113,20 @@ class BoundLayer(Scaled, nn.Module):
 
 
 def _comes_from_fusion(frame: FrameType | None) -> bool:
-    """Whether an attribute is set by torch's fusion with a batch norm, which copies a layer and asks nothing of it."""
+    """Whether torch's fusion with a batch norm sets an attribute; it copies a layer without a check of its type."""
     while frame is not None and frame.f_code.co_name == "__setattr__":
         frame = frame.f_back
     return frame is not None and frame.f_globals.get("__name__") == _FUSION
 
 
 def draw_normal(parameter: Tensor, std: float) -> None:
-    """Draw from N(0, std²), in place. On the meta device there is nothing to draw, and torch takes a millisecond."""
+    """Draw from N(0, std²), in place. On the meta device, where torch would take a millisecond, do nothing."""
     if not parameter.is_meta:
         nn.init.normal_(parameter, std=std)
 
 
 def check_writable(module: nn.Module, names: tuple[str, ...] = ("weight", "bias", "gain")) -> None:
-    """Refuse a module that computes one of these parameters from others: what is written there would be lost.
+    """Refuse a module that computes one of these parameters from others: writing there would have no effect.
 
     Raises:
         ValueError: one is computed, by pruning, weight_norm, spectral_norm or another parametrization.

@@ -1,4 +1,4 @@
-"""Counters of operations that look a layer up by its exact type are told of ours, where they are loaded."""
+"""Register our layers with loaded flop counters, which look a layer up by its exact type."""
 
 import sys
 
@@ -11,7 +11,7 @@ _TABLES = {"thop.profile": "register_hooks", "ptflops.pytorch_ops": "MODULES_MAP
 def count_as(kind: type[nn.Module], like: type[nn.Module]) -> None:
     """Let thop and ptflops, if either is loaded, count a layer of type ``kind`` by their rule for ``like``.
 
-    Products are counted, the quotient's own passes are not: as for torch's own counter.
+    As in torch's own counter, products count and the passes of the quotient do not.
     """
     for module, table in _TABLES.items():
         handlers = getattr(sys.modules.get(module), table, {})

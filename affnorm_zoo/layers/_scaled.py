@@ -4,9 +4,8 @@ from affnorm_zoo.functional.scale import resolve_scale
 class Scaled:
     """A layer's output scale ``c`` and augmented coordinate ``kappa``; see :mod:`affnorm_zoo.functional.scale`.
 
-    They are held as text, which gives a float back exactly. Where two networks of one process differ in a float that
-    is an attribute, ``torch.compile`` takes it for an input of the graph, and fails on it inside an autograd function;
-    text stays a constant.
+    They are held as text, which gives a float back exactly. If two networks of one process differ in a float attribute,
+    ``torch.compile`` makes it an input of the graph and fails on it inside an autograd function. Text stays a constant.
     """
 
     scale: str | tuple[float, float]

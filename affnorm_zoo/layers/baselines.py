@@ -1,4 +1,4 @@
-"""The standard norms, registered so that every comparison goes through the same door; all are timm's or torch's."""
+"""The standard norms of timm and torch, registered so that every comparison uses the same interface."""
 
 from timm.layers import GroupNorm, LayerNorm, LayerNorm2d, RmsNorm, RmsNorm2d
 from torch import nn
@@ -7,7 +7,7 @@ from affnorm_zoo.registry import NormalizerSpec, register_normalizer
 
 
 def group_norm(num_channels: int, **kwargs) -> nn.Module:
-    """Build timm's group norm with 32 groups, or with groups of two channels where 32 would leave less."""
+    """Build timm's group norm with 32 groups, or with groups of two channels if 32 groups would have fewer."""
     return GroupNorm(num_channels, num_groups=32 if num_channels >= 64 else max(num_channels // 2, 1), **kwargs)
 
 

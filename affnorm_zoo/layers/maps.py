@@ -38,11 +38,11 @@ class ScaledMap(nn.Module):
 
     @staticmethod
     def scalars() -> dict[str, float]:
-        """The map's own learned scalars and what they start as."""
+        """The map's own learned scalars and their initial values."""
         return {}
 
     def reset_parameters(self) -> None:
-        """Set every parameter to its start: weight 1, bias 0, and the map's scalars."""
+        """Initialise every parameter: weight 1, bias 0, and the map's scalars."""
         if self.weight is not None:
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
@@ -85,7 +85,8 @@ class Derf(ScaledMap):
 class Softsign(ScaledMap):
     """Vector softsign at κ = √C, γ √C x / √(‖x‖² + C) + β, (..., C) to (..., C).
 
-    It is what affine_like does to its input, as a norm of its own. See :func:`affnorm_zoo.functional.vector_softsign`.
+    It is the map that affine_like applies to its input, as a separate norm.
+    See :func:`affnorm_zoo.functional.vector_softsign`.
     """
 
     def map(self, x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -59,14 +60,15 @@ def convert(
         source = open_source(config)
         model = load_model(name)
         check_fit(model, source)
-        preprocessing = resolve_preprocessing(config, source, model.pretrained_cfg, trained=True)
+        cfg: Any = model.pretrained_cfg
+        preprocessing = resolve_preprocessing(config, source, cfg, trained=True)
         normalize = Normalize(preprocessing, torch.device("cpu"))
         chosen = torch.randperm(source.num_train, generator=torch.Generator().manual_seed(seed))[:num_images].tolist()
         loader = eval_loader(source.train, preprocessing, batch_size=64, workers=config.workers, indices=chosen)
         batches = (normalize(images) for images, _ in loader)
         conversion = convert_model(model, normalizer, images=batches, scale=scale, fit=fit, unnormed=unnormed)
         facts = dict(scale=scale, data=source.name, seed=seed, environment=describe_environment(torch.device("cpu")))
-        labels = model.pretrained_cfg.get("label_names")
+        labels = cfg.get("label_names")
         export_conversion(conversion, output, name, facts, None if labels is None else tuple(labels))
     click.echo(conversion)
     click.echo(output)

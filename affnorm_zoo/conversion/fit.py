@@ -22,9 +22,7 @@ class Equations:
     """Normal equations of independent least-squares problems, Σ_p φ_p φ_pᵀ θ = Σ_p φ_p t_p."""
 
     def __init__(self) -> None:
-        self.gram: Tensor | float = 0.0
-        self.moment: Tensor | float = 0.0
-        self.square: Tensor | float = 0.0
+        self.gram = self.moment = self.square = torch.zeros(())
         self.num_rows = 0
 
     def add(self, features: Tensor, targets: Tensor) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -39,10 +40,15 @@ class Subject:
         """
         return cls(name, load_model(name).eval())
 
+    @property
+    def _cfg(self) -> dict[str, Any]:
+        cfg: Any = self.model.pretrained_cfg
+        return cfg
+
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """As the weights' config says."""
-        cfg = self.model.pretrained_cfg
+        cfg = self._cfg
         return Preprocessing(
             input_size=tuple(cfg["input_size"]),
             mean=tuple(cfg["mean"]),
@@ -66,7 +72,7 @@ class Subject:
     def classify(self, images: Tensor) -> dict[str, float]:
         """The five likeliest classes and their probabilities."""
         probabilities = self.model(images)[0].softmax(0)
-        names = self.model.pretrained_cfg.get("label_names") or range(len(probabilities))
+        names = self._cfg.get("label_names") or range(len(probabilities))
         best = probabilities.topk(min(5, len(probabilities)))
         return {str(names[i]): p for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)}
 

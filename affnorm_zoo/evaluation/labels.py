@@ -1,5 +1,6 @@
 import logging
 import unicodedata
+from typing import Any
 
 from torch import nn
 
@@ -52,7 +53,8 @@ def _label_names(model: nn.Module) -> tuple[str, ...] | None:
     Raises:
         UsageError: they are stated in a form that is not timm's.
     """
-    names = model.pretrained_cfg.get("label_names")
+    cfg: Any = model.pretrained_cfg
+    names = cfg.get("label_names")
     if isinstance(names, dict):  # keyed by number, for configs with gaps
         try:
             names = [names[key] for key in sorted(names, key=int)]

@@ -91,12 +91,13 @@ def check_classifier(name: str, model: nn.Module, input_size: tuple[int, ...], n
     """
     was_training = model.training
     size = " x ".join(map(str, input_size))
+    cfg: Any = model.pretrained_cfg
     try:
         logits = model.eval()(torch.zeros(1, *input_size, device=next(model.parameters()).device))
     except Exception as error:  # architectures raise errors of any type
         raise UsageError(
             f"{name} does not take images of {size}: {' '.join(str(error).split())[:300]}"
-            + (f"; set model.kwargs.img_size={input_size[-1]}" * bool(model.pretrained_cfg.get("fixed_input_size")))
+            + (f"; set model.kwargs.img_size={input_size[-1]}" * bool(cfg.get("fixed_input_size")))
         ) from error
     model.train(was_training)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -113,6 +114,7 @@ def check_fit(model: nn.Module, source: Source) -> None:
             f"the model has {model.num_classes} classes, but {source.name} has {len(source.class_names)}"
             + describe_difference(model, source)
         )
-    in_chans = model.pretrained_cfg["input_size"][0]
+    cfg: Any = model.pretrained_cfg
+    in_chans = cfg["input_size"][0]
     if in_chans != source.in_chans:
         raise UsageError(f"the model takes {in_chans} channels, but the images of {source.name} have {source.in_chans}")

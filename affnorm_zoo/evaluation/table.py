@@ -39,7 +39,7 @@ def evaluate_model(
         model = load_model(name)
         check_fit(model, source)
         outputs = match_labels(name, model, source, config.labels_by_position)
-        own = model.pretrained_cfg
+        own: Any = model.pretrained_cfg
         preprocessing = resolve_preprocessing(config, source, own, trained=True)
         size = preprocessing.input_size[-1]
         if own.get("fixed_input_size") and size != own["input_size"][-1]:

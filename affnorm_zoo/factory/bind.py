@@ -84,7 +84,7 @@ def bind(
 
 
 def _check(model: nn.Module, binding: Binding) -> None:
-    slot = model.get_submodule(binding.slot)
+    slot: Any = model.get_submodule(binding.slot)
     for name in (binding.slot, *binding.layers, *binding.unnormed):
         module = model.get_submodule(name)
         if module is not slot:

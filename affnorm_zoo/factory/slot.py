@@ -168,4 +168,5 @@ def _num_channels(norm: nn.Module) -> int:
     for name in ("num_features", "num_channels"):
         if hasattr(norm, name):
             return int(getattr(norm, name))
-    return int(norm.normalized_shape[-1])
+    shape: Any = norm.normalized_shape
+    return int(shape[-1])

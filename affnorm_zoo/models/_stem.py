@@ -6,6 +6,7 @@ quotient exactly. The "rms" scale has that by itself; the "unit" scale of a stem
 """
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ def adapt_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
 
     The kernel itself is left to timm, which adapts it after this. What else has to change, the stem knows itself.
     """
-    name = model.pretrained_cfg["first_conv"]
+    cfg: Any = model.pretrained_cfg
+    name = cfg["first_conv"]
     stem = model.get_submodule(name)
     weight = state_dict.get(f"{name}.weight")
     if not isinstance(stem, BoundLayer) or weight is None or weight.shape[1:] == stem.weight.shape[1:]:

@@ -97,15 +97,16 @@ class NormalizedCifarResNet(NormalizedResNet):
         super().__init__(block, layers, channels=channels, stem_type="deep", stem_width=channels[0] // 2, **kwargs)
 
     def _build_stem(self, in_chans: int) -> None:
-        like = self.conv1[0].weight
-        width = self.feature_info[0]["num_chs"]
+        stem: Any = self.get_submodule("conv1")
+        info: Any = self.feature_info
+        like, width = stem[0].weight, info[0]["num_chs"]
         self.conv1 = nn.Conv2d(
             in_chans, width, 3, stride=1, padding=1, bias=False, device=like.device, dtype=like.dtype
         )
         self.maxpool = nn.Identity()
-        self.feature_info[0]["reduction"] = 1
-        for info in self.feature_info[1:]:
-            info["reduction"] //= 4
+        info[0]["reduction"] = 1
+        for stage in info[1:]:
+            stage["reduction"] //= 4
         if not hasattr(self, "layer4"):
             self.layer4 = nn.Sequential()  # timm's forward runs four stages
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import nn
@@ -73,7 +74,8 @@ def reorder_classifier(model: nn.Module, outputs: list[int]) -> None:
 
 def describe_preprocessing(model: nn.Module, preprocessing: Preprocessing, class_names: tuple[str, ...]) -> None:
     """Write preprocessing and class names into the model's pretrained_cfg, which an export includes."""
-    model.pretrained_cfg.update(
+    cfg: Any = model.pretrained_cfg
+    cfg.update(
         input_size=preprocessing.input_size,
         mean=preprocessing.mean,
         std=preprocessing.std,
@@ -83,4 +85,4 @@ def describe_preprocessing(model: nn.Module, preprocessing: Preprocessing, class
         tag=None,
     )
     for key in ("test_input_size", "test_crop_pct", "pool_size", "label_names", "label_descriptions"):
-        model.pretrained_cfg.pop(key, None)
+        cfg.pop(key, None)

@@ -155,7 +155,8 @@ def _build_model(config: RunConfig, source: Source) -> nn.Module:
     num_classes = len(source.class_names)
     pretrained = config.model.pretrained or config.model.weights is not None
     model = build_model(config.model, num_classes, source.in_chans, pretrained=pretrained)
-    if pretrained and model.pretrained_cfg.get("num_classes") == num_classes:  # otherwise its classifier is untrained
+    cfg: Any = model.pretrained_cfg
+    if pretrained and cfg.get("num_classes") == num_classes:  # otherwise its classifier is untrained
         outputs = match_labels(config.model.name, model, source, config.data.labels_by_position)
         if outputs is not None:
             reorder_classifier(model, outputs)

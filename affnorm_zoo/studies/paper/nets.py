@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +131,8 @@ def _initialise(net: nn.Module, activation: str, generator: torch.Generator) -> 
     for index, (_, layer) in enumerate(affine_layers(net)):
         # the first layer reads the image; for ReLU-like activations the later inputs have half the second moment
         layer_gain = 1.0 if index == 0 else gain
-        layer.weight.normal_(std=layer_gain / math.sqrt(layer.weight[0].numel()), generator=generator)
+        weight: Any = layer.weight
+        weight.normal_(std=layer_gain / math.sqrt(weight[0].numel()), generator=generator)
         if layer.bias is not None:
             layer.bias.zero_()
 

@@ -165,9 +165,9 @@ class PatchNormConv2d(EditedInPlace):
         return output.clone() if watched or _has_any_global_hook() else output
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Conv2d's
-        return self.forward_residual(input, None)
+        return self.forward_residual(input, None, shortcut_is_kept=False)
 
-    def forward_residual(self, x: Tensor, shortcut: Tensor | None, *, shortcut_is_kept: bool = False) -> Tensor:
+    def forward_residual(self, x: Tensor, shortcut: Tensor | None, *, shortcut_is_kept: bool) -> Tensor:
         """relu(z + shortcut) as one op, for a layer without an activation of its own; no hook of the layer runs.
 
         Args:

@@ -71,7 +71,7 @@ def write_report(folder: Path, page: Path, readme: Path | None = None) -> None:
     """Write the page, one figure of ratios next to each JSON file, and the README's lines on the GPU."""
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
     files = read_steps(folder / "gpu")
-    note = (folder / "gpu/note.md").read_text(encoding="utf-8") if (folder / "gpu/note.md").is_file() else ""
+    note = (folder / "gpu/note.txt").read_text(encoding="utf-8") if (folder / "gpu/note.txt").is_file() else ""
     sections = []
     for name, result in results.items():
         figure = folder / f"{name}.png"

@@ -183,10 +183,7 @@ class PatchNormConv2d(EditedInPlace):
 
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
-        """The kernel that the convolution sees: W, standardised and multiplied by the gain where asked for.
-
-        It has no gradient.
-        """
+        """The kernel that the convolution uses, without a gradient: W, if so set standardised and times the gain."""
         return effective_weight(self.weight, self.gain, self.c, self.weight_standardization)
 
     @torch.no_grad()

@@ -16,14 +16,7 @@ from torch.nn import functional as F
 
 from affnorm_zoo.cli.report import COUNT, OUTPUT_FILE, SEED, USER_PATH, reported_errors, split_config
 from affnorm_zoo.config import DataConfig, is_folder, load_config
-from affnorm_zoo.data import (
-    Normalize,
-    Preprocessing,
-    Source,
-    eval_loader,
-    open_source,
-    resolve_preprocessing,
-)
+from affnorm_zoo.data import Normalize, Preprocessing, Source, eval_loader, open_source, resolve_preprocessing
 from affnorm_zoo.diagnostics import (
     DivergenceMeter,
     calibrate,

@@ -81,7 +81,7 @@ def measure_network(
             inference compiled.
     """
     torch.backends.cudnn.benchmark = True  # of both: the fastest algorithm for each shape
-    name, *contenders = network
+    name, *contenders = network[: 1 + sizes.contenders]
     for precision in precisions:
         bench = _bench(record, sizes, name, precision, compile_mode)
         if compile_mode is not None:
@@ -94,7 +94,7 @@ def measure_network(
 
 def compile_network(record: StepRecord, sizes: Sizes, network: Network) -> None:
     """Compile our network and its twin as :func:`measure_network` does, and run each of their graphs once."""
-    name, *contenders = network
+    name, *contenders = network[: 1 + sizes.contenders]
     bench = _bench(record, sizes, name, "amp_bfloat16", None)
     for normalizer in contenders:
         model = bench.compile(bench.model(normalizer), normalizer)

@@ -18,6 +18,7 @@ class Sizes:
         timed: the kernels' images for bandwidths.
         kernel_tests: arguments of pytest.
         networks: name in a step -> architecture, batch size and pixels that are measured.
+        contenders: most networks that a step compares, the standard one first.
         rounds, steps: turns of each network in a timing, and steps per turn.
         backend: of ``torch.compile``.
         processes: processes that share a sweep.
@@ -32,6 +33,7 @@ class Sizes:
     timed: tuple[KernelCase, ...]
     kernel_tests: tuple[str, ...]
     networks: dict[str, tuple[str, int, int]]
+    contenders: int
     rounds: int
     steps: int
     backend: str
@@ -69,6 +71,7 @@ GPU = Sizes(
         "resnet18": ("resnet18", 256, 224),
         "vit_small": ("vit_small_patch16_224", 256, 224),
     },
+    contenders=3,
     rounds=12,
     steps=5,
     backend="inductor",
@@ -92,6 +95,7 @@ REHEARSAL = Sizes(
         "resnet18": ("resnet20_cifar", 2, 32),
         "vit_small": ("vit_nano_patch4_32", 2, 32),
     },
+    contenders=2,
     rounds=1,
     steps=1,
     backend="eager",  # captures the graph and compiles nothing

@@ -121,20 +121,12 @@ STEPS = (
         seconds=110, limit=300, measure=_network(RESNET50, "bfloat16"),
     ),
     Step(
-        name="resnet18_graphs", about="ResNet-18 compiled with CUDA graphs",
-        seconds=60, limit=200, measure=_network(RESNET18, "amp_bfloat16", compile_mode="reduce-overhead"),
-    ),
-    Step(
         name="vit_small_graphs", about="ViT-S compiled with CUDA graphs",
         seconds=60, limit=200, measure=_network(VIT_SMALL, "amp_bfloat16", compile_mode="reduce-overhead"),
     ),
     Step(
         name="vit_small_bfloat16", about="ViT-S with bfloat16 weights",
         seconds=80, limit=200, measure=_network(VIT_SMALL, "bfloat16"),
-    ),
-    Step(
-        name="resnet18_bfloat16", about="ResNet-18 with bfloat16 weights",
-        seconds=80, limit=200, measure=_network(RESNET18, "bfloat16"),
     ),
 )  # fmt: skip
 

@@ -49,7 +49,7 @@ def gpu_summary(files: Files, note: str) -> str:
         f"On one {device}, `resnet50_patchnorm` trains {1 / ours['ratio']:.2f} times as many images per second\n"
         f"as batch norm, with {ours['peak_ratio']:.2f} of the peak memory (batch {ours['train_batch_size']}, bfloat16\n"
         "mixed precision, compiled)."
-        + (" Both have changed since: see [performance](docs/performance.md#gpu).\n" if note else "\n")
+        + (" The code has changed since: see [performance](docs/performance.md#gpu).\n" if note else "\n")
     )
 
 

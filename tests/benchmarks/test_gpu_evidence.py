@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from pictures import draw_folder
 from runs import ROOT, invoke
 
-from affnorm_zoo.benchmarks.gpu_evidence import carry
+from affnorm_zoo.benchmarks.gpu_evidence import carry, trainings
 from affnorm_zoo.benchmarks.gpu_evidence.carry import find_data, join_volumes, pack, write_volumes
 from affnorm_zoo.benchmarks.gpu_evidence.record import DEVICE_LOST, StepRecord
 from affnorm_zoo.benchmarks.gpu_evidence.sizes import REHEARSAL
@@ -20,6 +22,7 @@ from affnorm_zoo.benchmarks.gpu_evidence.trainings import train_sweep
 from affnorm_zoo.benchmarks.networks import Bench
 from affnorm_zoo.cli.gpu_evidence import gpu_evidence
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.studies.sweep import load_sweep
 
 CPU = torch.device("cpu")
 
@@ -170,6 +173,23 @@ def test_the_results_of_a_sweep_reach_the_recipes(sweep, tmp_path, monkeypatch):
     for arm in ("one", "two"):
         result = json.loads((tmp_path / f"recipes/little/results/{arm}_s1_final.json").read_text())
         assert record.rows[arm]["results"]["top1"] == [result["top1"]]
+
+
+def test_steps_side_by_side_unpack_and_pack_their_data_once(tmp_path):
+    file = tmp_path / "little.yaml"
+    file.write_text(SWEEP.format(config=ROOT / "configs/cifar10/resnet20_cifar.yaml"))
+    pictures = draw_folder(tmp_path / "pictures", splits=("train", "test"), per_class=4)
+    asked = []
+
+    def find_data():
+        asked.append(time.sleep(0.5))
+        return pictures
+
+    packed = tmp_path / "data/cifar10.safetensors"
+    with ThreadPoolExecutor(2) as pool:
+        names = pool.map(lambda _: trainings._pack(load_sweep(file), REHEARSAL, packed, find_data), range(2))
+    assert list(names) == ["cifar10.safetensors"] * 2
+    assert len(asked) == 1
 
 
 def test_a_sweep_whose_processes_fail_fails_its_step(sweep, tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from affnorm_zoo.benchmarks.gpu_evidence.record import StepRecord
 from affnorm_zoo.benchmarks.gpu_evidence.sizes import Sizes
 from affnorm_zoo.data import pack
@@ -40,10 +42,12 @@ def train_sweep(
 
 
 def _pack(sweep: SweepConfig, sizes: Sizes, packed: Path, find_data: Callable[[], Path]) -> str:
-    if not packed.is_file():
-        packed.parent.mkdir(parents=True, exist_ok=True)
-        overrides = (f"data.path={find_data()}", *sizes.overrides, f"data.workers={sizes.pack_workers}")
-        pack(config_of(sweep, final_trials(sweep, sweep.baseline, packed.parent)[0], overrides).data, packed)
+    """Pack the data unless another step has done so, or is doing so right now."""
+    packed.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(packed.with_suffix(".lock")):
+        if not packed.is_file():
+            overrides = (f"data.path={find_data()}", *sizes.overrides, f"data.workers={sizes.pack_workers}")
+            pack(config_of(sweep, final_trials(sweep, sweep.baseline, packed.parent)[0], overrides).data, packed)
     return packed.name
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affnorm_zoo.ops import passes
+from affnorm_zoo.ops import elementwise
 
 LAYOUTS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 Result = tuple[Tensor | None, ...]
@@ -51,23 +51,23 @@ def check_case(case: KernelCase, device: torch.device) -> list[dict[str, Any]]:
         One row per kernel: the largest error, its limit (twice the plain twin's error plus an ulp of the largest
         value), and ``ok``, which is false if the error exceeds the limit or memory stays unwritten.
     """
-    from affnorm_zoo.kernels import passes as kernels  # needs Triton
+    from affnorm_zoo.kernels import elementwise as kernels  # needs Triton
 
     rows = []
     for one in passes_on(case, device):
         torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
         try:
-            ours, theirs = one.run(kernels, lambda t: t), one.run(passes, lambda t: t)
+            ours, theirs = one.run(kernels, lambda t: t), one.run(elementwise, lambda t: t)
         finally:
             torch.use_deterministic_algorithms(False)
-        error, limit = compare(ours, theirs, one.run(passes, lambda t: t.double()))
+        error, limit = compare(ours, theirs, one.run(elementwise, lambda t: t.double()))
         rows.append({"kernel": one.name, "error": error, "limit": limit, "ok": error <= limit})
     return rows
 
 
 def time_case(case: KernelCase, device: torch.device) -> list[dict[str, Any]]:
     """Time each kernel and a copy that moves as many bytes: one row per kernel, with both bandwidths."""
-    from affnorm_zoo.kernels import passes as kernels  # needs Triton
+    from affnorm_zoo.kernels import elementwise as kernels  # needs Triton
 
     rows = []
     for one in passes_on(case, device):

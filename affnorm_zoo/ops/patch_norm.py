@@ -30,7 +30,7 @@ from affnorm_zoo.functional.activation import FROM_OUTPUT
 from affnorm_zoo.functional.patch_norm import patch_norm_map
 from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.functional.weight_standardization import effective_weight_map
-from affnorm_zoo.ops import passes, windows
+from affnorm_zoo.ops import elementwise, windows
 from affnorm_zoo.ops.activation import activation_backward
 from affnorm_zoo.ops.dispatch import as_output, autocast_dtype, autocast_inputs, use_plain_path
 from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
@@ -132,12 +132,12 @@ def _forward(
     Passes around the library's convolution.
     """
     kernel_size = (weight.shape[2], weight.shape[3])
-    squares = passes.square_sum(x, what.groups)
+    squares = elementwise.square_sum(x, what.groups)
     squares = windows.window_sum(squares, kernel_size, what.stride, what.padding, what.dilation)
     factor = what.c * inverse_norm(squares, 0.0 if what.norm_like else what.kappa)
-    in_library = passes.bias_in_library(x, what.inner_kappa())
+    in_library = elementwise.bias_in_library(x, what.inner_kappa())
     y = F.conv2d(x, weight, what.kappa * bias if in_library and bias is not None else None, *what.geometry())
-    z = passes.scale_output(y, factor, None if in_library else bias, what.inner_kappa(), what.activation, keep)
+    z = elementwise.scale_output(y, factor, None if in_library else bias, what.inner_kappa(), what.activation, keep)
     return z, factor, y if keep else None
 
 
@@ -174,7 +174,7 @@ class PatchNormFunction(torch.autograd.Function):
         needs_kernel = needs_weight or needs_gain
         kernel = _kernel(weight, gain, what, ctx.standardized, ctx.dtype, again=True)
 
-        in_library = passes.bias_in_library(x, what.inner_kappa())
+        in_library = elementwise.bias_in_library(x, what.inner_kappa())
         given: dict[str, Any] = {"kappa": what.inner_kappa(), "sum_bias": needs_bias and not in_library}
         from_input = False  # whether s needs dx₀
         dshortcut = None
@@ -194,7 +194,7 @@ class PatchNormFunction(torch.autograd.Function):
         else:
             from_input = True
             given["bias"] = None if what.norm_like else bias
-        h, s, dbias = passes.scale_cotangent(dz, factor, **given)
+        h, s, dbias = elementwise.scale_cotangent(dz, factor, **given)
         dx, dkernel, dbias_in_library = aten.convolution_backward(
             h, x, kernel.value, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups,
             [needs_x, needs_kernel, needs_bias and in_library],
@@ -205,11 +205,11 @@ class PatchNormFunction(torch.autograd.Function):
             inv_square = inverse_square(factor, what.c, what.norm_like)
             if from_input:
                 pixels = (slice(None), slice(None), slice(None, None, stride[0]), slice(None, None, stride[1]))
-                passes.correct_pointwise(dx[pixels], x[pixels], inv_square, s)
+                elementwise.correct_pointwise(dx[pixels], x[pixels], inv_square, s)
             else:
                 size, kernel_size = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
                 v = windows.window_sum_transpose(inv_square * s, size, kernel_size, stride, padding, dilation)
-                passes.correct(dx, x, v)
+                elementwise.correct(dx, x, v)
         dweight, dgain = dkernel, None
         if needs_kernel and kernel.value is not weight:
             dweight, dgain = kernel_gradients(dkernel, kernel, weight, gain, what.c)

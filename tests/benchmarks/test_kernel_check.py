@@ -8,9 +8,9 @@ from twins import DEVICE
 
 from affnorm_zoo.benchmarks.gpu_evidence.sizes import GPU
 from affnorm_zoo.benchmarks.kernel_check import KernelCase, check_case, passes_on, time_case
-from affnorm_zoo.ops import passes
+from affnorm_zoo.ops import elementwise
 
-kernels = pytest.importorskip("affnorm_zoo.kernels.passes", reason="Triton is for Linux", exc_type=ImportError)
+kernels = pytest.importorskip("affnorm_zoo.kernels.elementwise", reason="Triton is for Linux", exc_type=ImportError)
 
 DEVICE = torch.device(DEVICE)
 CASE = KernelCase((2, 12, 5, 7))
@@ -35,10 +35,10 @@ def test_a_wrong_kernel_and_unwritten_memory_fail_their_rows_alone(monkeypatch):
 
 def test_operands_stay_as_they_are_however_often_a_kernel_is_timed():
     for one in passes_on(KernelCase((1, 6, 2, 2), dtype="float16"), DEVICE):
-        first = one.run(passes, lambda t: t)
+        first = one.run(elementwise, lambda t: t)
         for _ in range(2000):
-            result = one.repeat(passes)
-        last = one.run(passes, lambda t: t)
+            result = one.repeat(elementwise)
+        last = one.run(elementwise, lambda t: t)
         for a, b in zip(first, last, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
         for tensor in result if isinstance(result, tuple) else [result]:

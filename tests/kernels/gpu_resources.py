@@ -21,33 +21,33 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from affnorm_zoo.kernels import passes
+from affnorm_zoo.kernels import elementwise
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 PASSES = {
-    "square_sum": lambda x, f, b: passes.square_sum(x, f.shape[1]),
-    "output, inner bias": lambda x, f, b: passes.scale_output(x, f, b, 2.0, "relu"),
-    "output, outer bias, kept": lambda x, f, b: passes.scale_output(x, f, b, None, "leaky_relu", keep=True),
-    "cotangent": lambda x, f, b: passes.scale_cotangent(x, f),
-    "cotangent, relu": lambda x, f, b: passes.scale_cotangent(
+    "square_sum": lambda x, f, b: elementwise.square_sum(x, f.shape[1]),
+    "output, inner bias": lambda x, f, b: elementwise.scale_output(x, f, b, 2.0, "relu"),
+    "output, outer bias, kept": lambda x, f, b: elementwise.scale_output(x, f, b, None, "leaky_relu", keep=True),
+    "cotangent": lambda x, f, b: elementwise.scale_cotangent(x, f),
+    "cotangent, relu": lambda x, f, b: elementwise.scale_cotangent(
         x, f, activation="relu", output=x, kappa=2.0, sum_bias=True
     ),
-    "cotangent, leaky, outer bias": lambda x, f, b: passes.scale_cotangent(
+    "cotangent, leaky, outer bias": lambda x, f, b: elementwise.scale_cotangent(
         x, f, activation="leaky_relu", output=x, bias=b, sum_bias=True
     ),
-    "cotangent, inner": lambda x, f, b: passes.scale_cotangent(x, f, inner=x, bias=b, kappa=2.0, sum_bias=True),
-    "output, gelu": lambda x, f, b: passes.scale_output(x, f, b, 2.0, "gelu"),
-    "cotangent, gelu": lambda x, f, b: passes.scale_cotangent(
+    "cotangent, inner": lambda x, f, b: elementwise.scale_cotangent(x, f, inner=x, bias=b, kappa=2.0, sum_bias=True),
+    "output, gelu": lambda x, f, b: elementwise.scale_output(x, f, b, 2.0, "gelu"),
+    "cotangent, gelu": lambda x, f, b: elementwise.scale_cotangent(
         x, f, activation="gelu", inner=x, bias=b, kappa=2.0, sum_bias=True
     ),
-    "cotangent, silu": lambda x, f, b: passes.scale_cotangent(
+    "cotangent, silu": lambda x, f, b: elementwise.scale_cotangent(
         x, f, activation="silu", inner=x, bias=b, kappa=2.0, sum_bias=True
     ),
-    "cotangent, bias": lambda x, f, b: passes.scale_cotangent(x, f, bias=b, kappa=2.0, sum_bias=True),
-    "pointwise": lambda x, f, b: passes.correct_pointwise(x, x, f, None),
-    "pointwise, extra": lambda x, f, b: passes.correct_pointwise(x, x, f, f),
-    "correct": lambda x, f, b: passes.correct(x, x, f),
+    "cotangent, bias": lambda x, f, b: elementwise.scale_cotangent(x, f, bias=b, kappa=2.0, sum_bias=True),
+    "pointwise": lambda x, f, b: elementwise.correct_pointwise(x, x, f, None),
+    "pointwise, extra": lambda x, f, b: elementwise.correct_pointwise(x, x, f, f),
+    "correct": lambda x, f, b: elementwise.correct(x, x, f),
 }
 HEAVIEST = ("output, inner bias", "cotangent, inner", "pointwise, extra")
 EVERY = tuple(PASSES)

@@ -89,7 +89,7 @@ REHEARSAL = Sizes(
     matmul=256,
     checked=(KernelCase((2, 8, 4, 4)), KernelCase((1, 8, 3, 5), "NCHW", "float32", groups=2)),
     timed=(KernelCase((1, 8, 4, 4)),),
-    kernel_tests=("tests/kernels/test_passes.py", "-m", "gpu", "-k", "square_sum and NHWC and bfloat16"),
+    kernel_tests=("tests/kernels/test_elementwise.py", "-m", "gpu", "-k", "square_sum and NHWC and bfloat16"),
     networks={
         "resnet50": ("resnet20_cifar", 2, 32),
         "resnet18": ("resnet20_cifar", 2, 32),

@@ -1,4 +1,4 @@
-"""Triton twins of :mod:`affnorm_zoo.ops.passes`: they launch the kernels of :mod:`affnorm_zoo.kernels._passes`.
+"""Triton twins of :mod:`affnorm_zoo.ops.elementwise`, which launch the kernels of `affnorm_zoo.kernels._elementwise`.
 
 Images are (N, C, H, W), dense in NCHW or NHWC order. One tensor decides the order; the launchers copy others that
 differ. A map that all channels of a group share is (N, groups, H, W), in float32 and in the order of its images.
@@ -12,18 +12,7 @@ from torch import Tensor
 
 from affnorm_zoo.functional.activation import LEAKY_SLOPE
 from affnorm_zoo.kernels._activation import ACTIVATION_CODES
-from affnorm_zoo.kernels._launch import (
-    MOST_CHANNELS,
-    NUM_WARPS,
-    SUMMED_CHANNELS,
-    TILE,
-    Layout,
-    Tile,
-    launch,
-    layout_of,
-    tile_of,
-)
-from affnorm_zoo.kernels._passes import (
+from affnorm_zoo.kernels._elementwise import (
     INNER,
     INNER_BIAS,
     NO_BIAS,
@@ -38,10 +27,21 @@ from affnorm_zoo.kernels._passes import (
     scale_output_kernel,
     square_sum_kernel,
 )
+from affnorm_zoo.kernels._launch import (
+    MOST_CHANNELS,
+    NUM_WARPS,
+    SUMMED_CHANNELS,
+    TILE,
+    Layout,
+    Tile,
+    launch,
+    layout_of,
+    tile_of,
+)
 
 
 def square_sum(x: Tensor, groups: int) -> Tensor:
-    """Twin of :func:`affnorm_zoo.ops.passes.square_sum`."""
+    """Twin of :func:`affnorm_zoo.ops.elementwise.square_sum`."""
     layout = layout_of(x)
     out = layout.new_map(x, groups)
     _launch(square_sum_kernel, (layout.dense(x), out), (), layout, groups, tile_of(layout, groups))
@@ -51,7 +51,7 @@ def square_sum(x: Tensor, groups: int) -> Tensor:
 def scale_output(
     y: Tensor, factor: Tensor, bias: Tensor | None, kappa: float | None, activation: str, keep: bool = False
 ) -> Tensor:
-    """Twin of :func:`affnorm_zoo.ops.passes.scale_output`."""
+    """Twin of :func:`affnorm_zoo.ops.elementwise.scale_output`."""
     layout, groups = layout_of(y), factor.shape[1]
     dense = layout.dense(y)
     out = torch.empty_like(dense) if keep else dense
@@ -74,7 +74,7 @@ def scale_cotangent(
     kappa: float | None = None,
     sum_bias: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Twin of :func:`affnorm_zoo.ops.passes.scale_cotangent`."""
+    """Twin of :func:`affnorm_zoo.ops.elementwise.scale_cotangent`."""
     other = output if output is not None else inner
     layout, groups = layout_of(dz if other is None else other), factor.shape[1]
     tile = tile_of(layout, groups, SUMMED_CHANNELS) if sum_bias else tile_of(layout, groups)
@@ -95,12 +95,12 @@ def scale_cotangent(
 
 
 def correct_pointwise(dx: Tensor, x: Tensor, inv_square: Tensor, extra: Tensor | None) -> None:
-    """Twin of :func:`affnorm_zoo.ops.passes.correct_pointwise`."""
+    """Twin of :func:`affnorm_zoo.ops.elementwise.correct_pointwise`."""
     _launch_correct(dx, x, inv_square, extra, pointwise=True)
 
 
 def correct(dx: Tensor, x: Tensor, factor: Tensor) -> None:
-    """Twin of :func:`affnorm_zoo.ops.passes.correct`."""
+    """Twin of :func:`affnorm_zoo.ops.elementwise.correct`."""
     _launch_correct(dx, x, factor, None, pointwise=False)
 
 

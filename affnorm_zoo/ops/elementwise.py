@@ -158,9 +158,9 @@ def use_kernels(x: Tensor) -> bool:
 
 
 def _kernels() -> Any:
-    from affnorm_zoo.kernels import passes  # Triton exists on Linux only
+    from affnorm_zoo.kernels import elementwise  # Triton exists on Linux only
 
-    return passes
+    return elementwise
 
 
 def scale_groups(g: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:

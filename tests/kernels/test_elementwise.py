@@ -5,9 +5,9 @@ import torch
 from twins import DEVICE, assert_twin, image
 
 from affnorm_zoo.functional.activation import ACTIVATIONS, FROM_INPUT
-from affnorm_zoo.ops import passes
+from affnorm_zoo.ops import elementwise
 
-kernels = pytest.importorskip("affnorm_zoo.kernels.passes", reason="Triton is for Linux", exc_type=ImportError)
+kernels = pytest.importorskip("affnorm_zoo.kernels.elementwise", reason="Triton is for Linux", exc_type=ImportError)
 
 SHAPES = [(2, 12, 5, 7), (1, 6, 1, 1), (3, 78, 3, 2)]
 GROUPS = [1, 2, 6]
@@ -36,8 +36,8 @@ def same(t):
 @pytest.mark.parametrize("groups", GROUPS)
 def test_square_sum(shape, dtype, layout, groups):
     x = image(shape, dtype, layout, 0)
-    truth = passes.square_sum(x.double(), groups)
-    assert_twin([kernels.square_sum(x, groups)], [passes.square_sum(x, groups)], [truth])
+    truth = elementwise.square_sum(x.double(), groups)
+    assert_twin([kernels.square_sum(x, groups)], [elementwise.square_sum(x, groups)], [truth])
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_scale_output(shape, dtype, layout, groups, bias, activation, keep):
         assert torch.equal(mine, cast(y) if keep else z)
         return [z]
 
-    assert_twin(apply(kernels, same), apply(passes, same), apply(passes, torch.Tensor.double))
+    assert_twin(apply(kernels, same), apply(elementwise, same), apply(elementwise, torch.Tensor.double))
 
 
 MODES = {
@@ -82,8 +82,8 @@ def test_scale_cotangent(shape, dtype, layout, groups, mode):
     dz, factor = image(shape, dtype, layout, 0), image((shape[0], groups, *shape[2:]), torch.float32, "NCHW", 1)
     given = cotangent_arguments(mode, shape, dtype, layout)
     wide = {key: value.double() if torch.is_tensor(value) else value for key, value in given.items()}
-    truth = passes.scale_cotangent(dz.double(), factor.double(), **wide)
-    ours, theirs = kernels.scale_cotangent(dz, factor, **given), passes.scale_cotangent(dz, factor, **given)
+    truth = elementwise.scale_cotangent(dz.double(), factor.double(), **wide)
+    ours, theirs = kernels.scale_cotangent(dz, factor, **given), elementwise.scale_cotangent(dz, factor, **given)
     # sums over pixels are taken in another order, and before h is rounded
     terms = (dz.double() * factor.double().abs().amax()).abs().sum((0, 2, 3)).max().item()
     slack = 2.5 * torch.finfo(torch.float32).eps * terms
@@ -108,12 +108,14 @@ def test_tensors_of_one_launch_may_differ_in_their_order(orders):
     dz, z = (image(shape, torch.float32, order, seed) for seed, order in enumerate(orders))
     factor = image((2, groups, 5, 7), torch.float32, orders[0], 2)
     given = {"activation": "leaky_relu", "output": z, "sum_bias": True}
-    truth = passes.scale_cotangent(dz.double(), factor.double(), **given | {"output": z.double()})
+    truth = elementwise.scale_cotangent(dz.double(), factor.double(), **given | {"output": z.double()})
     ours = kernels.scale_cotangent(dz, factor, **given)
-    assert_twin(ours, passes.scale_cotangent(dz, factor, **given), truth)
+    assert_twin(ours, elementwise.scale_cotangent(dz, factor, **given), truth)
     assert ours[0].is_contiguous(memory_format=torch.channels_last) == (orders[1] == "NHWC")
     results = [cast(dz).clone() for cast in (same, same, torch.Tensor.double)]
-    for module, dx, cast in zip((kernels, passes, passes), results, (same, same, torch.Tensor.double), strict=True):
+    for module, dx, cast in zip(
+        (kernels, elementwise, elementwise), results, (same, same, torch.Tensor.double), strict=True
+    ):
         module.correct(dx, cast(z), cast(factor))
     assert_twin(*([dx] for dx in results))
 
@@ -136,7 +138,7 @@ def test_corrections(shape, dtype, layout, groups, extra):
     terms = (x.double() * dx.double()).abs().sum(1).max().item()
     scale = x.double().abs().max().item() * factor.abs().max().item()
     slack = torch.finfo(torch.float32).eps * shape[1] ** 0.5 * terms * scale
-    assert_twin(apply(kernels, same), apply(passes, same), apply(passes, torch.Tensor.double), slack)
+    assert_twin(apply(kernels, same), apply(elementwise, same), apply(elementwise, torch.Tensor.double), slack)
 
 
 def test_launches_are_refused_where_they_would_be_wrong():

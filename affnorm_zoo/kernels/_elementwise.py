@@ -1,4 +1,4 @@
-"""The kernels of the passes. Each reads its inputs once and writes its outputs once.
+"""The kernels of the element-wise passes. Each reads its inputs once and writes its outputs once.
 
 A program has a tile of (pixels, groups, channels per group) and loops over the channels of its groups.
 """

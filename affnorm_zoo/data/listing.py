@@ -1,6 +1,5 @@
 """Which files of a folder or a tar are pictures and which are skipped, by the same rule."""
 
-import os
 import posixpath
 import tarfile
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, features
 
+from affnorm_zoo.data.trees import DiskTree, Entry, TarTree, Tree, is_hidden
 from affnorm_zoo.errors import UsageError
 
 Span = tuple[int, int]  # first byte and number of bytes of a file in a tar
@@ -16,10 +16,8 @@ Span = tuple[int, int]  # first byte and number of bytes of a file in a tar
 # Pillow registers these, but needs another program to draw them, or cannot draw them at all
 _NOT_STILL_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
 _OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # format -> what Pillow must be built with
-_HIDDEN = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # of macOS, NAS, Windows
 _MOST_REASONS = 8  # that a message names
-_MOST_LINKS = 16  # from link to link in a tar, before they count as a loop
-_NO_FILE, _SPECIAL = "a link to no file", "not regular"  # reasons
+_KIND_REASONS = {"nothing": "a link to no file", "special": "not regular"}
 
 
 @cache
@@ -63,83 +61,83 @@ def list_folder(root: Path) -> Listing:
     Raises:
         UsageError: a folder cannot be read.
     """
-    listing = Listing()
-    _walk(str(root), "", [_identity(str(root))], os.path.realpath(root), listing)
-    return listing
+    walk = _Walk(DiskTree(), str(root))
+    walk.add(str(root))
+    return walk.listing
 
 
 def list_tar(path: Path) -> Listing:
-    """List the pictures in a tar and in tars within it; an inner tar counts as a folder of its name.
+    """List the pictures of a tar as :func:`list_folder` does after unpacking; an inner tar is a folder of its name.
 
     A tar of the split's folder itself holds just that folder at the top, and is listed from there.
 
     Raises:
         UsageError: it is not an uncompressed tar, or it is cut off.
     """
-    content = _TarContent()
     try:
-        with tarfile.open(path, "r:") as tar:
-            _read_members(tar, "", 0, content)
+        tree = TarTree(path)
     except (tarfile.TarError, OSError) as error:
         raise UsageError(f"{path} cannot be read as an uncompressed tar: {error}") from error
-    folders = content.folders | {name.rpartition("/")[0] for name in content.files if "/" in name}
-    tops = {name.partition("/")[0] for name in folders}
-    prefix = f"{path.stem}/" if {top for top in tops if not is_hidden(top)} == {path.stem} else ""
-    listing, hidden = Listing(), set()
-    for name in folders:
-        top = name.removeprefix(prefix).partition("/")[0]
-        if f"{name}/" != prefix and not is_hidden(top):
-            listing.folders.add(top)
-    for name, span in content.files.items():
-        below = name.removeprefix(prefix)
-        parents = below.split("/")[:-1]
-        first = next((number for number, part in enumerate(parents) if is_hidden(part)), None)
-        if first is not None:
-            hidden.add("/".join(parents[: first + 1]))
-        elif reason := content.odd.get(name) or _reason_by_name(below) or ("" if span[1] else "empty"):
-            _note(listing.files_passed, reason, below)
-        else:
-            listing.names.append(below)
-            listing.spans.append(span)
-    if hidden:
-        listing.folders_passed["hidden"] = sorted(hidden)
-    return listing
+    top, inner = tree.top, f"{tree.top}/{path.stem}"
+    folders = {entry.place for entry in tree.entries(top) if entry.kind == "folder" and not is_hidden(entry.name)}
+    if folders != {inner}:
+        walk = _Walk(tree, top)
+        walk.add(top)
+        return walk.listing
+    walk = _Walk(tree, inner)
+    walk.add(inner)
+    walk.add(top, without=inner)
+    return walk.listing
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden or a system's own, such as ``.ipynb_checkpoints`` or ``__MACOSX``."""
-    return name.startswith(".") or name in _HIDDEN
+class _Walk:
+    """Lists the pictures below the folder ``root`` of a tree."""
 
+    def __init__(self, tree: Tree, root: str) -> None:
+        self.tree = tree
+        self.root = tree.real_parts(root)
+        self.listing = Listing()
 
-def _walk(path: str, prefix: str, above: list[tuple[int, int]], root: str, listing: Listing) -> None:
-    """Add the content of the folder ``path``, which is ``prefix`` below the split."""
-    try:
-        with os.scandir(path) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise UsageError(f"the folder {path} cannot be read: {error.strerror}") from error
-    for entry in found:
-        name = prefix + entry.name
-        try:
-            is_folder, is_file = entry.is_dir(), entry.is_file()
-        except OSError:  # a link to itself
-            is_folder = is_file = False
-        if is_folder:
-            identity = _identity(entry.path)
-            if is_hidden(entry.name):
-                _note(listing.folders_passed, "hidden", name)
-            elif identity in above or (entry.is_symlink() and _leads_back(entry.path, root)):
-                _note(listing.folders_passed, "a link back", name)
-            else:
-                if not prefix:
-                    listing.folders.add(name)
-                _walk(entry.path, name + "/", [*above, identity], root, listing)
-        elif not is_file:
-            _note(listing.files_passed, _NO_FILE if entry.is_symlink() else _SPECIAL, name)
-        elif reason := _reason_by_name(name) or _reason_by_size(entry):
-            _note(listing.files_passed, reason, name)
-        else:
-            listing.names.append(name)
+    def add(self, top: str, without: str = "") -> None:
+        """Add the content of a folder whose classes are its own folders, except for the folder ``without``."""
+        pending: list[tuple[str, str, tuple[object, ...]]] = [(top, "", ())]
+        while pending:
+            place, prefix, above = pending.pop()
+            try:
+                entries = list(self.tree.entries(place))
+            except OSError as error:
+                raise UsageError(f"the folder {place} cannot be read: {error.strerror}") from error
+            above = (*above, self.tree.identity(place))
+            for entry in entries:
+                name = prefix + entry.name
+                if entry.kind != "folder":
+                    self._add_file(entry, name)
+                elif is_hidden(entry.name):
+                    _note(self.listing.folders_passed, "hidden", name)
+                elif self.tree.identity(entry.place) in above or (entry.is_link and self._leads_back(entry.place)):
+                    _note(self.listing.folders_passed, "a link back", name)
+                elif entry.place != without:
+                    if not prefix:
+                        self.listing.folders.add(name)
+                    pending.append((entry.place, name + "/", above))
+
+    def _add_file(self, entry: Entry, name: str) -> None:
+        if reason := _KIND_REASONS.get(entry.kind) or _reason_by_name(name) or ("" if entry.size else "empty"):
+            _note(self.listing.files_passed, reason, name)
+            return
+        self.listing.names.append(name)
+        if entry.start is not None:
+            self.listing.spans.append((entry.start, entry.size))
+
+    def _leads_back(self, place: str) -> bool:
+        """Whether a link leads above the split or into it, where its pictures are already counted.
+
+        What is hidden there is not counted, and may be where the pictures are kept.
+        """
+        target, depth = self.tree.real_parts(place), len(self.root)
+        if len(target) < depth:
+            return self.root[: len(target)] == target
+        return target[:depth] == self.root and not any(map(is_hidden, target[depth:]))
 
 
 def _reason_by_name(name: str) -> str:
@@ -151,74 +149,6 @@ def _reason_by_name(name: str) -> str:
     if extension not in picture_extensions():
         return extension or "without an extension"
     return "" if folder else "outside the class folders"
-
-
-def _reason_by_size(entry: os.DirEntry) -> str:
-    try:
-        return "" if entry.stat().st_size else "empty"
-    except OSError:  # removed since the folder was read
-        return _NO_FILE
-
-
-@dataclass
-class _TarContent:
-    """The content of a tar by path: files with their spans in the outermost tar, and reasons for skipping."""
-
-    files: dict[str, Span] = field(default_factory=dict)
-    folders: set[str] = field(default_factory=set)
-    odd: dict[str, str] = field(default_factory=dict)
-
-
-def _read_members(tar: tarfile.TarFile, prefix: str, base: int, content: _TarContent) -> None:
-    """Add the content of a tar that begins at byte ``base`` of the outermost one."""
-    links: dict[str, str] = {}
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # or a million headers stay in memory
-        name = prefix + _clean(member.name)
-        if member.isdir():
-            content.folders.add(name.rstrip("/") or ".")
-        elif member.islnk():
-            links[name] = prefix + _clean(member.linkname)
-        elif member.issym():
-            links[name] = prefix + _clean(posixpath.join(posixpath.dirname(member.name), member.linkname))
-        elif member.isreg() and name.lower().endswith(".tar"):
-            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
-                _read_members(inner, f"{name[:-4]}/", base + member.offset_data, content)
-        else:
-            # a later entry of the same path replaces the earlier one, as on unpacking
-            content.files[name] = base + member.offset_data, member.size
-            if not member.isreg() or member.issparse():
-                content.odd[name] = _SPECIAL
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0") or tar.fileobj.tell() < tar.offset + tarfile.BLOCKSIZE:
-        # tarfile takes a damaged or truncated header for the end
-        raise tarfile.ReadError(f"it is damaged or cut off at byte {base + tar.offset:,}")
-    for name, target in links.items():
-        for _ in range(_MOST_LINKS):
-            target = links.get(target, target)
-        if target in links or target in content.odd or target not in content.files:
-            content.odd[name] = _NO_FILE
-        content.files[name] = content.files.get(target, (0, 0))
-
-
-def _clean(name: str) -> str:
-    """A path in a tar, normalised."""
-    return posixpath.normpath("/" + name).lstrip("/")
-
-
-def _identity(path: str) -> tuple[int, int]:
-    found = Path(path).stat()
-    return found.st_dev, found.st_ino
-
-
-def _leads_back(path: str, root: str) -> bool:
-    """Whether a link leads above the split or into it, where its pictures are already counted.
-
-    What is hidden there is not counted, and may be where the pictures are kept.
-    """
-    target = os.path.realpath(path)
-    common = os.path.commonpath([target, root])
-    return common == target or (common == root and not any(map(is_hidden, Path(target[len(root) :]).parts)))
 
 
 def _note(passed: dict[str, list[str]], reason: str, name: str) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from affnorm_zoo.cli.divergence_table import divergence_table
 from affnorm_zoo.cli.report import COUNT, OUTPUT_FILE, SEED, USER_PATH, reported_errors, split_config
 from affnorm_zoo.config import DataConfig, is_folder, load_config
 from affnorm_zoo.data import Normalize, Preprocessing, Source, eval_loader, open_source, resolve_preprocessing
@@ -102,7 +103,7 @@ def divergence(
                 if len(drawn) == 1:
                     pictures = Normalize(preprocessing, torch.device("cpu")).undo(images)
     for name, result in results.items():
-        _show(name, result)
+        click.echo(divergence_table(name, result))
     if maps is not None:
         maps.parent.mkdir(parents=True, exist_ok=True)
         plot_maps(pictures, drawn, maps, f"layer {layer}, images of {source.name}, seed {options['seed']}")
@@ -113,7 +114,8 @@ def divergence(
         text = json.dumps({**record, "models": results}, indent=1)
         output.write_text(text + "\n", encoding="utf-8")
         caption = f"{options['num_images']} images of {source.name}, seed {options['seed']}"
-        plot_depth({name: result["layers"] for name, result in results.items()}, output.with_suffix(".png"), caption)
+        layers, attention = ({name: result[key] for name, result in results.items()} for key in ("layers", "attention"))
+        plot_depth(layers, output.with_suffix(".png"), caption, attention)
 
 
 def _prepare(
@@ -153,7 +155,11 @@ def _measure(
     meter = DivergenceMeter(model, summed_cross_entropy, seed)
     for images, labels in batches():
         meter.update(images, labels)
-    result: dict[str, Any] = {"layers": meter.summary(), "seconds": meter.seconds}
+    result: dict[str, Any] = {
+        "layers": meter.summary(),
+        "attention": meter.attention_summary(),
+        "seconds": meter.seconds,
+    }
     if steps:
         around = islice(chain.from_iterable(batches() for _ in count()), steps)
         result["steps"] = _step(model, OPTIMIZERS[optimizer](model.parameters(), lr=lr), list(around))
@@ -226,22 +232,3 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
         load_weights(model, path)
     except (RuntimeError, SafetensorError) as error:
         raise UsageError(f"--checkpoint {path} does not fit the model: {str(error).splitlines()[0]}") from error
-
-
-def _show(name: str, result: dict[str, Any]) -> None:
-    steps = {row["layer"]: row for row in result.get("steps", [])}
-    click.echo(f"\n{name}, {result['seconds']:.1f} s\n{_HEAD}")
-    for row in result["layers"]:
-        own, step = row["self_factor"], steps.get(row["layer"])
-        ratio = "inf" if row["p99_over_p1"] is None else f"{row['p99_over_p1']:.3g}"
-        line = (
-            f"{row['layer']:<34}{row['kind']:<18}{own['mean']:>11.4g}{row['cv'] or 0:>9.2g}{ratio:>9}"
-            f"{row['cross_factor']['mean']:>12.4g}{row['cosine']['mean']:>8.3f}{row['interference']['mean']:>8.3f}"
-        )
-        click.echo(line + (f"{step['cosine']:>8.3f}{step['moving_cosine']:>8.3f}" if step else ""))
-
-
-_HEAD = (
-    f"{'layer':<34}{'kind':<18}{'self factor':>11}{'cv':>9}{'p99/p1':>9}{'cross':>12}{'cosine':>8}{'samples':>8}"
-    f"{'step':>8}{'moving':>8}"
-)

@@ -1,3 +1,5 @@
+from .attention import AttentionDivergence as AttentionDivergence
+from .attention import measure_attention as measure_attention
 from .calibrate import calibrate as calibrate
 from .distribution import Distribution as Distribution
 from .divergence import LayerDivergence as LayerDivergence

@@ -10,30 +10,29 @@ from torch import Tensor
 COLOURS = ("#2a6f97", "#d1495b", "#3c8d53", "#8e5aa8", "#c77c11", "#555555")
 
 
-def plot_depth(models: dict[str, list[dict[str, Any]]], target: Path, caption: str) -> None:
-    """Draw the results of :meth:`DivergenceMeter.summary` for several models in one figure.
+def plot_depth(
+    models: dict[str, list[dict[str, Any]]], target: Path, caption: str, attention: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Draw the results of a :class:`DivergenceMeter` for several models in one figure.
 
     Args:
-        models: model name -> rows.
+        models: model name -> rows of :meth:`DivergenceMeter.summary`.
         target: PNG file.
         caption: text under the figure.
+        attention: model name -> rows of :meth:`DivergenceMeter.attention_summary`; any rows get panels of their own.
 
     Raises:
         ImportError: matplotlib is missing; it comes with the extra ``plots``.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7.2), layout="constrained")
-    (factor, cosine), (cross, interference) = figure.subplots(2, 2)
+    num_rows = 3 if any(attention.values()) else 2
+    figure = Figure(figsize=(11, 3.6 * num_rows), layout="constrained")
+    panels = figure.subplots(num_rows, 2)
+    (factor, cosine), (cross, interference) = panels[:2]
     for colour, (name, rows) in zip(COLOURS, models.items(), strict=False):
         depth = [(index + 0.5) / len(rows) for index in range(len(rows))]
-        own = [row["self_factor"] for row in rows]
-        factor.plot(depth, [1.0] * len(rows), color=colour, lw=0.6, alpha=0.6)
-        low, high = ([row[f"p{q}"] / row["mean"] for row in own] for q in ("01", "99"))
-        factor.fill_between(depth, low, high, color=colour, alpha=0.25, lw=0)
-        for edge in (low, high):
-            factor.plot(depth, edge, color=colour, lw=1.2, marker=".", ms=4)
-        factor.plot([], [], color=colour, lw=5, alpha=0.5, label=name)
+        _plot_band(factor, depth, [row["self_factor"] for row in rows], colour, name)
         share = [row["cross_factor"]["mean"] / row["factor"]["mean"] for row in rows]
         cross.plot(depth, share, color=colour, lw=1.2, marker=".", ms=4, label=name)
         for axes, quantity in ((cosine, "cosine"), (interference, "interference")):
@@ -41,13 +40,17 @@ def plot_depth(models: dict[str, list[dict[str, Any]]], target: Path, caption: s
             low, high = ([row[quantity][q] for row in rows] for q in ("p25", "p75"))
             axes.plot(depth, middle, color=colour, lw=1.2, marker=".", ms=4, label=name)
             axes.fill_between(depth, low, high, color=colour, alpha=0.2, lw=0)
-    factor.set_yscale("log")
     labels = {
         factor: ("self factor / its mean, 1st to 99th percentile", "How unevenly samples learn"),
         cosine: ("cosine(Δz, -g), median and quartiles", "Where a sample's own step moves it"),
         cross: ("share of the factor from other positions", "How far positions that share weights move each other"),
         interference: ("kernel between samples, median and quartiles", "How far samples move each other"),
     }
+    for axes, kind in zip(panels[2:].flatten(), ("mixed values", "logits"), strict=False):
+        labels[axes] = ("factor / its mean, 1st to 99th percentile", f"How unevenly the {kind} of attention learn")
+        for colour, (name, rows) in zip(COLOURS, attention.items(), strict=False):
+            own = [row["factor"] for row in rows if row["kind"] == kind]
+            _plot_band(axes, [(index + 0.5) / len(own) for index in range(len(own))], own, colour, name)
     for axes, (label, title) in labels.items():
         axes.set_title(title, fontsize=10)
         axes.set_ylabel(label, fontsize=9)
@@ -57,6 +60,17 @@ def plot_depth(models: dict[str, list[dict[str, Any]]], target: Path, caption: s
     factor.legend(fontsize=8)
     figure.supxlabel(caption, fontsize=8)
     figure.savefig(target, dpi=120)
+
+
+def _plot_band(axes: Any, depth: list[float], own: list[dict[str, Any]], colour: str, name: str) -> None:
+    """The range between a factor's 1st and 99th percentile, over its mean, on a logarithmic axis."""
+    axes.plot(depth, [1.0] * len(depth), color=colour, lw=0.6, alpha=0.6)
+    low, high = ([row[f"p{q}"] / row["mean"] for row in own] for q in ("01", "99"))
+    axes.fill_between(depth, low, high, color=colour, alpha=0.25, lw=0)
+    for edge in (low, high):
+        axes.plot(depth, edge, color=colour, lw=1.2, marker=".", ms=4)
+    axes.plot([], [], color=colour, lw=5, alpha=0.5, label=name)
+    axes.set_yscale("log")
 
 
 def plot_training(metrics: Path, target: Path) -> bool:

@@ -58,10 +58,14 @@ class DivergenceProbe:
             columns = {f"step_{name}": step.get(name) for name in _STEP_COLUMNS}
             means = {name: row[name]["mean"] for name in ("self_factor", "factor", "cosine", "interference")}
             layers.append({"layer": row["layer"], "cv": row["cv"], **means, **columns})
+        attention = [
+            {"layer": row["layer"], "kind": row["kind"], "cv": row["cv"], "factor": row["factor"]["mean"]}
+            for row in meter.attention_summary()
+        ]
         seconds = time.perf_counter() - start
         self.seconds += seconds
         place = {"update": progress.updates, "window": progress.windows, "epoch": progress.epoch + 1}
-        return {**place, "seconds": round(seconds, 3), "layers": layers}
+        return {**place, "seconds": round(seconds, 3), "layers": layers, "attention": attention}
 
     def _load(self) -> tuple[Tensor, Tensor]:
         parts, source = self.run.parts, self.run.parts.source

@@ -14,16 +14,20 @@ from affnorm_zoo.layers._bound import BoundLayer
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-# module and function that ask for all modules, keep what is a nn.Conv2d and set stride, dilation and padding only
-_EDITORS = {("segmentation_models_pytorch.encoders._utils", "replace_strides_with_dilation")}
-_WALKS = {"modules", "named_modules"}  # torch's generators between such a function and a layer
+# the one function that is given a stand-in, and all that its code may name
+_EDITOR = ("segmentation_models_pytorch.encoders._utils", "replace_strides_with_dilation")
+_EDITS = {
+    "modules", "isinstance", "nn", "Conv2d", "kernel_size", "stride", "dilation", "padding",
+    "hasattr", "static_padding", "Identity",
+}  # fmt: skip
+_WALKS = (nn.Module.modules.__code__, nn.Module.named_modules.__code__)  # between that function and a layer
 
 
 class EditedInPlace(BoundLayer):
     """A convolution that heeds a change of its stride, padding, dilation and padding mode at the next call."""
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
-        """As every module's; what edits convolutions in place and looks for ``nn.Conv2d`` finds this layer as one."""
+        """As every module's, but for one function of another package, which is given :class:`_AsConv2d`."""
         is_edited = _comes_from_editor(sys._getframe(1))
         for name, module in super().named_modules(*args, **kwargs):
             yield name, _AsConv2d(module) if is_edited and module is self else module
@@ -61,7 +65,17 @@ class EditedInPlace(BoundLayer):
 
 
 class _AsConv2d:
-    """Stands for a layer, whose attributes it has; ``isinstance`` takes it for a :class:`torch.nn.Conv2d`."""
+    """Stands for a layer, whose geometry it reads and sets; ``isinstance`` takes it for a :class:`torch.nn.Conv2d`.
+
+    Segmentation-models-pytorch dilates a backbone by setting stride, dilation and padding of each module that is a
+    ``nn.Conv2d``. Our layers obey such edits, but must not be of that class (see :class:`BoundLayer`). The function
+    would pass them over without a word, and it takes no list of classes and calls nothing of ours but
+    ``named_modules``. So the layer looks at who asks, and hands out this object.
+
+    Nothing else gets it: the asking function must have that name in that module, call torch's own ``modules`` or
+    ``named_modules`` directly, and use no name beyond those of reading and setting geometry. A later version of it
+    that does more passes the layers over again. Whoever kept the object could do no more with it than set geometry.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         object.__setattr__(self, "_layer", layer)
@@ -71,14 +85,20 @@ class _AsConv2d:
         return nn.Conv2d
 
     def __getattr__(self, name: str) -> Any:
+        if name not in GEOMETRY:
+            raise AttributeError(f"what stands for a layer has its geometry only, and no {name!r}")
         return getattr(object.__getattribute__(self, "_layer"), name)
 
     def __setattr__(self, name: str, value: object) -> None:
+        if name not in GEOMETRY:
+            raise AttributeError(f"what stands for a layer takes a change of its geometry only, not of {name!r}")
         setattr(object.__getattribute__(self, "_layer"), name, value)
 
 
 def _comes_from_editor(frame: FrameType | None) -> bool:
-    """Whether modules are asked for by a function that edits convolutions in place, and does nothing else."""
-    while frame is not None and frame.f_code.co_name in _WALKS:
+    """Whether modules are asked for by the one function that :class:`_AsConv2d` is for."""
+    while frame is not None and frame.f_code in _WALKS:
         frame = frame.f_back
-    return frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in _EDITORS
+    if frame is None or (frame.f_globals.get("__name__"), frame.f_code.co_name) != _EDITOR:
+        return False
+    return set(frame.f_code.co_names) <= _EDITS and not frame.f_code.co_freevars

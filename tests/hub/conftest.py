@@ -5,7 +5,9 @@ import sys
 import urllib.request
 
 import pytest
+from forks import FORKS
 from runs import ROOT, SMALL_VIT, train_here
+from worker import serve
 from xet import XET
 
 SUPPORT = ROOT / "tests/support/hub"
@@ -56,17 +58,16 @@ class Client:
     """A process that speaks to the Hub; every piece of code runs in it."""
 
     def __init__(self, environment):
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", SUPPORT / "worker.py"], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        self.pipe, theirs = FORKS.Pipe()
+        self.process = FORKS.Process(target=serve, args=(theirs, environment), daemon=True)
+        self.process.start()
+        theirs.close()
         self("import json, torch, timm, affnorm_zoo")
         self("from pathlib import Path; from affnorm_zoo.hub import publish, pull, load")
 
     def answer(self, code):
-        self.process.stdin.write(json.dumps(code) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        self.pipe.send(code)
+        return self.pipe.recv()
 
     def __call__(self, code, ok=True):
         answer = self.answer(code)
@@ -98,7 +99,7 @@ def clients(hub, tmp_path_factory):
     yield client
     for one in made.values():
         one.process.kill()
-        one.process.communicate()
+        one.process.join()
 
 
 @pytest.fixture(params=["lfs", "xet"])
@@ -115,7 +116,7 @@ def finished_runs(tmp_path_factory):
         "resnet": (), "vit": SMALL_VIT, "ema": ("model.name=resnet20_cifar_patchnorm_ws", "model.ema_decay=0.9"),
         "second": ("train.seed=1",),
     }.items():  # fmt: skip
-        train_here(folder / name, *overrides, "train.max_updates=2")
+        train_here(folder / name, *overrides, "train.max_updates=2", curves=True)
     return folder
 
 

@@ -1,12 +1,10 @@
 """Publish and pull, by the real client, against a Hub on the loopback address."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from forks import run_forked
 from pushing import push
-from runs import ROOT
 from safetensors.torch import load_file
 
 
@@ -38,8 +36,7 @@ def test_what_is_pulled_elsewhere_is_what_was_pushed(family, hub, clients, trans
 def test_a_reader_without_the_package_is_told_what_to_import(hub, clients, finished_runs, repo, tmp_path):
     clients()(push(finished_runs / "resnet", repo))
     code = f"import timm; timm.create_model('hf-hub:{repo}', pretrained=True)"
-    reader = [sys.executable, "-W", "ignore", "-c", code]
-    failed = subprocess.run(reader, env=hub.environment(tmp_path), cwd=tmp_path, capture_output=True, text=True)
+    failed = run_forked("-c", code, variables=hub.environment(tmp_path), cwd=tmp_path, fresh=True, ok=False)
     said = failed.stderr.strip().splitlines()[-1]
     assert said == "RuntimeError: Unknown model (resnet20_cifar_patchnorm)"
     # timm has no room for more, so the files say it: what people read, and what timm has just downloaded
@@ -105,17 +102,13 @@ def test_a_dry_run_sends_nothing(hub, clients, finished_runs, repo):
 
 
 def test_the_command_pushes_and_prints_the_way_back(hub, finished_runs, repo, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "scripts/push_to_hub.py", finished_runs / "resnet", "--repo-id", repo,
-         "--tag", "v1"],
-        cwd=ROOT, env=hub.environment(tmp_path), capture_output=True, text=True, check=True,
+    here = dict(variables=hub.environment(tmp_path), fresh=True)
+    result = run_forked(
+        "scripts/push_to_hub.py", finished_runs / "resnet", "--repo-id", repo, "--tag", "v1", **here
     )  # fmt: skip
     assert f'affnorm_zoo.load("{repo}", revision="v1")' in result.stdout
     assert "model.safetensors" in result.stdout
-    pulled = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "affnorm_zoo.cli", "pull", repo, "--revision", "v1", "--verify"],
-        cwd=ROOT, env=hub.environment(tmp_path), capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    pulled = run_forked("-m", "affnorm_zoo.cli", "pull", repo, "--revision", "v1", "--verify", **here)
     assert hub.versions(repo)[0] in pulled.stdout
 
 

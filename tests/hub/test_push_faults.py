@@ -4,15 +4,14 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from multiprocessing.pool import ThreadPool
 
 import pytest
 import torch
+from forks import run_forked
 from pushing import push
-from runs import ROOT, wait_for
+from runs import wait_for
 from safetensors.torch import load_file, save_file
 
 
@@ -43,9 +42,9 @@ def test_a_slow_server_is_given_up_in_time(command, hub, clients, transport, fin
     commands = {"push": ["push", finished_runs / "resnet", "--repo-id", repo], "pull": ["pull", repo]}
     # the answers of the interface come late; those of the storage come byte by byte, which is no silence
     hub.faults(**{"push": {"silence": 99}, "pull": {"a_trickle": 99}}[command])
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "affnorm_zoo.cli", *commands[command], "--timeout", "2"],
-        cwd=ROOT, env=hub.environment(tmp_path, **transport), capture_output=True, text=True, timeout=200,
+    result = run_forked(
+        "-m", "affnorm_zoo.cli", *commands[command], "--timeout", "2", variables=hub.environment(tmp_path, **transport),
+        fresh=True, ok=False,
     )  # fmt: skip
     assert result.returncode == 2
     doing = {"push": "pushing to", "pull": "loading"}[command]

@@ -17,21 +17,36 @@ FORKS.set_forkserver_preload([
     "affnorm_zoo.cli", "affnorm_zoo.training", "matplotlib.figure", "sklearn.datasets", "torch._dynamo",
     "torch.distributed.fsdp",
 ])  # fmt: skip
+# the Hub's client reads its settings only once, when imported; the others have imported it
+READS_SETTINGS = ("huggingface_hub", "hf_xet", "timm", "accelerate", "affnorm_zoo")
 
 
-def run_forked(script, *arguments, processes=1, ok=True, **extra):
+def start_forked(*command, variables=None, folder=None, cwd=ROOT, fresh=False):
+    """Begin ``SCRIPT``, ``-m MODULE`` or ``-c CODE``, with arguments behind it.
+
+    Args:
+        variables: the whole environment.
+        folder: gets the files ``stdout`` and ``stderr``; without it both are this process's.
+        cwd: the folder at hand.
+        fresh: import timm and the package, and what reads the environment, once more.
+    """
+    command = [str(argument) for argument in command]
+    process = FORKS.Process(target=_main, args=(command, variables or environment(), folder, cwd, fresh))
+    process.start()
+    return process
+
+
+def run_forked(*command, processes=1, ok=True, variables=None, cwd=ROOT, fresh=False, **extra):
     """Run a script to its end; several processes find each other as those of torchrun do."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    command = [str(argument) for argument in (script, *arguments)]
     with TemporaryDirectory() as folder:
         ranks = [
-            FORKS.Process(
-                target=_main, args=(command, environment(**_rendezvous(store, rank, processes), **extra), Path(folder))
+            start_forked(
+                *command, variables=(variables or environment()) | _rendezvous(store, rank, processes) | extra,
+                folder=Path(folder), cwd=cwd, fresh=fresh,
             )
             for rank in range(processes)
-        ]
-        for rank in ranks:
-            rank.start()
+        ]  # fmt: skip
         for rank in ranks:
             rank.join(120)
         codes = [rank.exitcode for rank in ranks]
@@ -53,15 +68,30 @@ def _rendezvous(store, rank, processes):
     }  # fmt: skip
 
 
-def _main(command, variables, folder):
+def enter(variables, cwd=ROOT, fresh=False):
+    """Take over an environment, a folder at hand and, if ``fresh``, forget what has read the old environment."""
     os.environ.clear()
     os.environ.update(variables)
-    for stream in (sys.stdout, sys.stderr):
+    os.chdir(cwd)
+    torch.set_num_threads(1)
+    if fresh:
+        for name in [name for name in sys.modules if name.partition(".")[0] in READS_SETTINGS]:
+            del sys.modules[name]
+
+
+def _main(command, variables, folder, cwd, fresh):
+    for stream in (sys.stdout, sys.stderr) if folder else ():
         with (folder / stream.name.strip("<>")).open("a") as file:
             os.dup2(file.fileno(), stream.fileno())
-    os.chdir(ROOT)
-    torch.set_num_threads(1)
-    sys.argv[:] = command
-    sys.path.insert(0, str(Path(command[0]).parent))
+    enter(variables, cwd, fresh)
     multiprocessing.set_start_method(None, force=True)  # what a script has of itself, for the loader's workers
-    runpy.run_path(command[0], run_name="__main__")
+    if command[0] == "-c":
+        sys.argv[:] = ["-c", *command[2:]]
+        exec(compile(command[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif command[0] == "-m":
+        sys.argv[:] = command[1:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[:] = command
+        sys.path.insert(0, str(Path(command[0]).parent))
+        runpy.run_path(command[0], run_name="__main__")

@@ -2,7 +2,7 @@
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from runs import TINY
+from runs import tiny
 
 from affnorm_zoo.config import load_config
 from affnorm_zoo.training.assemble import assemble
@@ -10,4 +10,4 @@ from affnorm_zoo.training.assemble import assemble
 
 def parts_of(*overrides):
     AcceleratorState._reset_state(reset_partial_state=True)
-    return assemble(load_config(overrides=[*TINY, *overrides]), Accelerator(cpu=True))
+    return assemble(load_config(overrides=tiny(*overrides)), Accelerator(cpu=True))

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import torch
 from accelerate.state import AcceleratorState
@@ -14,26 +16,35 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from affnorm_zoo.config import load_config
-from affnorm_zoo.training import train
+from affnorm_zoo.training import engine, train
 
 ROOT = Path(__file__).parents[2]
+SHALLOW = "model.kwargs.layers=[1,1,1]"
 # five updates an epoch, about a second
 TINY = (
-    "model.name=resnet20_cifar_patchnorm", "train.epochs=2", "train.global_batch_size=256",
+    "model.name=resnet20_cifar_patchnorm", SHALLOW, "train.epochs=2", "train.global_batch_size=256",
     "train.micro_batch_size=128",
     "optim.lr=1e-3", "runtime.device=cpu", "runtime.log_updates=4",
 )  # fmt: skip
-SMALL_VIT = ("model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=8")
+SMALL_VIT = ("model.name=vit_nano_patch4_32_affinelike", "model.kwargs.img_size=8", "model.kwargs.depth=2")
 EVERYTHING = (
     "data.mixup=0.2", "data.cutmix=1.0", "data.erase=0.5", "data.hflip=0.5", "model.kwargs.drop_path_rate=0.2",
     "model.kwargs.drop_rate=0.1", "model.ema_decay=0.9", "optim.layer_decay=0.9", "optim.clip_grad=1.0",
 )  # fmt: skip
 
 
-def train_here(output, *overrides, files=(), **kwargs):
-    """Train in this process, which forgets the precision of the run before."""
+def tiny(*overrides):
+    """``TINY`` and these, at full depth where they name weights or an architecture that has other arguments."""
+    deep = ("model.name=vit", "model.name=resnet56", "model.pretrained", "model.weights")
+    is_deep = any(override.startswith(deep) for override in overrides)
+    return [override for override in TINY if not (is_deep and override == SHALLOW)] + list(overrides)
+
+
+def train_here(output, *overrides, files=(), curves=False, **kwargs):
+    """Train in this process, which forgets the precision of the run before; curves take as long as the training."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return train(load_config(files, [*TINY, *overrides]), Path(output), **kwargs)
+    with nullcontext() if curves else mock.patch.object(engine, "plot_curves"):
+        return train(load_config(files, tiny(*overrides)), Path(output), **kwargs)
 
 
 def invoke(command, *arguments):

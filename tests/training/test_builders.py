@@ -6,7 +6,7 @@ import pytest
 import torch
 from parts import parts_of
 from runs import SMALL_VIT, train_here
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 
 from affnorm_zoo.config import load_config
 from affnorm_zoo.errors import UsageError
@@ -19,21 +19,17 @@ def not_installed(name):
 
 
 OPTIMIZERS = sorted(name for name in list_optimizers() if not not_installed(name))
+SUPPORTED = [name for name in OPTIMIZERS if name not in builders.UNSUPPORTED_OPTIMIZERS]
+# a class keeps the same state under all its names; kron takes a minute
+QUICK = {get_optimizer_info(name).opt_class: name for name in reversed(SUPPORTED) if "kron" not in name}.values()
 
 
 @pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if "kron" in name else ())
-        for name in OPTIMIZERS
-        if name not in builders.UNSUPPORTED_OPTIMIZERS
-    ],
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in SUPPORTED])
 def test_an_optimiser_resumes_to_the_bit(name, tmp_path):
     overrides = (f"optim.name={name}", *SMALL_VIT,
-                 "model.kwargs.depth=1", "model.kwargs.embed_dim=24", "train.global_batch_size=64",
-                 "train.micro_batch_size=64")  # fmt: skip
+                 "model.kwargs.depth=1", "model.kwargs.embed_dim=24", "train.global_batch_size=8",
+                 "train.micro_batch_size=8")  # fmt: skip
     parts = parts_of(*overrides)
     steps = parts.trainer.windows()
     for _ in range(3):
@@ -88,6 +84,6 @@ def test_the_rate_scales_as_it_is_told(tmp_path):
 def test_layers_decay_their_rates():
     parts = parts_of("optim.layer_decay=0.5", *SMALL_VIT)
     rates = {group["lr"] for group in parts.trainer.state.optimizer.param_groups}
-    assert len(rates) >= 6
+    assert len(rates) == 4  # the embedding, two blocks, the head
     ratios = [a / b for a, b in zip(sorted(rates), sorted(rates)[1:], strict=False)]
     assert ratios == pytest.approx([0.5] * len(ratios))

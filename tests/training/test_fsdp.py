@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from forks import run_forked
-from runs import ROOT, SMALL_VIT, TINY, assert_same_run, metrics, resumed_at, train_here
+from runs import ROOT, SMALL_VIT, assert_same_run, metrics, resumed_at, tiny, train_here
 from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -49,7 +49,7 @@ CLIPPED = ("optim.clip_grad=1.0", "optim.bias_over_kappa=true")
 
 def launch(folder, *overrides):
     run_forked(
-        ROOT / "tests/support/run_fsdp.py", folder, *TINY, *SMALL_VIT, "model.ema_decay=0.9",
+        ROOT / "tests/support/run_fsdp.py", folder, *tiny(*SMALL_VIT), "model.ema_decay=0.9",
         *CLIPPED, *overrides, processes=2, ACCELERATE_USE_CPU="true",
     )  # fmt: skip
 

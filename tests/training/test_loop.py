@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from forks import run_forked
 from parts import parts_of
-from runs import EVERYTHING, SMALL_VIT, TINY, assert_same_run, run, state, train_here
+from runs import EVERYTHING, SMALL_VIT, TINY, assert_same_run, invoke, run, state, train_here
 from safetensors.torch import load_file
 
+from affnorm_zoo.cli.evaluate import evaluate
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import BatchAugment
 from affnorm_zoo.training.state import unwrap_optimizer
@@ -144,7 +144,7 @@ def test_a_limit_on_the_norm_counts_a_bias_as_kappa_times_itself(model):
     clipped, window, net = one_step("optim.bias_over_kappa=true", f"optim.clip_grad={limit}", *model)
     plain, _, _ = one_step("optim.bias_over_kappa=true", *model)
     kappas = {f"{name}.bias": layer.kappa for name, layer in net.named_modules() if hasattr(layer, "kappa")}
-    assert len(kappas) > 10
+    assert len(kappas) >= 7
     norm = torch.stack([g.norm() / kappas.get(name, 1.0) for name, (g, _) in plain.items()]).norm()
     assert float(window.grad_norm) == pytest.approx(float(norm), rel=1e-5)
     for name, (gradient, _) in clipped.items():
@@ -157,9 +157,9 @@ def test_checkpointed_activations_give_the_same_gradients(tmp_path):
     assert_same_run(tmp_path / "false", tmp_path / "true")
 
 
-@pytest.mark.parametrize(("fused", "calls"), [("true", 6), ("false", 0)], ids=["fused", "unfused"])
+@pytest.mark.parametrize(("fused", "calls"), [("true", 2), ("false", 0)], ids=["fused", "unfused"])
 def test_attention_is_fused_only_where_the_config_says_so(monkeypatch, fused, calls):
-    """One call in each of the six blocks; without it the gradient is the same."""
+    """One call in each of the two blocks; without it the gradient is the same."""
     seen, fused_attention = [], torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         torch.nn.functional,
@@ -191,13 +191,13 @@ def test_a_compiled_runs_checkpoint_is_an_uncompiled_ones(tmp_path):
     result = run(*arguments, "--output", tmp_path / "compiled", "--resume", "auto", processes=2)
     assert "runtime.compile was True and is False" in result.stderr
     assert state(tmp_path / "compiled")["state"] == "completed"
-    timm.create_model("resnet20_cifar_patchnorm", in_chans=1).load_state_dict(weights)
+    timm.create_model("resnet20_cifar_patchnorm", in_chans=1, layers=[1, 1, 1]).load_state_dict(weights)
 
 
 def test_the_averaged_weights_are_what_is_exported(tmp_path):
-    run_forked("scripts/train.py", *TINY, *EVERYTHING, "--output", tmp_path / "run")
+    train_here(tmp_path / "run", *EVERYTHING)
     report = json.loads((tmp_path / "run/report.json").read_text())
-    measured = json.loads(run_forked("scripts/evaluate.py", tmp_path / "run/export", "runtime.device=cpu").stdout)
+    measured = json.loads(invoke(evaluate, tmp_path / "run/export", "runtime.device=cpu").stdout)
     assert measured["top1"] == report["ema"]["top1"]
     assert measured["loss"] == pytest.approx(report["ema"]["loss"], rel=1e-6)
     assert report["ema"]["loss"] != report["val"]["loss"]

@@ -1,29 +1,38 @@
-"""Runs pieces of code that come as lines of JSON: the Hub's client reads its settings only once, when imported."""
+"""Runs pieces of code that come over a pipe, in a process of its own that speaks to this machine alone."""
 
 import contextlib
 import io
-import json
 import socket
-import sys
 
-connect = socket.socket.connect
-
-
-def connect_here(self, address):
-    assert not isinstance(address, tuple) or address[0] in ("127.0.0.1", "::1"), f"a request to {address}"
-    return connect(self, address)
+from forks import enter
 
 
-socket.socket.connect = connect_here
-scope = {}
-answers = sys.stdout
-for line in sys.stdin:
+def serve(pipe, variables):
+    """Answer every piece of code with its ``result``, or with the error it raised, until the pipe is closed."""
+    enter(variables, fresh=True)
+    connect = socket.socket.connect
+
+    def connect_here(self, address):
+        assert not isinstance(address, tuple) or address[0] in ("127.0.0.1", "::1"), f"a request to {address}"
+        return connect(self, address)
+
+    socket.socket.connect = connect_here
+    scope = {}
+    while True:
+        try:
+            code = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(_answer(code, scope))
+
+
+def _answer(code, scope):
     printed = io.StringIO()
     answer = {}
     with contextlib.redirect_stdout(printed):
         try:
             scope.pop("result", None)
-            exec(json.loads(line), scope)
+            exec(code, scope)
             answer["result"] = scope.get("result")
         except Exception as error:
             answer["error"] = f"{type(error).__name__}: {error}"
@@ -32,5 +41,4 @@ for line in sys.stdin:
                 repr(error.__context__) if not error.__suppress_context__ else "",
             ]
     answer["printed"] = printed.getvalue()
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
+    return answer

@@ -3,15 +3,13 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import timm
 import torch
 from forks import run_forked
 from pictures import draw_folder
-from runs import ROOT, TINY, invoke, run, train_here
+from runs import ROOT, TINY, invoke, train_here
 from safetensors.torch import save_file
 from yaml import safe_load
 
@@ -73,12 +71,12 @@ def test_print_config_reads_back(tmp_path):
 
 
 def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(tmp_path):
-    result = run(
+    result = run_forked(
         "-m", "affnorm_zoo.cli", "train", *TINY, "optim.lr=null", "optim.lr_base=1e-3", "--dry-run",
-        "--output", tmp_path / "run", PYTHONPATH=str(ROOT),
+        "--output", tmp_path / "run",
     )  # fmt: skip
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
-    assert lines["parameters"] == "0.27 M"
+    assert lines["parameters"] == "0.08 M"
     assert "GMACs per image" in lines["forward"]
     assert lines["batch"] == "256 images per update: 1 processes x 2 micro-batches x 128"
     assert lines["updates"] == "5 per epoch, 10 in total"
@@ -189,14 +187,12 @@ def test_any_timm_script_knows_the_zoo(tmp_path):
         "    model = timm.create_model(sys.argv[1], num_classes=int(sys.argv[2]))\n"
         "    print(type(model).__name__, model.num_classes, helper.WORD)\n"
     )
-    command = [sys.executable, "-W", "ignore", "-m", "affnorm_zoo.run"]
-    by_path = [*command[:-2], affnorm_zoo.run.__file__]  # as timm's bulk_runner.py starts its children
+    command = ["-m", "affnorm_zoo.run"]
+    by_path = [affnorm_zoo.run.__file__]  # as timm's bulk_runner.py starts its children
     for start in (command, by_path):
-        result = subprocess.run(
-            [*start, script, "resnet18_patchnorm", "7"], capture_output=True, text=True, check=True, cwd=tmp_path
-        )
+        result = run_forked(*start, script, "resnet18_patchnorm", "7", cwd=tmp_path, fresh=True)
         assert result.stdout.split() == ["NormalizedResNet", "7", "beside"]
-    result = subprocess.run([*command, "nothing.py"], capture_output=True, text=True, check=False)
+    result = run_forked(*command, "nothing.py", ok=False)
     assert result.returncode == 1
     assert "SCRIPT must be a file, got nothing.py" in result.stderr
 

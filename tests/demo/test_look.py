@@ -1,11 +1,11 @@
 """What the demo shows, without its page."""
 
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from forks import run_forked
 from PIL import Image
 from runs import invoke
 
@@ -55,7 +55,7 @@ def test_what_is_no_picture_is_one_line(tmp_path):
 
 def test_gradio_is_imported_by_the_page_alone_and_its_absence_is_one_line(monkeypatch):
     imports = "import sys, affnorm_zoo.cli, affnorm_zoo.demo; sys.exit('gradio' in sys.modules)"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", imports], check=True)
+    run_forked("-c", imports, fresh=True)
     monkeypatch.setitem(sys.modules, "gradio", None)
     result = invoke(cli, "demo")
     assert result.exit_code == 2

@@ -74,7 +74,7 @@ def test_a_run_that_starts_from_a_tag_keeps_the_arguments_of_the_tag(tmp_path):
 def test_arguments_of_the_run_are_stored_with_its_weights(finished_runs, tmp_path):
     folder = bundle([finished_runs / "vit"], "digits_u2", half=True, folder=tmp_path)
     assert folder.name == "vit_nano_patch4_32_affinelike.digits_u2"
-    assert json.loads((folder / "manifest.json").read_text())["model_args"] == {"img_size": 8}
+    assert json.loads((folder / "manifest.json").read_text())["model_args"] == {"img_size": 8, "depth": 2}
 
 
 @pytest.mark.parametrize("kind", ["", "hfds/", "wds/"])

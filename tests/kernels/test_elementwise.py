@@ -11,7 +11,7 @@ kernels = pytest.importorskip("affnorm_zoo.kernels.elementwise", reason="Triton 
 
 SHAPES = [(2, 12, 5, 7), (1, 6, 1, 1), (3, 78, 3, 2)]
 GROUPS = [1, 2, 6]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(params=SHAPES, ids=str)

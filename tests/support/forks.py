@@ -21,17 +21,33 @@ FORKS.set_forkserver_preload([
 READS_SETTINGS = ("huggingface_hub", "hf_xet", "timm", "accelerate", "affnorm_zoo")
 
 
+class Forked(FORKS.Process):
+    """A forked process that is waited for and signalled as one of ``subprocess`` is."""
+
+    stdout = None  # goes to a file
+
+    def poll(self):
+        return self.exitcode
+
+    def wait(self, timeout=None):
+        self.join(timeout)
+        return self.exitcode
+
+    def send_signal(self, signum):
+        os.kill(self.pid, signum)
+
+
 def start_forked(*command, variables=None, folder=None, cwd=ROOT, fresh=False):
     """Begin ``SCRIPT``, ``-m MODULE`` or ``-c CODE``, with arguments behind it.
 
     Args:
         variables: the whole environment.
-        folder: gets the files ``stdout`` and ``stderr``; without it both are this process's.
+        folder: gets the files ``stdout`` and ``stderr``; without it they are lost.
         cwd: the folder at hand.
         fresh: import timm and the package, and what reads the environment, once more.
     """
     command = [str(argument) for argument in command]
-    process = FORKS.Process(target=_main, args=(command, variables or environment(), folder, cwd, fresh))
+    process = Forked(target=_main, args=(command, variables or environment(), folder, cwd, fresh))
     process.start()
     return process
 
@@ -80,8 +96,8 @@ def enter(variables, cwd=ROOT, fresh=False):
 
 
 def _main(command, variables, folder, cwd, fresh):
-    for stream in (sys.stdout, sys.stderr) if folder else ():
-        with (folder / stream.name.strip("<>")).open("a") as file:
+    for stream in (sys.stdout, sys.stderr):
+        with (folder / stream.name.strip("<>") if folder else Path(os.devnull)).open("a") as file:
             os.dup2(file.fileno(), stream.fileno())
     enter(variables, cwd, fresh)
     multiprocessing.set_start_method(None, force=True)  # what a script has of itself, for the loader's workers

@@ -15,7 +15,7 @@ def updates_of(folder):
 
 def wait_until_training(folder, process):
     def is_training():
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.stdout and process.stdout.read()
         return updates_of(folder) >= 4
 
     wait_for(is_training)

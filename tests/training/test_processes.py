@@ -10,6 +10,7 @@ from yaml import safe_load
 
 from affnorm_zoo.config import RuntimeConfig
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training import processes
 from affnorm_zoo.training.processes import build_accelerator, requested_processes
 
 LAUNCH = ["python", "-m", "accelerate.commands.launch"]
@@ -42,7 +43,14 @@ def test_also_by_its_config_file(tmp_path):
     assert requested_processes([*LAUNCH, "--config_file", "none.yaml", "t.py"]) is None
 
 
-def test_a_launcher_that_starts_one_process_of_two_is_an_error(tmp_path):
+def test_a_launcher_that_starts_one_process_of_two_is_an_error(monkeypatch):
+    monkeypatch.setattr(processes, "parent_command", lambda: [*LAUNCH, "--cpu", "--num_processes", "2", "train.py"])
+    with pytest.raises(UsageError, match="was asked for 2 processes and started one"):
+        build_accelerator(RuntimeConfig(device="cpu"))
+
+
+@pytest.mark.slow
+def test_a_real_one_is_seen_through(tmp_path):
     result = run(
         "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "scripts/train.py", *TINY, "--output",
         tmp_path / "run", ok=False,
@@ -97,6 +105,7 @@ def test_launch_configs_name_what_accelerate_reads(file):
     ClusterConfig.from_yaml_file(str(file))
 
 
+@pytest.mark.slow
 def test_the_two_process_config_launches(tmp_path):
     run(
         "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu2.yaml", "scripts/train.py", *TINY,

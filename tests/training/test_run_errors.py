@@ -5,11 +5,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from forks import run_forked, start_forked
 from long_runs import LONG, TRAIN, wait_until_training
 from runs import (
     checkpoints,
-    run,
-    start,
     state,
     train_here,
 )
@@ -23,7 +22,7 @@ def test_a_full_disk_is_an_error_that_spares_what_is_there(tmp_path, monkeypatch
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))  # the weights alone take a million bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))  # the weights alone take twice as much
         with pytest.raises(UsageError, match=r"could not be written .*the earlier ones are untouched"):
             train_here(tmp_path, resume="auto")
     finally:
@@ -37,7 +36,7 @@ def test_a_full_disk_is_an_error_that_spares_what_is_there(tmp_path, monkeypatch
 
 
 def test_two_runs_cannot_share_a_folder_and_a_dead_ones_lock_is_taken(tmp_path):
-    process = start(*LONG, "--output", tmp_path)
+    process = start_forked(*LONG, "--output", tmp_path)
     wait_until_training(tmp_path, process)
     with pytest.raises(UsageError, match=f"another run writes to .*process {process.pid} on"):
         train_here(tmp_path, "train.epochs=400", resume="auto")
@@ -63,7 +62,7 @@ def test_a_gradient_that_is_no_number_on_one_rank_ends_all(tmp_path):
         "from affnorm_zoo.cli.train import train\n"
         "train()\n"
     )
-    result = run(script, *TRAIN[1:], "--output", tmp_path / "run", processes=2, ok=False)
+    result = run_forked(script, *TRAIN[1:], "--output", tmp_path / "run", processes=2, ok=False)
     assert "training diverged: the gradient norm is nan at update 7" in result.stderr
     assert checkpoints(tmp_path / "run") == ["best", "window_00000005"]
     assert state(tmp_path / "run")["state"] == "failed"
@@ -84,7 +83,7 @@ def test_an_exception_on_one_rank_ends_all(tmp_path):
         "from affnorm_zoo.cli.train import train\n"
         "train()\n"
     )
-    result = run(script, *TRAIN[1:], "--output", tmp_path / "run", processes=2, ok=False)
+    result = run_forked(script, *TRAIN[1:], "--output", tmp_path / "run", processes=2, ok=False)
     assert "ZeroDivisionError: rank 1 has had enough" in result.stderr
     assert state(tmp_path / "run")["state"] == "failed"
 
@@ -98,10 +97,10 @@ def test_a_read_only_folder_is_refused(tmp_path):
 
 
 def test_the_scripts_answer_by_exit_codes(tmp_path):
-    process = start(*LONG, "--output", tmp_path)
-    wait_until_training(tmp_path, process)
+    process = start_forked(*LONG, "--output", tmp_path / "run", folder=tmp_path)
+    wait_until_training(tmp_path / "run", process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 128 + signal.SIGINT
-    output = process.stdout.read()
+    output = (tmp_path / "stderr").read_text()
     assert "resume with --resume auto" in output
     assert "Traceback" not in output

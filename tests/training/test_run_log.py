@@ -5,40 +5,42 @@ import os
 import pty
 import struct
 import subprocess
+import sys
 import termios
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from PIL import Image
-from runs import ROOT, TINY, command, environment, metrics, train_here
+from runs import ROOT, metrics, train_here
 
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.runs.files import read_json
 from affnorm_zoo.training import cost, engine
 
 
-def test_a_terminal_gets_a_bar(tmp_path):
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 160, 0, 0))
-    variables = environment()
-    del variables["TQDM_DISABLE"]
-    process = subprocess.Popen(
-        command("scripts/train.py", *TINY, "runtime.log_updates=1", "--output", tmp_path),
-        cwd=ROOT, env=variables, stdout=theirs, stderr=theirs,
-    )  # fmt: skip
-    os.close(theirs)
+def read_to_the_end(terminal):
     seen = b""
     while True:
         try:
-            chunk = os.read(ours, 4096)
-        except OSError:  # the terminal's other end is closed
-            break
-        if not chunk:
-            break
+            chunk = os.read(terminal, 4096)
+        except OSError:  # its other end is closed
+            return seen
         seen += chunk
+
+
+def test_a_terminal_gets_a_bar(tmp_path, monkeypatch):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 160, 0, 0))
+    with ThreadPoolExecutor(1) as pool, os.fdopen(theirs, "w") as terminal:
+        seen = pool.submit(read_to_the_end, ours)
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        train_here(tmp_path, "runtime.log_updates=1")
+        monkeypatch.undo()
+        terminal.close()
+        text = seen.result().decode()
     os.close(ours)
-    assert process.wait() == 0
-    text = seen.decode()
     assert "10/10" in text
     for word in ("loss ", "grad ", "lr ", "img/s", "wait ", "epoch   2/2", "top-1"):
         assert word in text
@@ -56,10 +58,10 @@ def test_elsewhere_lines(tmp_path, capsys, monkeypatch):
 
 
 def test_curves_are_drawn_or_missed_aloud(tmp_path, monkeypatch, caplog):
-    train_here(tmp_path / "with", "model.ema_decay=0.9")
+    train_here(tmp_path / "with", "model.ema_decay=0.9", curves=True)
     assert Image.open(tmp_path / "with/curves.png").size[0] > 500
     monkeypatch.setattr(engine, "plot_curves", lambda *_: False)
-    train_here(tmp_path / "without", "train.max_updates=1")
+    train_here(tmp_path / "without", "train.max_updates=1", curves=True)
     assert "curves.png needs matplotlib" in caplog.text
 
 

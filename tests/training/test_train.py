@@ -1,8 +1,6 @@
 """The scripts, as a user runs them, and their commands in this process."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -51,7 +49,7 @@ def test_the_export_loads_in_a_fresh_process_with_identical_logits(finished, tmp
         "model = timm.create_model('local-dir:' + sys.argv[1], pretrained=True).eval()\n"
         "save_file({'logits': model(torch.linspace(-1, 1, 320).reshape(5, 1, 8, 8)).detach()}, sys.argv[2])\n"
     )
-    subprocess.run([sys.executable, "-c", code, finished / "export", tmp_path / "out.safetensors"], check=True)
+    run_forked("-c", code, finished / "export", tmp_path / "out.safetensors", fresh=True)
     model = timm.create_model("resnet20_cifar_patchnorm", in_chans=1).eval()
     model.load_state_dict(load_file(finished / "model.safetensors"))
     expected = model(torch.linspace(-1, 1, 320).reshape(5, 1, 8, 8))

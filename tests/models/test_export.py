@@ -4,6 +4,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from shallow import shallow
 from timm.utils.onnx import onnx_export
 from torch.distributed import checkpoint
 
@@ -15,7 +16,7 @@ NAMES = ["resnet20_cifar_patchnorm_ws", "resnet20_cifar_patchnorm_l2", "vit_nano
 
 @pytest.fixture(params=NAMES)
 def model(request):
-    return timm.create_model(request.param).eval()
+    return timm.create_model(request.param, **shallow(request.param)).eval()
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ RESNETS = [
 
 
 def check_timms_onnx_export(name, size, is_dynamic, folder, **options):
-    model = timm.create_model(name, exportable=True, **options)
+    model = timm.create_model(name, exportable=True, **shallow(name), **options)
     onnx_export(model, str(folder / "m.onnx"), batch_size=2, input_size=(3, size, size), dynamic_size=is_dynamic)
     session = onnxruntime.InferenceSession(folder / "m.onnx")
     images = torch.randn(3, 3, size + 16 if is_dynamic else size, size)

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from shallow import shallow
 from timm.models import save_for_hf
 from timm.optim import param_groups_layer_decay
 from torch import nn
@@ -97,7 +98,8 @@ STEM_CASES = ["resnet18_patchnorm", "resnet18_patchnorm_l2", "resnet18_patchnorm
 @pytest.mark.parametrize("norm_scale", ["rms", "rms4", "unit"])
 @pytest.mark.parametrize("in_chans", [1, 6])
 def test_a_stem_keeps_its_response_to_grey_images_of_other_channel_counts(name, norm_scale, in_chans, tmp_path):
-    source = timm.create_model(name, norm_scale=norm_scale, num_classes=4).eval()
+    options = dict(norm_scale=norm_scale, num_classes=4, **shallow(name))
+    source = timm.create_model(name, **options).eval()
     with torch.no_grad():
         for key, p in source.named_parameters():
             if key.endswith(".bias") or "gain" in key:
@@ -107,7 +109,7 @@ def test_a_stem_keeps_its_response_to_grey_images_of_other_channel_counts(name, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = timm.create_model(
-            name, norm_scale=norm_scale, num_classes=4, in_chans=in_chans, pretrained=True,
+            name, **options, in_chans=in_chans, pretrained=True,
             pretrained_cfg_overlay=dict(file=str(file), num_classes=4),
         ).eval()  # fmt: skip
     grey = torch.randn(2, 1, 64, 64)

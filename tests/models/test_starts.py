@@ -1,5 +1,7 @@
 """How networks start: sizes of activations, branches, attention and embeddings, and a second initialisation."""
 
+from itertools import product
+
 import pytest
 import timm
 import torch
@@ -7,13 +9,21 @@ from torch import nn
 
 import affnorm_zoo
 
-DEPTH_CASES = ["resnet152_patchnorm", "resnext50_32x4d_patchnorm", "resnet56_cifar_patchnorm",
-               *(pytest.param(name, marks=pytest.mark.slow) for name in (
-                   "resnet152_patchnorm_l2", "resnet152_patchnorm_ws", "vit_large_patch16_224_normlike"))]  # fmt: skip
+SCALES = ["rms", "rms4", "unit"]
+DEPTH_CASES = [
+    ("resnet152_patchnorm", "rms4"),
+    *product(["resnext50_32x4d_patchnorm", "resnet56_cifar_patchnorm"], SCALES),
+]
+SLOW_DEPTH_CASES = [
+    ("resnet152_patchnorm", "rms"), ("resnet152_patchnorm", "unit"),
+    *product(["resnet152_patchnorm_l2", "resnet152_patchnorm_ws", "vit_large_patch16_224_normlike"], SCALES),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DEPTH_CASES)
-@pytest.mark.parametrize("norm_scale", ["rms", "rms4", "unit"])
+@pytest.mark.parametrize(
+    ("name", "norm_scale"),
+    [*DEPTH_CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_DEPTH_CASES)],
+)
 def test_activations_neither_vanish_nor_explode(name, norm_scale):
     """RMS of stem, blocks and head within a factor of ten of each other at initialisation."""
     model = timm.create_model(name, norm_scale=norm_scale).eval()
@@ -37,7 +47,9 @@ FAMILY_CASES = ["efficientnet_b3", "tf_efficientnet_lite0", "mobilenetv2_100", "
 
 
 @pytest.mark.parametrize("arch", FAMILY_CASES)
-@pytest.mark.parametrize("normalizer", ["patchnorm", "patchnorm_l2", "patchnorm_ws"])
+@pytest.mark.parametrize(
+    "normalizer", ["patchnorm", pytest.param("patchnorm_l2", marks=pytest.mark.slow), "patchnorm_ws"]
+)
 def test_activations_of_a_family_neither_vanish_nor_explode(arch, normalizer):
     """RMS of what the stages put out within a factor of ten of each other at initialisation."""
     model = timm.create_model(f"{arch}_{normalizer}", features_only=True).eval()

@@ -7,6 +7,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from shallow import shallow
 from torch.distributed.fsdp import fully_shard
 
 import affnorm_zoo  # noqa: F401
@@ -17,7 +18,7 @@ NAMES = ["resnet20_cifar_patchnorm_ws", "vit_nano_patch4_32_affinelike"]
 def shard_and_compare(rank, name, store):
     dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{store}")
     torch.manual_seed(0)
-    model, reference = timm.create_model(name), timm.create_model(name)
+    model, reference = (timm.create_model(name, **shallow(name)) for _ in range(2))
     reference.load_state_dict(model.state_dict())
     x, g = torch.randn(4, 3, 32, 32), torch.randn(4, 10)
     (reference(x) * g).sum().backward()

@@ -1,6 +1,5 @@
 """Every arm gets the same, and what has run is not run again."""
 
-import itertools
 import json
 import subprocess
 import sys
@@ -138,7 +137,8 @@ def test_a_wrong_arm_is_told_before_anything_runs(tmp_path):
 def test_shipped_sweeps_make_valid_runs(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = load_sweep(file)
-    for arm, point in itertools.product(config.arms, config.points):
+    first = next(iter(config.arms))
+    for arm, point in [(arm, config.points[0]) for arm in config.arms] + [(first, point) for point in config.points]:
         sweep.config_of(config, Trial(arm=arm, point=point, seed=1, is_final=True))
 
 

@@ -5,11 +5,9 @@ from typing import Any
 
 from affnorm_zoo.benchmarks.gpu_evidence.record import is_failed
 from affnorm_zoo.benchmarks.gpu_evidence.steps import STEPS
-from affnorm_zoo.benchmarks.tables import network_table, table
+from affnorm_zoo.benchmarks.tables import Bar, network_table, table
 from affnorm_zoo.runs.files import read_json
 
-NOT_MEASURED = "not measured"
-_KERNELS_AGAINST_COPY = "bandwidth of the passes / of a copy, lowest"
 Files = dict[str, dict[str, Any]]
 
 
@@ -24,19 +22,17 @@ def results_of(files: Files, step: str, row: str) -> Any:
     return files.get(step, {}).get("rows", {}).get(row, {}).get("results")
 
 
-def gpu_targets(files: Files) -> list[list[str]]:
-    """Rows of the table of targets: measure, file, measured, required, target."""
+def gpu_bars(files: Files) -> list[Bar]:
+    """What is required of a GPU, and what was measured."""
     compiled = results_of(files, "resnet50", "train amp_bfloat16 compiled")
-    speed = f"{1 / compiled[1]['ratio']:.2f}" if compiled else NOT_MEASURED
-    peak = f"{compiled[1]['peak_ratio']:.2f}" if compiled else NOT_MEASURED
-    fractions = [row["of_copy"] for rows in _all_results(files, "kernel_speed") for row in rows]
-    lowest = f"{min(fractions):.2f}" if fractions else NOT_MEASURED
+    speed, peak = (1 / compiled[1]["ratio"], compiled[1]["peak_ratio"]) if compiled else (None, None)
+    lowest = min((row["of_copy"] for rows in _all_results(files, "kernel_speed") for row in rows), default=None)
+    images = "images per second, resnet50_patchnorm / resnet50, mixed precision, batch 256, compiled"
     return [
-        ["images per second, resnet50_patchnorm / resnet50, mixed precision, batch 256, compiled", "gpu",
-         speed, "≥ 1.05", "1.15"],
-        ["peak training memory, the same", "gpu", peak, "≤ 0.60", "0.50"],
-        [_KERNELS_AGAINST_COPY, "gpu", lowest, "≥ 0.80", "0.90"],
-    ]  # fmt: skip
+        Bar(images, "gpu", speed, 1.05, 1.15, at_least=True),
+        Bar("peak training memory, the same", "gpu", peak, 0.60, 0.50),
+        Bar("bandwidth of the passes / of a copy, lowest", "gpu", lowest, 0.80, 0.90, at_least=True),
+    ]
 
 
 def gpu_summary(files: Files, note: str) -> str:

@@ -1,17 +1,26 @@
 import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from affnorm_zoo.benchmarks.gpu_report import NOT_MEASURED, gpu_section, gpu_summary, gpu_targets, read_steps
+from affnorm_zoo.benchmarks.gpu_report import gpu_bars, gpu_section, gpu_summary, read_steps
 from affnorm_zoo.benchmarks.networks import OPAQUE
-from affnorm_zoo.benchmarks.tables import network_table, table
+from affnorm_zoo.benchmarks.tables import VERDICTS, Bar, network_table, table
+from affnorm_zoo.studies.forest import Effect, draw_forest
 
 _BEGIN, _END = "<!-- gpu: scripts/benchmark.py report -->\n", "<!-- end of gpu -->\n"
 
 _PAGE = """# Performance
 
 `scripts/benchmark.py report` writes every number on this page from the JSON files in `docs/benchmarks/`.
-`scripts/benchmark.py measure` writes these files.
+
+## Verdict
+
+{verdict}
+{figure}
+{bars}
+## How it was measured
 
 - All models of a table run in one process and take turns.
 - **ratio** is the model's median step time over that of the table's first row. The first row is timm's own model with
@@ -33,14 +42,14 @@ python scripts/gpu_evidence.py  # on a GPU, into docs/benchmarks/gpu
 python scripts/benchmark.py report
 ```
 
-{opaque}
-## Targets
-
-{bars}
 ## GPU
 
 {gpu}
 {sections}"""
+
+_MAIN = "cpu"  # the file whose figure leads the page
+_STANDARD = ("batchnorm", "layernorm")
+_COLOURS = {"bytes saved for the backward": "#2a6f97", "time of a training step, with quartiles": "#c1666b"}
 
 # measure, file, filter on a row, column, required value, target
 _BARS: tuple[tuple[str, str, dict[str, Any], str, float, float], ...] = (
@@ -72,17 +81,17 @@ def write_report(folder: Path, page: Path, readme: Path | None = None) -> None:
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
     files = read_steps(folder / "gpu")
     note = (folder / "gpu/note.txt").read_text(encoding="utf-8") if (folder / "gpu/note.txt").is_file() else ""
-    sections = []
+    figures = {}
     for name, result in results.items():
-        figure = folder / f"{name}.png"
-        if _draw(result["rows"], figure):
-            result["figure"] = figure.relative_to(page.parent)
-        sections.append(_section(name, result))
+        if _draw(result["rows"], folder / f"{name}.png"):
+            figures[name] = f"![ratios of {name}]({(folder / f'{name}.png').relative_to(page.parent)})\n"
+    bars = [*_cpu_bars(results), *gpu_bars(files)]
     text = _PAGE.format(
-        opaque=_opaque(results),
-        bars=_bars(results, gpu_targets(files)),
+        verdict=_verdict(results, bars, note),
+        figure=figures.pop(_MAIN, ""),
+        bars=table(["measure", "file", "measured", "required", "target", "verdict"], [bar.cells() for bar in bars]),
         gpu=gpu_section(files, note),
-        sections="\n".join(sections),
+        sections="\n".join(_section(name, result, figures.get(name)) for name, result in results.items()),
     )
     page.write_text(text, encoding="utf-8")
     if readme is not None:
@@ -91,37 +100,47 @@ def write_report(folder: Path, page: Path, readme: Path | None = None) -> None:
         readme.write_text(before + _BEGIN + gpu_summary(files, note) + _END + after, encoding="utf-8")
 
 
-def _opaque(results: dict[str, Any]) -> str:
-    """One paragraph per measurement that has the same layers both traced and opaque."""
-    text = ""
+def _verdict(results: dict[str, Any], bars: list[Bar], note: str) -> str:
+    """What was reached, as a list."""
+    counts = Counter(bar.verdict for bar in bars)
+    lines = ["Requirements: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS) + "."]
+    for row in _eager_steps(results.get(_MAIN, {"rows": []})["rows"]):
+        if row["normalizer"] in ("patchnorm", "affinelike"):
+            low, high = row["ratio_quartiles"]
+            lines.append(
+                f"{row['model']}_{row['normalizer']} keeps {row['saved_ratio']:.2f} of the standard norm's bytes. A "
+                f"training step on a CPU takes {row['ratio']:.2f} times as long (quartiles {low:.2f} to {high:.2f})."
+            )
+    lines += _opaque(results)
+    if note:
+        lines.append("The code has changed since the GPU's measurements: see [GPU](#gpu).")
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def _opaque(results: dict[str, Any]) -> Iterator[str]:
+    """One line per measurement that has the same layers both traced and opaque."""
     for result in results.values():
         rows = {row["normalizer"]: row for row in result["rows"]}
         for name in [name for name in rows if name + OPAQUE in rows]:
             traced, opaque = rows[name], rows[name + OPAQUE]
-            text += (
-                f"\nOn {result['environment']['device']}, a compiled step of {traced['model']}_{name} takes "
-                f"{traced['ratio']:.2f}x\nas long as with {result['rows'][0]['normalizer']} and keeps "
-                f"{traced['saved_ratio']:.2f}x the bytes. With opaque layers it takes {opaque['ratio']:.2f}x as long "
-                f"and\nkeeps {opaque['saved_ratio']:.2f}x the bytes.\n"
+            yield (
+                f"On {result['environment']['device']}, a compiled step of {traced['model']}_{name} takes "
+                f"{traced['ratio']:.2f} times as long as with {result['rows'][0]['normalizer']} and keeps "
+                f"{traced['saved_ratio']:.2f} of the bytes. With opaque layers it takes {opaque['ratio']:.2f} times "
+                f"as long and keeps {opaque['saved_ratio']:.2f} of the bytes."
             )
-    return text
 
 
-def _bars(results: dict[str, Any], gpu: list[list[str]]) -> str:
-    lines = []
-    for label, file, wanted, column, bar, target in _BARS:
+def _cpu_bars(results: dict[str, Any]) -> Iterator[Bar]:
+    for label, file, wanted, column, required, target in _BARS:
         rows = results.get(file, {}).get("rows", [])
         values = [row[column] for row in rows if wanted.items() <= row.items() and column in row]
-        measured = f"{values[0]:.3f}" if values else NOT_MEASURED
-        lines.append([label, file, measured, f"≤ {bar:.2f}", f"{target:.2f}"])
-    return table(["measure", "file", "measured", "required", "target"], [*lines, *gpu])
+        yield Bar(label, file, values[0] if values else None, required, target, digits=3)
 
 
-def _section(name: str, result: dict[str, Any]) -> str:
+def _section(name: str, result: dict[str, Any], figure: str | None) -> str:
     environment = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
-    blocks = [f"## {name}\n", f"`{result['command']}`: {environment}.\n"]
-    if "figure" in result:
-        blocks.append(f"![ratios of {name}]({result['figure']})\n")
+    blocks = [f"## {name}\n", f"`{result['command']}`: {environment}.\n", *([figure] if figure else [])]
     kinds = dict.fromkeys(map(_kind, result["rows"]))
     for kind in kinds:
         model, mode, compiled, precision = kind
@@ -134,36 +153,23 @@ def _kind(row: dict[str, Any]) -> tuple[str, str, bool, str]:
     return row["model"], row["mode"], row["compiled"], row["precision"]
 
 
+def _eager_steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["mode"] == "train" and not row["compiled"]]
+
+
 def _draw(rows: list[dict[str, Any]], path: Path) -> bool:
-    """Draw bars of the ratios: training step on the left, saved bytes on the right.
+    """Draw step times and saved bytes of eager training over those of the standard norm.
 
     Returns:
         Whether there was anything to draw.
     """
-    chosen = [row for row in rows if row["mode"] == "train" and not row["compiled"]]
-    if not chosen:
-        return False
-    import matplotlib  # optional: the extra "plots"
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    labels = [f"{row['model'].removesuffix('_patch16_224')}\n{row['normalizer']}" for row in chosen]
-    figure, axes = plt.subplots(1, 2, figsize=(12, 0.42 * len(chosen) + 1.4), sharey=True, layout="constrained")
-    titles = {
-        "ratio": "training step, eager: time / standard norm",
-        "saved_ratio": "bytes saved for the backward / standard norm",
-    }
-    for axis, (column, title) in zip(axes, titles.items(), strict=True):
-        values = [row[column] for row in chosen]
-        colours = ["#b0b0b0" if row["normalizer"] in ("batchnorm", "layernorm") else "#2a6f97" for row in chosen]
-        bars = axis.barh(labels, values, color=colours)
-        axis.bar_label(bars, fmt="%.2f", padding=3)
-        axis.axvline(1.0, color="black", linewidth=0.8)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlim(0, 1.2 * max(values))
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].invert_yaxis()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return True
+    groups = defaultdict(list)
+    saved, time = _COLOURS
+    for row in _eager_steps(rows):
+        if row["normalizer"] not in _STANDARD:
+            name, bytes_ratio = row["normalizer"], row["saved_ratio"]
+            groups[row["model"]].append(Effect(name, bytes_ratio, bytes_ratio, bytes_ratio, saved))
+            groups[row["model"]].append(Effect(name, row["ratio"], *row["ratio_quartiles"], time))
+    if groups:
+        draw_forest(groups, _COLOURS, path, "over timm's network with its standard norm, eager", none=1.0)
+    return bool(groups)

@@ -1,7 +1,56 @@
 """Markdown tables of measurements."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+VERDICTS = ("met", "missed", "not measured")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A requirement and what was measured.
+
+    Args:
+        measure: what is measured.
+        file: stem of the file with the measurement.
+        value: the measured value, or None.
+        required, target: the value that is required, and the one that is aimed at.
+        at_least: whether a larger value is better.
+        digits: decimals of the measured value.
+    """
+
+    measure: str
+    file: str
+    value: float | None
+    required: float
+    target: float
+    at_least: bool = False
+    digits: int = 2
+
+    @property
+    def verdict(self) -> str:
+        """One of ``VERDICTS``."""
+        if self.value is None:
+            return VERDICTS[2]
+        return (
+            VERDICTS[0]
+            if (self.value >= self.required if self.at_least else self.value <= self.required)
+            else VERDICTS[1]
+        )
+
+    def cells(self) -> list[str]:
+        """Its row of a table."""
+        value = VERDICTS[2] if self.value is None else f"{self.value:.{self.digits}f}"
+        required = f"{'≥' if self.at_least else '≤'} {self.required:.2f}"
+        return [
+            self.measure,
+            self.file,
+            value,
+            required,
+            f"{self.target:.2f}",
+            "" if self.value is None else self.verdict,
+        ]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -152,7 +152,7 @@ def _effects(sweep: SweepConfig, finals: dict[str, list[dict[str, Any]]]) -> lis
         for arm, sample in others.items()
         if min(len(sample.values), len(base.values)) > 1
     }
-    return [Effect(label, estimate, _KINDS[estimate.sign]) for label, estimate in found.items()]
+    return [Effect.of(label, estimate, _KINDS[estimate.sign]) for label, estimate in found.items()]
 
 
 def _verdict(words: list[str], tuned: list[Effect]) -> str:

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from affnorm_zoo.evidence.statistics import Estimate
 from affnorm_zoo.studies.forest import Effect, draw_forest
 
 COLOURS = {"narrow": "#ff0000", "wide": "#0000ff", "unused": "#00ff00"}
 GROUPS = {
-    "one": [Effect("a", Estimate(-1.5, -2.0, 0.0, 0.1), "narrow"), Effect("b", Estimate(1.0, -2.0, 4.0, 0.4), "wide")],
+    "one": [Effect("a", -1.5, -2.0, 0.0, "narrow"), Effect("b", 1.0, -2.0, 4.0, "wide")],
     "empty": [],
 }
 
@@ -32,3 +31,13 @@ def test_intervals_are_to_scale_and_the_file_is_reproducible(tmp_path):
     # both begin at -2; the ends of a line are rounded to pixels
     assert narrow[0] == pytest.approx(wide[0], abs=1)
     assert wide[1] - wide[0] == pytest.approx(3 * (narrow[1] - narrow[0]), rel=0.02)
+
+
+def test_effects_of_one_label_share_a_line(tmp_path):
+    heights = []
+    for labels in ("aab", "abc"):
+        effects = [Effect(label, 1.0, 0.5, 1.5, "wide") for label in labels]
+        draw_forest({"one": effects}, COLOURS, tmp_path / "plot.png", "ratio", none=1.0)
+        with Image.open(tmp_path / "plot.png") as image:
+            heights.append(image.height)
+    assert heights[1] - heights[0] == 19  # pixels of a line

@@ -12,7 +12,6 @@ from PIL import Image
 from runs import ROOT, run
 
 from affnorm_zoo.config import load_config
-from affnorm_zoo.evidence.statistics import Estimate
 from affnorm_zoo.studies.forest import Effect
 from affnorm_zoo.studies.recipes import _verdict, write_recipes
 from affnorm_zoo.studies.sweep import best_point, load_sweep
@@ -110,7 +109,7 @@ def test_runs_of_different_budgets_do_not_share_a_table(tree):
 
 def test_only_divergence_free_methods_are_counted_by_their_sign():
     def effect(method, gap):
-        return Effect(f"{method} - batchnorm", Estimate(gap, gap, gap, 0.0), "ahead" if gap > 0 else "behind")
+        return Effect(f"{method} - batchnorm", gap, gap, gap, "ahead" if gap > 0 else "behind")
 
     text = _verdict([], [effect("patchnorm_ws_rms4", 1), effect("patchnorm", -1), effect("groupnorm", -1)])
     assert text.endswith(": 1 ahead, 0 not significantly different, 1 behind.")

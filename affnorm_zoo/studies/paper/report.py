@@ -117,7 +117,7 @@ def _draw_claims(claims: dict[str, list[Claim]], target: Path, root: Path) -> st
     """Draw what the verdicts rest on; the Markdown that shows it, empty if there is nothing to draw."""
     groups = {
         name: [
-            Effect(label, estimate, claim.verdict) for claim in found for label, estimate in claim.effects.items()
+            Effect.of(label, estimate, claim.verdict) for claim in found for label, estimate in claim.effects.items()
         ]
         for name, found in claims.items()
     }  # fmt: skip

@@ -169,7 +169,8 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> bool:
         if row["normalizer"] not in _STANDARD:
             name, bytes_ratio = row["normalizer"], row["saved_ratio"]
             groups[row["model"]].append(Effect(name, bytes_ratio, bytes_ratio, bytes_ratio, saved))
-            groups[row["model"]].append(Effect(name, row["ratio"], *row["ratio_quartiles"], time))
+            low, high = row["ratio_quartiles"]
+            groups[row["model"]].append(Effect(name, row["ratio"], low, high, time))
     if groups:
         draw_forest(groups, _COLOURS, path, "over timm's network with its standard norm, eager", none=1.0)
     return bool(groups)

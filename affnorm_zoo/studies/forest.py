@@ -73,8 +73,10 @@ def draw_forest(
     axes.set_xlabel(x, fontsize=9)
     handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     shown = [kind for kind in colours if kind in handles]
-    above = dict(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(shown), frameon=False)
-    axes.legend([handles[kind] for kind in shown], shown, fontsize=8, **above)
+    axes.legend(
+        [handles[kind] for kind in shown], shown, fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1),
+        ncols=len(shown),
+    )  # fmt: skip
     axes.grid(axis="x", alpha=0.25)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

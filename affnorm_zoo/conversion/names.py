@@ -6,9 +6,9 @@ import timm
 import torch
 from timm.layers import LayerScale
 from timm.models._input import get_model_args
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from affnorm_zoo.conversion.stream import TRANSFORMERS
 from affnorm_zoo.factory import bound_layers
 from affnorm_zoo.functional.scale import is_scale_name
 from affnorm_zoo.models import zoo_models
@@ -31,7 +31,7 @@ def name_twin(twin: nn.Module, normalizer: str, scale: str | tuple[float, float]
     if name not in zoo_models():
         return ""
     own: dict[str, Any] = {"norm_scale": scale}
-    if isinstance(twin, VisionTransformer) and unnormed != "bind":
+    if isinstance(twin, TRANSFORMERS) and unnormed != "bind":
         own["unnormed"] = unnormed
     args = {**get_model_args(twin), **own}
     if not any(isinstance(module, LayerScale) for module in twin.modules()):

@@ -2,12 +2,12 @@ import copy
 from dataclasses import dataclass, field
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from affnorm_zoo.conversion.check import BATCH_NORMS
 from affnorm_zoo.conversion.fold import fold_batch_norms
 from affnorm_zoo.conversion.layer_norm import center_layer_norms
+from affnorm_zoo.conversion.stream import TRANSFORMERS
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.factory import Binding
 from affnorm_zoo.layers import L2Norm
@@ -79,10 +79,10 @@ def _add_biases(slotted: nn.Module, bindings: list[Binding], spec: NormalizerSpe
 
 
 def _probes(model: nn.Module) -> dict[str, Tensor]:
-    """Random images for every vision transformer in the model."""
+    """Random images for every transformer in the model."""
     probes = {}
     for name, module in model.named_modules():
-        if isinstance(module, VisionTransformer):
+        if isinstance(module, TRANSFORMERS):
             weight = module.patch_embed.proj.weight
             size = (2, weight.shape[1], *module.patch_embed.img_size)
             images = torch.rand(size, generator=torch.Generator().manual_seed(0))

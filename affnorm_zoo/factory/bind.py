@@ -64,7 +64,7 @@ def bind(
         bindings = [replace(binding, unnormed=()) for binding in bindings]
     for binding in bindings:
         _check(model, binding)
-    _prepare(model)
+    prepare_layers(model)
     taken = _absorbed(model, bindings) if absorb else {}
     for index, binding in enumerate(bindings):
         spec = model.get_submodule(binding.slot).spec
@@ -123,7 +123,8 @@ def _serving(spec: NormalizerSpec, layer: nn.Module) -> NormalizerSpec | None:
     return next((served for served in (spec, *partners) if _door(served, layer) is not None), None)
 
 
-def _prepare(model: nn.Module) -> None:
+def prepare_layers(model: nn.Module) -> None:
+    """Change in place what layers need before they are bound; see :attr:`Family.prepare`. The function stays."""
     for module in model.modules():
         for family in FAMILIES:
             if type(module) in family.prepare:

@@ -41,6 +41,7 @@ class Normalized(Described):
         normalizer: str,
         norm_scale: str = "rms",
         absorb: bool = True,
+        unnormed: str = "bind",
         damp_branches: bool | None = None,
         damp_attention: bool | None = None,
         enlarge_tokens: bool | None = None,
@@ -54,6 +55,7 @@ class Normalized(Described):
             norm_scale: ``"rms"``, which trains at depth, ``"rms4"``, the same with a κ four times as large where there
                 is one, or ``"unit"``, the paper's form.
             absorb: take activations into the layers beside them; False keeps them modules, the same function.
+            unnormed: ``"bind"`` replaces the linear layers that have no norm before them too; ``"plain"`` keeps them.
             damp_branches, damp_attention, enlarge_tokens: let residual branches, queries and keys start small, and
                 embeddings of patches and positions large; None for what suits the family.
             kwargs: timm's options of the architecture.
@@ -67,7 +69,7 @@ class Normalized(Described):
         first_conv = get_pretrained_cfg(architecture).first_conv
         has_stem = plan_bindings(model)[0].layers == (first_conv,)
         own_scale = stem_scale(norm_scale, kwargs.get("in_chans", 3)) if has_stem else None
-        bind(model, scale=norm_scale, stem_scale=own_scale, absorb=absorb, init=False)
+        bind(model, scale=norm_scale, stem_scale=own_scale, absorb=absorb, unnormed=unnormed, init=False)
         model.__dict__.pop("pretrained_cfg")  # timm's; ours comes once timm's builder has the model
         model.__class__ = cls
         model.normalizer = normalizer

@@ -5,6 +5,7 @@ import timm
 import torch
 from timm.layers import LayerScale
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -28,9 +29,10 @@ def settle(model, eps=0.0):
                 nn.init.normal_(module.bias)
         if isinstance(module, LayerScale):
             nn.init.normal_(module.gamma)
-    for name in ("cls_token", "reg_token", "dist_token", "pos_embed"):
-        if getattr(model, name, None) is not None:
-            nn.init.normal_(getattr(model, name), mean=0.5)
+    beside_layers = ("cls_token", "reg_token", "dist_token", "pos_embed", "gamma_1", "gamma_2", "q_bias", "v_bias")
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] in beside_layers:
+            nn.init.normal_(parameter, mean=0.5)
     return model.double().eval()
 
 
@@ -53,7 +55,14 @@ VITS = {
     "no classifier": dict(num_classes=0),
     "no positions": dict(pos_embed="none"),
     "distilled": dict(kind=VisionTransformerDistilled),
-}
+    "EVA": dict(kind=Eva, init_values=0.1),
+    "EVA02": dict(kind=Eva, qkv_fused=False, swiglu_mlp=True, use_rot_pos_emb=True),
+    "DINOv3": dict(
+        kind=Eva, init_values=0.1, attn_type="rope", rope_type="dinov3", use_rot_pos_emb=True, use_abs_pos_emb=False,
+        num_reg_tokens=2, qkv_bias=False, use_fc_norm=False, dynamic_img_size=True,
+    ),
+    "scaled attention alone": dict(kind=Eva, init_values=0.1, attn_only_layer_scale=True, global_pool="avg"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", VITS)
@@ -72,12 +81,13 @@ def test_without_eps_normlike_is_exact(case):
     is_norm_kept = case == "no classifier"
     assert isinstance(twin.norm, nn.LayerNorm) == is_norm_kept
     assert any(isinstance(module, L2Norm) for module in twin.modules()) != is_norm_kept
-    read = ("qkv", "fc1", "fc1_g", "fc1_x")
+    read = ("qkv", "q_proj", "k_proj", "v_proj", "gate", "fc1", "fc1_g", "fc1_x")
     assert {name.rpartition(".")[2] for name, m in twin.named_modules() if isinstance(m, NormLikeLinear)} <= set(read)
 
 
-def test_the_residual_stream_has_mean_zero():
-    twin, seen = convert(vit(init_values=0.1), "normlike").model, []
+@pytest.mark.parametrize("kind", [VisionTransformer, Eva])
+def test_the_residual_stream_has_mean_zero(kind):
+    twin, seen = convert(vit(kind, init_values=0.1), "normlike").model, []
     for block in twin.blocks:
         block.register_forward_hook(lambda module, args, out: seen.append(out))
     twin(images())
@@ -123,6 +133,17 @@ def test_the_twin_loads_under_the_zoos_name(name, unnormed):
     assert len(conversion.layers) == 6 * fitted
 
 
+def test_an_eva_loads_under_the_zoos_name():
+    sizes = dict(img_size=28, patch_size=14, embed_dim=24, depth=2, num_heads=3, num_classes=5)
+    source = settle(timm.create_model("eva02_tiny_patch14_224", **sizes))
+    conversion = convert(source, "normlike")
+    assert conversion.name == "eva02_tiny_patch14_224_normlike"
+    built = timm.create_model(conversion.name, norm_scale="rms4", unnormed="plain", **sizes).double().eval()
+    built.load_state_dict(conversion.model.state_dict())
+    pixels = torch.rand(2, 3, 28, 28, dtype=torch.float64)
+    assert torch.equal(built(pixels), conversion.model(pixels))
+
+
 def test_affinelike_is_fitted_in_the_order_of_execution():
     source = vit()
     conversion = convert(source, "affinelike", images=images(64), unnormed="bind", fit="lstsq")
@@ -154,6 +175,9 @@ REFUSED = {
     "attention pool": (dict(global_pool="map", class_token=False), "global_pool='map'"),
     "norm in the MLP": (dict(scale_mlp_norm=True), "blocks.0.mlp.norm is a norm"),
     "group norm": (dict(norm_layer=nn.BatchNorm1d), "no LayerNorm to convert"),
+    "norm in the gated MLP": (dict(kind=Eva, swiglu_mlp=True, scale_mlp=True), "blocks.0.mlp.norm is a norm"),
+    "EVA behind the branches": (dict(kind=Eva, use_post_norm=True), "is a EvaBlockPostNorm"),
+    "EVA's norm of the embedding": (dict(kind=Eva, use_pre_transformer_norm=True), "norm_pre is a norm"),
 }
 
 
@@ -161,7 +185,13 @@ REFUSED = {
 def test_other_transformers_are_refused(case):
     options, message = REFUSED[case]
     with pytest.raises(UsageError, match=message):
-        convert(VisionTransformer(**{**SMALL, **options}), "normlike")
+        convert(vit(**options), "normlike")
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto", "mixer_s32_224"])
+def test_where_it_would_not_be_exact_the_norm_is_named(name):
+    with pytest.raises(UsageError, match=r"is not part of a timm VisionTransformer or Eva: .* would not be exact"):
+        convert(timm.create_model(name), "normlike")
 
 
 def test_features_before_the_last_norm_are_refused():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
 from affnorm_zoo.diagnostics.recording import bare, in_full_precision
-from affnorm_zoo.layers import BoundLayer
+from affnorm_zoo.layers import BoundLayer, MixedAttention
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class AttentionDivergence:
 
 
 def measure_attention(model: nn.Module, images: Tensor) -> list[AttentionDivergence]:
-    """Measure every :class:`timm.layers.Attention` that a model calls once, for all heads, tokens and pairs of tokens.
+    """Measure every attention that a model calls once, timm's or ours, for all heads, tokens and pairs of tokens.
 
     The layer behind ``qkv`` may be any that is linear in its weight and bias: a row of it maps x to ⟨w, φ(x)⟩ + b ψ(x).
     φ and ψ are found by running the attention with the rows of an identity matrix in place of its weight. So what a
@@ -80,7 +80,7 @@ def is_measurable(module: nn.Module) -> bool:
     """Whether a module is an attention of timm's form, with one layer for queries, keys and values."""
     qkv: Any = getattr(module, "qkv", None)
     is_linear = type(qkv) is nn.Linear or isinstance(qkv, BoundLayer)
-    return isinstance(module, Attention) and is_linear and "weight" in qkv._parameters
+    return isinstance(module, Attention | MixedAttention) and is_linear and "weight" in qkv._parameters
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from .maps import erf_map as erf_map
 from .maps import scale_map as scale_map
 from .maps import tanh_map as tanh_map
 from .maps import vector_softsign as vector_softsign
+from .mixed_attention import affine_like_mixed as affine_like_mixed
+from .mixed_attention import norm_like_mixed as norm_like_mixed
 from .norm_like import norm_like_linear as norm_like_linear
 from .patch_norm import patch_norm_conv2d as patch_norm_conv2d
 from .scale import Scale as Scale

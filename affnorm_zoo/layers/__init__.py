@@ -11,6 +11,7 @@ from .maps import DyT as DyT
 from .maps import Softsign as Softsign
 from .maps import Softsign2d as Softsign2d
 from .max_pool import LeanMaxPool2d as LeanMaxPool2d
+from .mixed_attention import MixedAttention as MixedAttention
 from .norm_like import NormLikeLinear as NormLikeLinear
 from .patch_norm import PatchNormConv2d as PatchNormConv2d
 from .patch_norm import PatchNormConv2dSame as PatchNormConv2dSame

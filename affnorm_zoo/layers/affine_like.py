@@ -18,8 +18,10 @@ class AffineLikeLinear(NormalizedLinear):
     See :func:`affnorm_zoo.functional.affine_like_linear`; the arguments are those of :class:`NormalizedLinear`.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Linear's
-        return affine_like(input, self.weight, self.bias, self.c, self.kappa, self.input_activation)
+    norm_like = False
+
+    def divide(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        return affine_like(input, weight, bias, self.c, self.kappa, self.input_activation)
 
     def inner_kappa(self) -> float | None:
         return None if self.bias is None else self.kappa

@@ -19,8 +19,10 @@ class NormLikeLinear(NormalizedLinear):
     κ of a scale is not used.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Linear's
-        return norm_like(input, self.weight, self.bias, self.c, self.input_activation)
+    norm_like = True
+
+    def divide(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        return norm_like(input, weight, bias, self.c, self.input_activation)
 
     def inner_kappa(self) -> float | None:
         return None

@@ -4,12 +4,14 @@ As plain operations they would be deduplicated: the compiler would notice that f
 value and save it, which defeats the recomputation.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from affnorm_zoo.functional.scale import widen
 from affnorm_zoo.ops.weight_standardization import standardized_parts
 
 
@@ -37,6 +39,25 @@ def gelu_again(x: Tensor) -> Tensor:
 def standardize_again(weight: Tensor, gain: Tensor | None, c: float, dtype: torch.dtype) -> list[Tensor]:
     """The parts of :func:`affnorm_zoo.ops.weight_standardization.standardized_parts`."""
     return list(standardized_parts(weight, gain, c, dtype))
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q kᵀ/√d + mask) over the keys, (..., L, L), in the dtype of q; the softmax is in float32 or wider."""
+    logits = (q * (1.0 / math.sqrt(q.shape[-1]))) @ k.mT
+    if mask is not None:
+        logits = logits + mask
+    return widen(logits).softmax(dim=-1).to(q.dtype)
+
+
+@torch.library.custom_op("affnorm_zoo::attend_again", mutates_args=())
+def attend_again(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """:func:`attention_weights`."""
+    return attention_weights(q, k, mask)
+
+
+@attend_again.register_fake
+def _(q, k, mask):
+    return attention_weights(q, k, mask)
 
 
 @convolve_again.register_fake

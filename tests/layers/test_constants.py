@@ -2,17 +2,28 @@
 
 import pytest
 import torch
+from timm.layers import Attention
+from torch import nn
 
 from affnorm_zoo.layers.affine_like import AffineLikeLinear
 from affnorm_zoo.layers.l2_norm import L2Norm2d
+from affnorm_zoo.layers.mixed_attention import MixedAttention
 from affnorm_zoo.layers.norm_like import NormLikeLinear
 from affnorm_zoo.layers.patch_norm import PatchNormConv2d
+
+
+def mixed_attention(scale):
+    attention = Attention(6, 2, qkv_bias=True)
+    attention.qkv = AffineLikeLinear.replacing(attention.qkv, scale=scale)
+    return nn.Sequential(nn.Flatten(1, 2), MixedAttention(attention))
+
 
 LAYERS = {
     "patch_norm": lambda scale: PatchNormConv2d(3, 4, 3, scale=scale),
     "patch_norm_ws": lambda scale: PatchNormConv2d(3, 4, 3, scale=scale, gain=True, weight_standardization=True),
     "affine_like": lambda scale: AffineLikeLinear(6, 4, scale=scale),
     "norm_like": lambda scale: NormLikeLinear(6, 4, scale=scale),
+    "mixed_attention": mixed_attention,
     "l2_norm": lambda scale: L2Norm2d(3, scale=scale),
 }
 

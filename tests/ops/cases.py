@@ -12,6 +12,7 @@ from affnorm_zoo.functional.norm_like import norm_like_map
 from affnorm_zoo.functional.patch_norm import patch_norm_map
 from affnorm_zoo.functional.weight_standardization import effective_weight_map
 from affnorm_zoo.ops.linear import affine_like, norm_like
+from affnorm_zoo.ops.mixed_attention import mixed_attention
 from affnorm_zoo.ops.patch_norm import patch_norm
 
 
@@ -91,6 +92,39 @@ def linear(name, is_norm_like, bias=True, activation="none", rows=(3, 5)):
     return Case(name, lean, reference, ((*rows, 7), (9, 7), (9,)) if bias else ((*rows, 7), (9, 7)))
 
 
+def mixed(name, is_norm_like, x, heads, size, bias=True, masked=False):
+    """Self-attention of tokens x, whose definition mixes the tokens of every head and puts a layer behind them."""
+    tokens, width = x[1:]
+    mask = None
+    if masked:
+        mask = torch.full((tokens, tokens), -torch.inf, dtype=torch.float64).triu(1)
+        mask = mask + torch.randn(tokens, tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def split(x, weight):
+        return (x @ weight.mT).unflatten(-1, (3, heads, size)).permute(2, 0, 3, 1, 4)
+
+    def lean(x, weight, bias=None):
+        q, k, v = split(x, weight)
+        own = None if mask is None else mask.to(q.dtype)
+        return mixed_attention(q, k, v, x, bias, own, 3.0, 0.0 if is_norm_like else 2.0, is_norm_like)
+
+    def reference(x, weight, bias=None):
+        q, k, _ = split(x, weight)
+        logits = q @ k.mT / size**0.5
+        attn = (logits if mask is None else logits + mask.to(q.dtype)).softmax(-1)
+        rows = weight[-heads * size :].unflatten(0, (heads, size))
+        biases = [None] * heads if bias is None else bias.unflatten(0, (heads, size))
+        outputs = [
+            norm_like_map(attn[:, h] @ x, rows[h], biases[h], 3.0) if is_norm_like
+            else affine_like_map(attn[:, h] @ x, rows[h], biases[h], 3.0, 2.0)
+            for h in range(heads)
+        ]  # fmt: skip
+        return torch.stack(outputs, 1)
+
+    rows = heads * size
+    return Case(name, lean, reference, (x, (3 * rows, width), (rows,)) if bias else (x, (3 * rows, width)))
+
+
 CASES = [
     conv("pointwise", (2, 5, 7, 3), (6, 5, 1, 1)),
     conv("pointwise-stride", (2, 5, 7, 4), (6, 5, 1, 1), stride=(2, 3)),
@@ -138,6 +172,11 @@ CASES = [
     linear("norm_like", True, rows=(4,)),
     linear("norm_like-no-bias", True, bias=False),
     linear("norm_like-gelu", True, activation="gelu"),
+    mixed("mixed-gram", False, (2, 5, 7), 2, 3),
+    mixed("mixed-tokens", False, (2, 6, 4), 2, 3),
+    mixed("mixed-no-bias-masked", False, (1, 5, 7), 3, 2, bias=False, masked=True),
+    mixed("mixed-norm_like-gram", True, (2, 5, 7), 2, 3, masked=True),
+    mixed("mixed-norm_like-tokens", True, (2, 6, 4), 2, 3),
 ]  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def test_empty_batches(case):
 @pytest.mark.parametrize(
     "name",
     ["kept", "recomputed", "pointwise", "norm_like-kept", "silu", "depthwise-silu", "hard_swish", "pointwise-gelu",
-     "affine_like", "norm_like"],
+     "affine_like", "norm_like", "mixed-gram"],
 )  # fmt: skip
 def test_the_output_may_be_changed_in_place(name):
     case = next(case for case in CASES if case.name == name)
@@ -255,7 +255,7 @@ def test_activation_checkpointing_changes_no_gradient(name):
     "name",
     ["kept", "relu", "pointwise", "norm_like-relu", "norm_like-relu6", "silu", "depthwise-silu", "norm_like-hard_swish",
      "pointwise-gelu", "affine_like-gelu", "ws",
-     "ws-recomputed", "gain", "residual-relu", "residual-relu-recomputed"],
+     "ws-recomputed", "gain", "residual-relu", "residual-relu-recomputed", "mixed-gram", "mixed-norm_like-tokens"],
 )  # fmt: skip
 def test_compiled_ops_are_one_graph_and_agree(name):
     case = next(case for case in CASES if case.name == name)

@@ -139,6 +139,8 @@ def compare(ours: Result, theirs: Result, truth: Result) -> tuple[float, float]:
     for kernel, plain, true in zip(ours, theirs, truth, strict=True):
         if true is None:
             continue
+        assert kernel is not None
+        assert plain is not None
         error = (kernel.double() - true).abs().max().item()
         plain_error = (plain.double() - true).abs().max().item()
         limit = 2 * plain_error + torch.finfo(kernel.dtype).eps * true.abs().max().item() + 1e-6

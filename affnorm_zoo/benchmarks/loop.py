@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -56,7 +56,7 @@ def measure_loop(config: RunConfig, rounds: int, updates: int) -> dict[str, Any]
         speeds = _take_turns(turns, rounds, images)
         host_ms = _host_ms(steps, rounds * updates, accelerator.device)
     # separate from the steps: the workers would take their cores to prefetch
-    loaders = {name: _loader(parts, config, mode) for name, mode in (("in_memory", "always"), ("workers", "never"))}
+    loaders = {"in_memory": _loader(parts, config, "always"), "workers": _loader(parts, config, "never")}
     speeds |= _take_turns({name: _loader_turn(loader, updates) for name, loader in loaders.items()}, rounds, images)
     medians = {name: statistics.median(values[1:]) for name, values in speeds.items()}
     return {
@@ -156,7 +156,7 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _loader(parts: Parts, config: RunConfig, mode: str) -> Iterable:
+def _loader(parts: Parts, config: RunConfig, mode: Literal["always", "never"]) -> Iterable:
     data = replace(config.data, in_memory=mode, workers=2)
     return train_loader(
         parts.source, data, parts.trainer.batches, parts.preprocessing, parts.trainer.normalize.mean.device

@@ -55,7 +55,7 @@ class _UserPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         try:
-            path = Path(super().convert(expand_home(str(value)), param, ctx))
+            path = Path(os.fsdecode(super().convert(expand_home(str(value)), param, ctx)))
             path.exists()
             str(path).encode("utf-8")  # which safetensors wants of its files
             return path

@@ -170,7 +170,7 @@ def _check_key(key: str, origin: str) -> None:
 
 
 def _all_keys() -> list[str]:
-    return [f"{section.name}.{f.name}" for section in fields(RunConfig) for f in fields(section.default_factory)]
+    return [f"{section}.{name}" for section, values in asdict(RunConfig()).items() for name in values]
 
 
 def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

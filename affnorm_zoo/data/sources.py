@@ -129,8 +129,8 @@ def _open_packed(config: DataConfig) -> Source:
         class_names=tuple(info.class_names),
         in_chans=info.in_chans,
         image_size=info.image_size,
-        mean=info.mean and tuple(info.mean),
-        std=info.std and tuple(info.std),
+        mean=tuple(info.mean) if info.mean else None,
+        std=tuple(info.std) if info.std else None,
         crop_pct=info.crop_pct,
     )
 

@@ -94,7 +94,11 @@ class StreamLoader:
     def __init__(self, stream: Stream, batches: StreamedBatches, workers: int, timeout: int) -> None:
         self.stream = stream
         self.batches = batches
-        self.arguments = {"num_workers": workers, "timeout": timeout, "batch_size": batches.micro_batch_size}
+        self.arguments: dict[str, Any] = {
+            "num_workers": workers,
+            "timeout": timeout,
+            "batch_size": batches.micro_batch_size,
+        }
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.stream.reader.set_epoch(self.batches.epoch)

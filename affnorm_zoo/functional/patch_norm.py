@@ -56,14 +56,14 @@ def patch_norm_conv2d(
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     c, kappa = resolve_scale(scale, weight[0].numel())
-    dilation = _pair(dilation)
-    stride = _pair(stride)
-    pads, conv_padding = split_padding(padding, weight.shape[2:], stride, dilation)
+    strides: tuple[int, int] = _pair(stride)
+    dilations: tuple[int, int] = _pair(dilation)
+    pads, conv_padding = split_padding(padding, weight.shape[2:], strides, dilations)
     images = x if x.dim() == 4 else x.unsqueeze(0)
     if any(pads):
         images = F.pad(images, pads)
     z = patch_norm_map(
-        images, weight, bias, stride, conv_padding, dilation, groups, c, kappa, variant == "norm_like", activation
+        images, weight, bias, strides, conv_padding, dilations, groups, c, kappa, variant == "norm_like", activation
     )
     return z if x.dim() == 4 else z.squeeze(0)
 

@@ -109,7 +109,7 @@ def _commit(api: HfApi, repo_id: str, revision: str, files: dict[str, Path]) -> 
         if head and not differing(api, repo_id, head, files):
             return head
         there = set(api.list_repo_files(repo_id, revision=head)) if head else set()
-    operations = [
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
         *(CommitOperationDelete(path_in_repo=name) for name in sorted(there - set(files) - _KEEP)),
     ]

@@ -22,6 +22,6 @@ def differentiable_gradients(
     Each is the partial derivative, also where one input was computed from another.
     """
     own = [None if t is None else t.view_as(t) for t in inputs]
-    wanted = [t for t, is_needed in zip(own, needed, strict=True) if is_needed]
+    wanted = [t for t, is_needed in zip(own, needed, strict=True) if is_needed and t is not None]
     gradients = iter(torch.autograd.grad(plain(*own), wanted, dz, create_graph=True))
     return [next(gradients) if is_needed else None for is_needed in needed]

@@ -38,7 +38,7 @@ def gelu_again(x: Tensor) -> Tensor:
 @torch.library.custom_op("affnorm_zoo::standardize_again", mutates_args=())
 def standardize_again(weight: Tensor, gain: Tensor | None, c: float, dtype: torch.dtype) -> list[Tensor]:
     """The parts of :func:`affnorm_zoo.ops.weight_standardization.standardized_parts`."""
-    return list(standardized_parts(weight, gain, c, dtype))
+    return [part for part in standardized_parts(weight, gain, c, dtype) if part is not None]
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
@@ -72,4 +72,4 @@ def _(x):
 
 @standardize_again.register_fake
 def _(weight, gain, c, dtype):
-    return list(standardized_parts(weight, gain, c, dtype))
+    return [part for part in standardized_parts(weight, gain, c, dtype) if part is not None]

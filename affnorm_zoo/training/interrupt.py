@@ -21,7 +21,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.signum = 0
         self._group: Any = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
         _die_with_launcher()

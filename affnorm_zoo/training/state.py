@@ -122,7 +122,7 @@ class RunState:
         else:
             unwrap_optimizer(self.optimizer).load_state_dict(state)
 
-    def _load_model(self, state: dict[str, Tensor]) -> None:
+    def _load_model(self, state: dict[str, Any]) -> None:
         if is_sharded(self.model):
             set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True))
         else:

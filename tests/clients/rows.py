@@ -3,6 +3,7 @@
 import importlib.metadata
 
 import pytest
+import timm
 
 
 def client(package: str, what: str, outcome: str = "works"):
@@ -28,3 +29,8 @@ def version_of(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def trained(name, **options):
+    """A packaged model in evaluation mode."""
+    return timm.create_model(name, pretrained=True, **options).eval()

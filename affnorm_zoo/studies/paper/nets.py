@@ -45,7 +45,7 @@ _CONV_NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layernorm": lambda channels: nn.GroupNorm(1, channels, affine=False),
     "rmsnorm": lambda channels: RmsNormAll(),  # noqa: ARG005
 }
-_PATCH_NORMS: dict[str, dict[str, object]] = {
+_PATCH_NORMS: dict[str, dict[str, Any]] = {
     "patchnorm": {},
     "patchnorm_l2": {"variant": "norm_like"},
     "patchnorm_rms": {"scale": "rms"},
@@ -58,7 +58,7 @@ METHODS = tuple(dict.fromkeys([*_LINEAR, *_CONV_NORMS, *_PATCH_NORMS]))
 RATE_FACTORS = {"norm_like_half": 0.5}
 
 
-def build_net(name: str, method: str, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
+def build_net(name: str, method: str, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
     """Build a network by name; the same seed gives the same weights with every method.
 
     Weights are normal with variance g²/n. n is the fan-in, g the gain of the activation before the layer. Biases are

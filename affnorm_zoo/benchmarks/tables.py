@@ -15,7 +15,7 @@ class Bar:
         measure: what is measured.
         file: stem of the file with the measurement.
         value: the measured value, or None.
-        required, target: the value that is required, and the one that is aimed at.
+        required, target: the value that is required, and a better one to reach.
         at_least: whether a larger value is better.
         digits: decimals of the measured value.
     """

@@ -21,7 +21,7 @@ class DataConfig:
     labels_by_position: bool = False  # match classes to those of pretrained weights by their order, not their names
     hold_out: int = 0  # training images to leave out and to validate on, instead of val_split: for tuning
     preset: str | None = None  # known data whose size, mean, std and crop are taken, such as cifar10
-    image_size: int | None = None  # in pixels; None: the preset's, else the model's
+    image_size: int | None = None  # in pixels; None: the preset's, otherwise the model's
     mean: tuple[float, ...] | None = None  # of the pixels in [0, 1]; None: likewise
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None  # share of the resized image that is seen at test time; None: likewise

@@ -10,7 +10,7 @@ class OptimConfig:
 
     name: str = "adamw"
     lr: float | None = None  # at the global batch size; None and no lr_base: 4e-3
-    lr_base: float | None = None  # at lr_base_size images an update, scaled to the global batch size by lr_scale
+    lr_base: float | None = None  # at lr_base_size images per update, scaled to the global batch size by lr_scale
     lr_base_size: int = 256
     lr_scale: Literal["linear", "sqrt"] = "linear"
     momentum: float = 0.9  # of sgd, ignored by optimisers without one
@@ -49,7 +49,7 @@ class OptimConfig:
         )
 
     def learning_rate(self, global_batch_size: int) -> float:
-        """The rate at this many images an update."""
+        """The rate at this many images per update."""
         if self.lr_base is None:
             return self.lr or DEFAULT_LR
         ratio = global_batch_size / self.lr_base_size

@@ -34,7 +34,7 @@ class TrainConfig:
     """Length and batches. Gradients accumulate where the global batch exceeds what the processes hold at once."""
 
     epochs: int = 20
-    global_batch_size: int = 64  # images an update, over all processes
+    global_batch_size: int = 64  # images per update, over all processes
     micro_batch_size: int | None = None  # images a forward pass on one process; None: no accumulation
     seed: int = 0
     eval_epochs: int = 1  # epochs between evaluations; the last epoch is always evaluated
@@ -69,7 +69,7 @@ class CheckpointConfig:
     every_updates: int | None = None  # skipped updates counted
     keep_last: int = 2
     milestones: tuple[int, ...] = ()  # epochs whose end is kept for good
-    best_metric: str = "val.top1"  # or val.top5, val.loss, val.ece, and the same of ema
+    best_metric: str = "val.top1"  # or val.top5, val.loss, val.ece, or one of these of ema
 
     def __post_init__(self) -> None:
         require_values("checkpoint", self)

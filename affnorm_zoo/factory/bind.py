@@ -118,7 +118,7 @@ def _door(spec: NormalizerSpec, layer: nn.Module) -> type[BoundLayer] | None:
 
 
 def _serving(spec: NormalizerSpec, layer: nn.Module) -> NormalizerSpec | None:
-    """The normaliser that is made for such a layer: the slot's own, else its partner."""
+    """The normaliser that is made for such a layer: the slot's own, otherwise its partner."""
     partners = [get_normalizer(spec.partner)] if spec.partner else []
     return next((served for served in (spec, *partners) if _door(served, layer) is not None), None)
 

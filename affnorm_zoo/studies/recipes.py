@@ -129,7 +129,7 @@ def _facts(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _judge(sweep: SweepConfig, aim: Aim, finals: dict[str, list[dict[str, Any]]]) -> tuple[str, str]:
-    """What was aimed at and measured, as cells of a row; and the verdict."""
+    """Target and measured value, as cells of a row, and the verdict."""
     label = f"{sweep.title}: {aim.arm} - {aim.over}"
     ours, theirs = finals[aim.arm], finals[aim.over]
     if not ours or not theirs:

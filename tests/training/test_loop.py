@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from affnorm_zoo.cli.evaluate import evaluate
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import BatchAugment
+from affnorm_zoo.hub import export_run
 from affnorm_zoo.training.state import unwrap_optimizer
 
 
@@ -197,7 +198,7 @@ def test_a_compiled_runs_checkpoint_is_an_uncompiled_ones(tmp_path):
 def test_the_averaged_weights_are_what_is_exported(tmp_path):
     train_here(tmp_path / "run", *EVERYTHING)
     report = json.loads((tmp_path / "run/report.json").read_text())
-    measured = json.loads(invoke(evaluate, tmp_path / "run/export", "runtime.device=cpu").stdout)
+    measured = json.loads(invoke(evaluate, export_run(tmp_path / "run"), "runtime.device=cpu").stdout)
     assert measured["top1"] == report["ema"]["top1"]
     assert measured["loss"] == pytest.approx(report["ema"]["loss"], rel=1e-6)
     assert report["ema"]["loss"] != report["val"]["loss"]

@@ -8,8 +8,9 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Binding:
-    """One slot of a model and what takes its place. All names are paths: in a rule from its module, otherwise from the
-    model.
+    """One slot of a model and what takes its place.
+
+    All names are paths: in a rule from its module, otherwise from the model.
 
     Args:
         slot: where the norm stood.

@@ -10,7 +10,7 @@ from affnorm_zoo.registry import get_normalizer, list_normalizers
 from affnorm_zoo.runs.files import write_text
 from affnorm_zoo.studies.forest import Effect, draw_forest
 from affnorm_zoo.studies.sweep import Aim, SweepConfig, load_sweep
-from affnorm_zoo.studies.sweep_report import final_results, gap, sample_of, sweep_table
+from affnorm_zoo.studies.sweep_report import attention_table, final_results, gap, sample_of, sweep_table
 
 _HEAD = """\
 # Recipes
@@ -46,8 +46,14 @@ _SECTION = """
 {data}: {num_train_images} training and {num_images} test images, {epochs}, {updates} updates, in {arithmetic}.
 
 {table}
-{remark}To repeat it: `python scripts/sweep.py {file} data.path=PATH`. The result files are in
+{attention}{remark}To repeat it: `python scripts/sweep.py {file} data.path=PATH`. The result files are in
 [{folder}]({folder}). {hardware}.
+"""
+_ATTENTION = """\
+The factor of attention's mixed values and of its logits, median over attentions and runs, with its standard deviation
+over its mean ([divergence.md](divergence.md#attention)):
+
+{table}
 """
 _ARITHMETIC = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # keyed by accelerate's mixed_precision
 _KINDS = {1: "ahead", 0: "not significantly different", -1: "behind"}  # keyed by an estimate's sign
@@ -101,6 +107,7 @@ def _section(sweep: SweepConfig, file: Path, link: Path, folder: Path, finals: d
         epochs=f"{facts['epochs']} epoch{'s' * (facts['epochs'] != 1)}",
         **{name: f"{facts[name]:,}" for name in ("num_train_images", "num_images", "updates")},
         table=sweep_table(sweep, folder),
+        attention=_ATTENTION.format(table=attention) if (attention := attention_table(finals)) else "",
         remark=f"{sweep.remark.strip()}\n\n" if sweep.remark else "",
         file=file.as_posix(),
         folder=link.as_posix(),

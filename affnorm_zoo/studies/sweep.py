@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from affnorm_zoo.config import RunConfig, is_override, load_config, read_yaml, to_schema
 from affnorm_zoo.config.require import require
 from affnorm_zoo.runs.files import read_json, write_json
+from affnorm_zoo.runs.layout import METRICS_FILE
 from affnorm_zoo.training.engine import train
 from affnorm_zoo.training.loop import NonFiniteError
 
@@ -200,4 +201,11 @@ def _train_trial(config: RunConfig, run: Path) -> dict[str, Any]:
     metrics = report.get("ema", report["val"])
     scores = {name: metrics[name] for name in ("top1", "loss", "num_images")} | {"diverged": False}
     facts = ("model", "data", "num_train_images", "epochs", "updates", "seconds", "precision", "environment")
-    return scores | {key: report[key] for key in facts}
+    return scores | {key: report[key] for key in facts} | _attention_factors(run / METRICS_FILE)
+
+
+def _attention_factors(metrics: Path) -> dict[str, Any]:
+    """What a run that measured its divergence found in attention, first and last; empty for others."""
+    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    found = [record["attention"] for record in records if record["kind"] == "divergence" and record["attention"]]
+    return {"attention": {"first": found[0], "last": found[-1]}} if found else {}

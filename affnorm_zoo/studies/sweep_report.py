@@ -1,6 +1,7 @@
 """The results of a sweep as a Markdown table."""
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from affnorm_zoo.evidence.statistics import Sample, difference
@@ -56,3 +57,28 @@ def gap(sample: Sample, base: Sample) -> str:
     points = f"{100 * (sample.mean - base.mean):+.2f} points"
     enough = min(len(sample.values), len(base.values)) > 1
     return f"{points} (p = {difference(sample, base).p:.2g})" if enough else f"{points} (one run)"
+
+
+def attention_table(samples: dict[str, list[dict[str, Any]]]) -> str:
+    """The factors of attention before and after training, by arm; empty if no run has measured them.
+
+    A cell has the mean factor and its standard deviation over mean, both as the median over attentions and runs.
+    """
+    measured = {
+        arm: found for arm, runs in samples.items() if (found := [r["attention"] for r in runs if "attention" in r])
+    }
+    if not measured:
+        return ""
+    kinds = ("mixed values", "logits")
+    heads = ["attention", *(f"{kind}, {when}" for kind in kinds for when in ("untrained", "trained"))]
+    rows = [
+        [arm, *(_factor(found, kind, when) for kind in kinds for when in ("first", "last"))]
+        for arm, found in measured.items()
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]]) + "\n"
+
+
+def _factor(found: list[dict[str, Any]], kind: str, when: str) -> str:
+    rows = [row for run in found for row in run[when] if row["kind"] == kind]
+    return f"{median(row['factor'] for row in rows):.3g} (cv {median(row['cv'] or 0.0 for row in rows):.2g})"

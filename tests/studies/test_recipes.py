@@ -92,6 +92,24 @@ def test_the_page_says_what_was_aimed_at_and_what_was_found(tree):
     assert write(tree) == (page, readme)
 
 
+def test_the_factors_of_attention_stand_below_the_table(tree):
+    for seed, factors in ((1, (3.0, 5.0)), (2, (4.0, 9.0))):
+        file = tree / f"docs/recipes/one/results/new_s{seed}_final.json"
+        result = json.loads(file.read_text())
+        rows = [
+            {"layer": f"blocks.{index}.attn", "kind": kind, "factor": factor * (1 + 9 * (kind == "logits")), "cv": 0.1}
+            for index, factor in enumerate(factors)
+            for kind in ("mixed values", "logits")
+        ]
+        result["attention"] = {"first": rows, "last": [{**row, "factor": 2 * row["factor"], "cv": 0.3} for row in rows]}
+        file.write_text(json.dumps(result))
+    page = tree / "docs/recipes.md"
+    write_recipes(tree / "configs", tree / "docs/recipes", page, tree / "README.md")
+    text = page.read_text()
+    assert text.count("mixed values, untrained") == 1
+    assert "| new | 4.5 (cv 0.1) | 9 (cv 0.3) | 45 (cv 0.1) | 90 (cv 0.3) |" in text
+
+
 def test_an_aim_is_not_judged_before_all_runs_are_made(tree):
     (tree / "docs/recipes/one/results/new_s2_final.json").unlink()
     page, _ = write(tree)

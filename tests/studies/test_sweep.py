@@ -75,6 +75,20 @@ def test_nothing_is_run_twice(folder, monkeypatch):
     assert trained == []
 
 
+def test_a_run_that_measures_its_divergence_keeps_attentions_factors(tmp_path):
+    small = ("model.kwargs.depth=1", "model.kwargs.embed_dim=24", "model.kwargs.img_size=8")
+    options = ("train.max_updates=2", "runtime.divergence_updates=2", "runtime.divergence_images=2")
+    arms = {name: [f"model.name=vit_nano_patch4_32_{name}"] for name in ("layernorm", "affinelike")}
+    config = SweepConfig(arms=arms, baseline="layernorm", shared=(*TINY[2:], *small, *options), seeds=1)
+    run_sweep(config, tmp_path)
+    for name, result in results(tmp_path).items():
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        measured = [record for record in map(json.loads, lines) if record["kind"] == "divergence"]
+        assert [record["update"] for record in measured] == [0, 2]
+        assert result["attention"] == {"first": measured[0]["attention"], "last": measured[1]["attention"]}
+        assert [row["kind"] for row in result["attention"]["last"]] == ["mixed values", "logits"]
+
+
 @pytest.mark.slow
 def test_processes_share_the_runs(tmp_path):
     file = tmp_path / "sweep.yaml"

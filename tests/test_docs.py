@@ -84,6 +84,21 @@ def test_the_divergence_table_is_that_of_its_file():
             assert shown == pytest.approx(values, rel=0.06), name
 
 
+def test_the_table_of_attention_is_that_of_its_file():
+    page = (ROOT / "docs/divergence.md").read_text()
+    models = list(json.loads((ROOT / "docs/divergence/vit_nano.json").read_text())["models"].values())
+    for kind in ("mixed values", "logits"):
+        for start, when in enumerate(("untrained", "trained")):
+            line = re.search(rf"\| {kind}, {when}.*? \| (.*) \|\n", page).group(1)
+            for cell, model in zip(line.split(" | "), models[start::2], strict=True):
+                rows = [row for row in model["attention"] if row["kind"] == kind]
+                assert len(rows) == 6
+                factor = statistics.median(row["factor"]["mean"] for row in rows)
+                assert [float(n) for n in cell.split(", ")] == pytest.approx(
+                    [factor, statistics.median(row["cv"] for row in rows)], rel=0.06, abs=0.005
+                )
+
+
 def test_the_citation_names_the_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == __version__

@@ -22,7 +22,7 @@ def check_request(normalizer: str, fit: str | None, unnormed: str) -> Normalizer
     """Return the normaliser's spec.
 
     Raises:
-        UsageError: the normaliser is no divergence-free one, or an option is unknown.
+        UsageError: the normaliser is not divergence-free, or an option is unknown.
     """
     spec = get_normalizer(normalizer)
     if not spec.is_bound:

@@ -50,12 +50,12 @@ def collect(images: Iterable[Any], model: nn.Module, divides: bool) -> tuple[Ten
 
 
 def check_normalization(images: Tensor, cfg: dict[str, Any] | None) -> None:
-    """Compare the images with the mean and deviation that the weights were trained with, where these are known.
+    """Compare the images with the mean and standard deviation of the weights' training images, where these are known.
 
     Undoing the normalisation must give pixels from 0 to 1, and a set of photographs that fills most of that range.
 
     Raises:
-        UsageError: the images are not normalised by this mean and deviation.
+        UsageError: the images are not normalised by these.
     """
     mean, std = (cfg or {}).get("mean"), (cfg or {}).get("std")
     if mean is None or std is None or len(mean) != images.shape[1]:

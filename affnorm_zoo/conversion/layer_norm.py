@@ -1,9 +1,9 @@
 """Layer norm of a transformer into an L2 norm, exactly.
 
-A layer norm subtracts the mean over the channels, divides by the deviation, and applies γ and β. If all that is written
-into the residual stream has mean 0 over the channels, so has the stream, and the first step does nothing. So the
-embeddings and the last layers of the branches are centred, with the branches' LayerScale folded in before; γ goes into
-the layers that read the norm, W γ, and β into their bias, b + W β. What is left of the norm is the division by the RMS.
+A layer norm subtracts the mean over the channels, divides by the standard deviation, and applies γ and β. If everything
+that is written into the residual stream has mean 0 over the channels, so has the stream, and the first step does
+nothing. So the embeddings and the last layers of the branches are centred, with the branches' LayerScale folded in
+before. γ goes into the layers that read the norm, W γ, and β into their bias, b + W β. The division by the RMS remains.
 Only the norm's eps is lost.
 """
 

@@ -48,7 +48,7 @@ class Conversion:
         logit_error: distance of the outputs from the network's, over the RMS of these, on the held-out images; None
             without images.
         agreement: share of the held-out images that both put into the same class; None without images, and for a
-            model that is no classifier.
+            model that is not a classifier.
         notes: what else the user must know.
     """
 

@@ -110,7 +110,7 @@ def open_picture(path: str | Path) -> Image.Image:
     """Read a picture as upright RGB.
 
     Raises:
-        UsageError: the file is no picture, or it is damaged.
+        UsageError: the file is not a picture, or is damaged.
     """
     try:
         with Path(path).open("rb") as file:

@@ -29,7 +29,7 @@ class NormSlot(nn.Module):
         num_channels: of the norm.
         spec: the divergence-free normaliser.
         layout: ``"NCHW"``, ``"NHWC"`` or ``"NLC"``, where the family of the network does not say.
-        act: the activation that the norm holds; an identity if it has none. None if nobody told.
+        act: the activation that the norm holds; an identity if it has none. None if unknown.
         drop: what the norm runs before its activation.
     """
 

@@ -28,7 +28,7 @@ def is_scale_name(scale: object) -> bool:
 
 
 def _ratio(name: str) -> float:
-    """κ/√n of ``"rms<r>"``: 1 for ``"rms"`` itself, 0 for what is no such name."""
+    """κ/√n of ``"rms<r>"``: 1 for ``"rms"`` itself, 0 for another name."""
     match = _ROOTED.fullmatch(name)
     return float(match[1] or 1) if match else 0.0
 

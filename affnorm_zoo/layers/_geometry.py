@@ -74,7 +74,7 @@ class _AsConv2d:
 
     Nothing else gets it: the asking function must have that name in that module, call torch's own ``modules`` or
     ``named_modules`` directly, and use no name beyond those of reading and setting geometry. A later version of it
-    that does more passes the layers over again. Whoever kept the object could do no more with it than set geometry.
+    that does more passes the layers over again. Code that keeps the object can only set geometry with it.
     """
 
     def __init__(self, layer: nn.Module) -> None:

@@ -19,7 +19,7 @@ _TEMPORARY = ".tmp"
 def checkpoint_name(windows: int) -> str:
     """The folder name of the checkpoint after this many windows; names sort like their numbers.
 
-    Windows rather than updates: a window that is skipped changes a run's place, but is no update.
+    Windows rather than updates: a skipped window moves a run on without an update.
     """
     return f"window_{windows:08d}"
 

@@ -107,6 +107,6 @@ def is_identity(module: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody watches ``module``, or changes what it reads or puts out."""
+    """Whether hooks watch ``module`` or change its input or output."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)

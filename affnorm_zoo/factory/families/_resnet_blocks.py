@@ -1,7 +1,7 @@
 """timm's residual blocks with their end as one op: the last convolution's quotient, the shortcut and the ReLU.
 
 In float32 its gradient needs no second convolution. The blocks keep timm's modules and parameters, and timm's class
-names, by which FSDP finds what to shard. Where somebody could look between the three, they run as timm's.
+names, by which FSDP finds what to shard. Where a hook or a tool could look between the three, they run as timm's.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ class Bottleneck(resnet.Bottleneck):
 
 
 def _may_join(block: nn.Module, x: Tensor, conv: nn.Module, norm: nn.Module, act: nn.Module) -> bool:
-    """Whether nothing stands between the last convolution, the shortcut and the ReLU, and nobody looks there.
+    """Whether nothing stands between the last convolution, the shortcut and the ReLU, and no hook looks there.
 
     An attention over channels and an active drop path stand there. A hook looks there. So do a tracer of modules, and a
     tool that has put its own ``forward`` on a module, as accelerate does to move weights.
@@ -75,5 +75,5 @@ def _may_join(block: nn.Module, x: Tensor, conv: nn.Module, norm: nn.Module, act
 
 def _join(block: nn.Module, x: Tensor, conv: nn.Module, y: Tensor) -> Tensor:
     shortcut = x if block.downsample is None else block.downsample(x)
-    # the first convolution saves x; what a downsampling layer puts out, nobody saves
+    # the first convolution saves x; the output of a downsampling layer is not saved
     return conv.forward_residual(y, shortcut, shortcut_is_kept=shortcut is x)

@@ -217,8 +217,14 @@ class PatchNormConv2dSame(PatchNormConv2d):
     The output has ⌈H / stride⌉ rows; the padding depends on the input's size, and ``padding`` is not used.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size, stride=1, padding=0, *args, **kwargs) -> None:  # noqa: ARG002
-        super().__init__(in_channels, out_channels, kernel_size, stride, 0, *args, **kwargs)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,  # noqa: ARG002
+        padding_mode="zeros", device=None, dtype=None, **options,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, 0, dilation, groups, bias, padding_mode, device, dtype,
+            **options,
+        )  # fmt: skip
 
     def _split_padding(self) -> None:
         """Check the padding; none of it is used."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_BATCHED: list[Any] = [torch._C._parse_dispatch_key(name) for name in ("Batched", "FuncTorchBatched")]
+
 
 def use_plain_path() -> bool:
     """Whether the caller needs plain operations: a tracer for another runtime, or an unusual derivative.
@@ -20,6 +22,16 @@ def use_plain_path() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def use_plain_gradient(dz: Tensor) -> bool:
+    """Whether a backward needs plain operations: for a second derivative, or for many cotangents at once.
+
+    The latter come from ``is_grads_batched`` of autograd, or from vmap over a backward.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or any(map(torch._C._dispatch_keys(dz).has, _BATCHED))
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype to which autocast would cast a convolution of x, or None if it would leave it alone."""
     device = x.device.type
@@ -32,6 +44,16 @@ def autocast_inputs(x: Tensor, *others: Any) -> tuple[Any, ...]:
     """Cast x and other tensors or None as autocast would for a convolution, so that the smaller copies are saved."""
     dtype = autocast_dtype(x)
     return tuple(t if t is None or dtype is None else t.to(dtype) for t in (x, *others))
+
+
+def overwritable(y: Tensor) -> Tensor:
+    """What an operation returned, or a copy where something else may hold it and gives it out again.
+
+    Selective checkpointing is such a mode; it refuses a tensor that was changed.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() == 0:
+        return y
+    return y.clone()
 
 
 def as_output(z: Tensor) -> Tensor:

@@ -17,11 +17,14 @@ def inverse_square(factor: Tensor, c: float, norm_like: bool) -> Tensor:
 def differentiable_gradients(
     plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], dz: Tensor
 ) -> list[Tensor | None]:
-    """The gradients of ``plain(*inputs)`` with a graph, for a second derivative; None where not needed.
+    """The gradients of ``plain(*inputs)``, where wanted with a graph for a second derivative; None where not needed.
 
     Each is the partial derivative, also where one input was computed from another.
     """
-    own = [None if t is None else t.view_as(t) for t in inputs]
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [None if t is None else t.view_as(t) for t in inputs]
+        z = plain(*own)
     wanted = [t for t, is_needed in zip(own, needed, strict=True) if is_needed and t is not None]
-    gradients = iter(torch.autograd.grad(plain(*own), wanted, dz, create_graph=True))
+    gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=create_graph))
     return [next(gradients) if is_needed else None for is_needed in needed]

@@ -18,7 +18,7 @@ from affnorm_zoo.functional.affine_like import affine_like_map
 from affnorm_zoo.functional.norm_like import norm_like_map
 from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.ops import elementwise
-from affnorm_zoo.ops.dispatch import as_output, autocast_inputs, use_plain_path
+from affnorm_zoo.ops.dispatch import as_output, autocast_inputs, overwritable, use_plain_gradient, use_plain_path
 from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
 from affnorm_zoo.ops.recompute import gelu_again
 
@@ -82,7 +82,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) ->
     a = apply_input_activation(x, what.input_activation)
     factor = what.c * inverse_norm(elementwise.square_sum(_as_images(a), 1), what.kappa)
     in_library = elementwise.bias_in_library(a, what.inner_kappa())
-    z = F.linear(a, weight, what.kappa * bias if in_library and bias is not None else None)
+    z = overwritable(F.linear(a, weight, what.kappa * bias if in_library and bias is not None else None))
     elementwise.scale_output(_as_images(z), factor, None if in_library else bias, what.inner_kappa(), "none")
     return z, factor
 
@@ -106,7 +106,7 @@ class NormalizedLinearFunction(torch.autograd.Function):
     def backward(ctx: Any, dz: Tensor) -> tuple:
         x, weight, bias, factor = ctx.saved_tensors
         what = ctx.what
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if use_plain_gradient(dz):
             plain = partial(_plain, what=what)
             return *differentiable_gradients(plain, (x, weight, bias), ctx.needs_input_grad[:3], dz), None
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]

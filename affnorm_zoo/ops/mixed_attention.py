@@ -17,7 +17,7 @@ from torch import Tensor
 
 from affnorm_zoo.functional.mixed_attention import mixed_map, mixed_square, uses_gram
 from affnorm_zoo.functional.scale import inverse_norm, widen
-from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_path
+from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_gradient, use_plain_path
 from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
 from affnorm_zoo.ops.recompute import attend_again, attention_weights
 
@@ -99,7 +99,7 @@ class MixedAttentionFunction(torch.autograd.Function):
     def backward(ctx: Any, dz: Tensor) -> tuple:
         q, k, values, x, bias, mask, factor = ctx.saved_tensors
         what = ctx.what
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if use_plain_gradient(dz):
             plain = partial(_plain, mask=mask, what=what)
             inputs = (q, k, values, x, bias)
             return *differentiable_gradients(plain, inputs, ctx.needs_input_grad[:5], dz), None, None

@@ -32,7 +32,14 @@ from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.functional.weight_standardization import effective_weight_map
 from affnorm_zoo.ops import elementwise, windows
 from affnorm_zoo.ops.activation import activation_backward
-from affnorm_zoo.ops.dispatch import as_output, autocast_dtype, autocast_inputs, use_plain_path
+from affnorm_zoo.ops.dispatch import (
+    as_output,
+    autocast_dtype,
+    autocast_inputs,
+    overwritable,
+    use_plain_gradient,
+    use_plain_path,
+)
 from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
 from affnorm_zoo.ops.patch_map import IntPair, PatchMap
 from affnorm_zoo.ops.recompute import convolve_again, standardize_again
@@ -137,6 +144,7 @@ def _forward(
     factor = what.c * inverse_norm(squares, 0.0 if what.norm_like else what.kappa)
     in_library = elementwise.bias_in_library(x, what.inner_kappa())
     y = F.conv2d(x, weight, what.kappa * bias if in_library and bias is not None else None, *what.geometry())
+    y = overwritable(y)
     z = elementwise.scale_output(y, factor, None if in_library else bias, what.inner_kappa(), what.activation, keep)
     return z, factor, y if keep else None
 
@@ -164,7 +172,7 @@ class PatchNormFunction(torch.autograd.Function):
         x, weight, bias, gain, factor, kept, out, shortcut = ctx.saved_tensors
         what = ctx.what
         nothing = (None,) * 5
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if use_plain_gradient(dz):
             g = dz if out is None else dz * (out > 0)
             plain = partial(_plain, shortcut=None, what=what, standardized=ctx.standardized)
             gradients = differentiable_gradients(plain, (x, weight, bias, gain), ctx.needs_input_grad[:4], g)

@@ -5,17 +5,20 @@ import os
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from filelock import FileLock
 from forks import FORKS
 from pictures import draw_folder
 from PIL import Image
+from runs import TINY
 from test_packed import assert_same_batches, batches_of
 from test_sources import pack as to_tars
 
-from affnorm_zoo.config import DataConfig
+from affnorm_zoo.config import DataConfig, load_config
 from affnorm_zoo.data import cache, in_memory
 from affnorm_zoo.data.images import Images
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.training import dry_run
 
 
 def files_of(root):
@@ -40,6 +43,23 @@ def loaded(decoded, config):
     decoded.clear()
     _, _, batches = batches_of(config)
     return batches, len(decoded) - 24
+
+
+def test_a_dry_run_writes_none(tmp_path):
+    root = draw_folder(tmp_path / "pictures")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    dry_run(
+        load_config(
+            overrides=[
+                *TINY,
+                "train.global_batch_size=24",
+                "train.micro_batch_size=24",
+                f"data.path={root}",
+                "data.cache=true",
+            ]
+        )
+    )
+    assert sorted(path.name for path in root.iterdir()) == ["train", "val"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])

@@ -153,6 +153,9 @@ def test_class_names_in_a_form_of_others_are_refused():
     source = Source(name="letters", train=(), val=(), class_names=("a", "b"))
     with pytest.raises(UsageError, match=r"label_names of the weights must be a list, or keyed by number: .*'a'"):
         match_labels("it", model, source, by_position=False)
+    model.pretrained_cfg["label_names"] = "ab"
+    with pytest.raises(UsageError, match=r"label_names of the weights must be a list, or keyed by number, got 'ab'"):
+        match_labels("it", model, source, by_position=False)
 
 
 @pytest.mark.parametrize(
@@ -162,11 +165,13 @@ def test_class_names_in_a_form_of_others_are_refused():
         (["a", "b", "c"], None),
     ],
 )  # fmt: skip
-def test_names_are_compared_where_both_sides_have_them(names, expected):
+def test_names_are_compared_where_both_sides_have_them(names, expected, caplog):
     model = torch.nn.Linear(1, 2)
     model.num_classes, model.pretrained_cfg = 2, {"label_names": names}
     source = Source(name="letters", train=(), val=(), class_names=("a", "b"))
     assert match_labels("it", model, source, by_position=False) == expected
+    others = names is not None and len(names) != 2
+    assert (f"label_names of the weights are not compared: {len(names or '')} for 2 classes" in caplog.text) == others
     assert match_labels("it", model, source, by_position=True) is None
     stream = Source(name="shards", train=(), val=(), class_names=("0", "1"), has_names=False)
     assert match_labels("it", model, stream, by_position=False) is None

@@ -1,3 +1,4 @@
+from .data import PACKED_SUFFIX as PACKED_SUFFIX
 from .data import DataConfig as DataConfig
 from .load import config_to_yaml as config_to_yaml
 from .load import flatten as flatten

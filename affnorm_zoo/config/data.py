@@ -3,9 +3,11 @@ from pathlib import Path
 from typing import Literal
 
 from affnorm_zoo.config.paths import expand_home
-from affnorm_zoo.config.require import is_unicode, require, require_values
+from affnorm_zoo.config.require import is_unicode, require, require_use, require_values
 
+PACKED_SUFFIX = ".safetensors"
 _MOST_WORKERS = 1024
+_LEAST_STD = 1e-4  # below it pixels overflow float16
 _LEAST_CROP = 0.1  # the resized image, of which this share is seen, would otherwise fill the memory
 
 
@@ -51,7 +53,10 @@ class DataConfig:
         for value in self.mean or ():
             require(0 <= value <= 1, f"data.mean must lie in [0, 1], as pixels of 0 to 255 are divided by 255: {value}")
         for value in self.std or ():
-            require(0 < value <= 1, f"data.std must lie in (0, 1], as pixels of 0 to 255 are divided by 255: {value}")
+            in_range = _LEAST_STD <= value <= 1
+            require(
+                in_range, f"data.std must lie in [{_LEAST_STD}, 1], as pixels of 0 to 255 are divided by 255: {value}"
+            )
         require(self.workers <= _MOST_WORKERS, f"data.workers must be at most {_MOST_WORKERS}, got {self.workers}")
         require(self.image_size is None or self.image_size > 0, f"data.image_size must be positive: {self.image_size}")
         for name in ("hflip", "erase"):
@@ -71,13 +76,29 @@ class DataConfig:
             "data.in_memory=always augments by shifts and flips: it needs data.crop=padded or none",
         )
         require(self.drop_last or not self.mixes, "data.mixup and data.cutmix need data.drop_last=true")
+        decodes = self.kind in ("local", "hfds")
+        require_use(decodes, "data", self, "max_bad_images", "images in a folder, a tar or hfds/NAME")
         require(
-            not self.cache or (self.path is not None and not self.path.startswith(("hfds/", "wds/"))),
+            self.in_memory != "always" or self.kind != "wds",
+            "data.in_memory=always needs an indexable dataset; a WebDataset stream is not",
+        )
+        require_use(self.in_memory != "never", "data", self, "cache", "data.in_memory=auto or always")
+        require(
+            not self.cache or self.kind == "local",
             f"data.cache=true needs a folder or tar, got data.path={self.path}: affnorm-zoo pack takes others too",
         )
         off = self.mixup_off_epoch
         require(off is None or self.mixes, "data.mixup_off_epoch needs data.mixup or data.cutmix")
         require(off is None or off > 0, f"data.mixup_off_epoch must be positive, got {off}")
+
+    @property
+    def kind(self) -> Literal["digits", "packed", "hfds", "wds", "local"]:
+        """What ``path`` names; "local" is a folder of splits or tars."""
+        if self.path is None:
+            return "digits"
+        if self.path.endswith(PACKED_SUFFIX):
+            return "packed"
+        return "hfds" if self.path.startswith("hfds/") else "wds" if self.path.startswith("wds/") else "local"
 
     @property
     def local_path(self) -> str:

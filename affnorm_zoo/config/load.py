@@ -111,12 +111,13 @@ def _read_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UsageError(f"an override must read section.key=value, got {override!r}")
-    if not text:
-        raise UsageError(f"override {override!r} has no value; {key}=null unsets it")
     hint = hint_of(RunConfig, key)
+    is_optional = hint is not without_none(hint)
+    if not text:
+        raise UsageError(f"override {override!r} has no value" + (f"; {key}=null unsets it" if is_optional else ""))
     tree: Any
     if is_text(hint):
-        tree = None if text == "null" and hint is not without_none(hint) else text
+        tree = None if text == "null" and is_optional else text
     else:
         try:
             tree = parse(text, hint)

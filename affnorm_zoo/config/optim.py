@@ -1,7 +1,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from affnorm_zoo.config.require import require, require_values
+from affnorm_zoo.config.require import require, require_use, require_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class OptimConfig:
     warmup_epochs: float = 1.0
     min_lr: float = 0.0
     clip_grad: float | None = None
-    clip_mode: Literal["norm", "value", "agc"] = "norm"
+    clip_mode: Literal["norm", "value", "agc"] = "norm"  # of clip_grad
     loss: Literal["ce", "bce"] = "ce"
     label_smoothing: float = 0.0
 
@@ -41,6 +41,7 @@ class OptimConfig:
         lowest = self.lr or self.lr_base or DEFAULT_LR
         require(0 <= self.min_lr < lowest, f"optim.min_lr must lie in [0, optim.lr), got {self.min_lr}")
         require(self.clip_grad is None or self.clip_grad > 0, f"optim.clip_grad must be positive: {self.clip_grad}")
+        require_use(self.clip_grad is not None, "optim", self, "clip_mode", "optim.clip_grad")
         require(0 <= self.label_smoothing < 1, f"optim.label_smoothing must lie in [0, 1): {self.label_smoothing}")
         require(
             self.schedule != "plateau",

@@ -14,6 +14,12 @@ def require(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def require_use(is_used: bool, section: str, config: Any, name: str, needed: str) -> None:
+    """Raise UsageError for a value that was set, to other than its default, and that nothing uses."""
+    value = getattr(config, name)
+    require(is_used or value == getattr(type(config), name), f"{section}.{name}={value} needs {needed}")
+
+
 def require_values(section: str, config: Any) -> None:
     """Raise UsageError for a value of a dataclass that no field could use, or that could not be written down.
 

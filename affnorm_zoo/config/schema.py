@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from affnorm_zoo.config.data import DataConfig
 from affnorm_zoo.config.optim import OptimConfig
-from affnorm_zoo.config.require import require, require_values
+from affnorm_zoo.config.require import require, require_use, require_values
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
@@ -40,7 +40,7 @@ class TrainConfig:
     eval_epochs: int = 1  # epochs between evaluations; the last epoch is always evaluated
     max_updates: int | None = None  # stop there, skipped updates counted; the schedule stays that of all epochs
     non_finite: Literal["stop", "skip"] = "stop"  # on a non-finite gradient; skip checks every update
-    max_skips: int = 10  # in a row
+    max_skips: int = 10  # in a row, with non_finite=skip
     # train towards the outputs of this network, without labels: an export folder, or a timm name with weights
     distill_from: str | None = None
     distill_temperature: float = 1.0  # divides both networks' logits
@@ -56,8 +56,11 @@ class TrainConfig:
         most = self.max_updates
         require(most is None or most > 0, f"train.max_updates must be positive, got {most}")
         require(self.max_skips > 0, f"train.max_skips must be positive, got {self.max_skips}")
+        require_use(self.non_finite == "skip", "train", self, "max_skips", "train.non_finite=skip")
         temperature = self.distill_temperature
-        require(temperature > 0, f"train.distill_temperature must be positive, got {temperature}")
+        in_range = 0.01 <= temperature <= 1000  # beyond it float32 overflows
+        require(in_range, f"train.distill_temperature must lie in [0.01, 1000], got {temperature}")
+        require_use(self.distill_from is not None, "train", self, "distill_temperature", "train.distill_from")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +117,11 @@ class RuntimeConfig:
             self.compile or self.compile_mode is None,
             f"runtime.compile_mode={self.compile_mode} needs runtime.compile=true",
         )
+        require(len({*self.trackers}) == len(self.trackers), f"runtime.trackers must be different: {self.trackers}")
         every, images = self.divergence_updates, self.divergence_images
         require(every is None or every > 0, f"runtime.divergence_updates must be positive, got {every}")
         require(images > 1, f"runtime.divergence_images must be at least 2, got {images}")
+        require_use(every is not None, "runtime", self, "divergence_images", "runtime.divergence_updates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +138,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         warmup, epochs, off = self.optim.warmup_epochs, self.train.epochs, self.data.mixup_off_epoch
         require(warmup < epochs, f"optim.warmup_epochs ({warmup}) must be below train.epochs ({epochs})")
+        repeats, size = self.data.repeats, self.train.global_batch_size
+        require(repeats <= size, f"data.repeats ({repeats}) must not exceed train.global_batch_size ({size})")
         require(off is None or off < epochs, f"data.mixup_off_epoch ({off}) must be below train.epochs ({epochs})")
         uses_labels = self.optim.loss != "ce" or self.optim.label_smoothing > 0
         require(

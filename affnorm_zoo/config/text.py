@@ -9,6 +9,10 @@ import yaml
 
 _FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _INT = re.compile(r"[-+]?(0|[1-9][\d_]*|0x[\da-fA-F_]+)")
+_KINDS = {
+    int: "not a whole number", float: "not a number", bool: "neither true nor false", str: "not text",
+    tuple: "not a list", dict: "not a mapping",
+}  # fmt: skip
 _REPLACED = ("int", "float", "timestamp")  # PyYAML's read 1:30 as 90 and 010 as 8, and 3e-4 as text
 
 
@@ -92,20 +96,31 @@ def without_none(hint: Any) -> Any:
 
 
 def wrong_kind(value: Any, hint: Any) -> str:
-    """Why a value must not be converted to the type of its field, although it could be; empty if it may."""
-    hint = without_none(hint)
-    if isinstance(value, list | tuple):
-        return next(filter(None, (wrong_kind(item, _inside(hint)) for item in value)), "")
-    if hint is int and (isinstance(value, bool) or (isinstance(value, float) and not value.is_integer())):
-        return f"Value '{value}' is not a whole number"
-    if hint in (int, float) and isinstance(value, str):
-        try:
-            hint(value)
-        except ValueError:
-            return f"Value '{value}' is not a {'whole ' * (hint is int)}number"
-    if hint is bool and not isinstance(value, bool | str):
-        return f"Value '{value}' is neither true nor false"
-    return ""
+    """Why a value must not be converted to the type of its field, although it might be; empty if it may."""
+    inner = without_none(hint)
+    kind = get_origin(inner) or inner
+    if kind not in _KINDS:
+        return ""
+    if value is None:
+        return "it must have a value" if inner is hint else ""
+    if kind is tuple and isinstance(value, list):
+        return next(filter(None, (wrong_kind(item, _inside(inner)) for item in value)), "")
+    return "" if _is_of(kind, value) else f"Value '{value}' is {_KINDS[kind]}"
+
+
+def _is_of(kind: type, value: Any) -> bool:
+    """Whether a value that was read is of this type, or text that means one."""
+    if isinstance(value, list | dict) or kind in (tuple, dict):
+        return isinstance(value, kind)
+    if isinstance(value, bool) or kind is bool:
+        return kind is str or (kind is bool and isinstance(value, bool | str))
+    if kind is str or not isinstance(value, str):
+        return kind is not int or isinstance(value, int | str)
+    try:
+        kind(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _mark_text(node: yaml.Node, hint: Any) -> None:

@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from affnorm_zoo.config import PACKED_SUFFIX
 from affnorm_zoo.data.images import Images
 from affnorm_zoo.data.index import Index
-from affnorm_zoo.data.packed import SUFFIX, read_metadata, save_whole
+from affnorm_zoo.data.packed import read_metadata, save_whole
 
 _logger = logging.getLogger(__name__)
 _PREFIX = ".affnorm_zoo"
@@ -33,7 +34,7 @@ def cached(dataset: Images, what: str, decode: Callable[[], tuple[Tensor, Tensor
     """
     root = dataset.reader.path
     digest = hashlib.sha256(what.encode()).hexdigest()[:12]
-    path = root.with_name(f"{_PREFIX}-{root.name}-{digest}{SUFFIX}")
+    path = root.with_name(f"{_PREFIX}-{root.name}-{digest}{PACKED_SUFFIX}")
     key = fingerprint(dataset.reader, what)
     found = _read(path, key)  # without the lock, which needs a writable folder
     if found is not None:
@@ -52,7 +53,7 @@ def fingerprint(index: Index, what: str) -> str:
     digest = hashlib.sha256(f"{what}, Pillow {PIL.__version__}\n".encode())
     for name in [""] if index.path.is_file() else index.names:
         stat = (index.path / name).stat()
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     digest.update(index.targets.tobytes())
     return digest.hexdigest()
 

@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from affnorm_zoo.config import DataConfig, is_file
+from affnorm_zoo.config import PACKED_SUFFIX, DataConfig, is_file
 from affnorm_zoo.errors import UsageError
 
-SUFFIX = ".safetensors"
 FORMAT_VERSION = 1
 _METADATA = "affnorm_zoo.packed"  # key of the JSON text among the file's metadata
 
@@ -60,7 +59,7 @@ class PackedImages(Dataset):
 
 def is_packed(path: str) -> bool:
     """Whether ``data.path`` names a packed file."""
-    return path.endswith(SUFFIX)
+    return path.endswith(PACKED_SUFFIX)
 
 
 def open_packed(config: DataConfig) -> tuple[PackedInfo, PackedImages, PackedImages]:

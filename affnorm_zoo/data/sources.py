@@ -15,7 +15,7 @@ from affnorm_zoo.data.bad_images import BadImages
 from affnorm_zoo.data.digits import DIGITS_CLASSES, DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Digits
 from affnorm_zoo.data.images import Images
 from affnorm_zoo.data.index import Index, open_index
-from affnorm_zoo.data.packed import PackedImages, is_packed, open_packed
+from affnorm_zoo.data.packed import PackedImages, open_packed
 from affnorm_zoo.data.part import Part, divide
 from affnorm_zoo.data.streams import Stream, open_wds
 from affnorm_zoo.errors import UsageError
@@ -77,8 +77,11 @@ def open_source(config: DataConfig) -> Source:
             the two splits or their number in the config differ, a label lies outside the classes, or an image of a
             sample cannot be decoded.
     """
-    if config.path is None:
+    if config.kind == "digits":
         _check_num_classes(config, "digits", len(DIGITS_CLASSES))
+        for name in ("train_split", "val_split"):
+            if getattr(config, name) != getattr(DataConfig, name):
+                raise UsageError(f"data.{name}={getattr(config, name)} needs data.path, which is not set")
         train, val = _hold_out(config, Digits("train"), Digits("val"), Digits("train"))
         return Source(
             name="digits",
@@ -91,9 +94,9 @@ def open_source(config: DataConfig) -> Source:
             std=DIGITS_STD,
             crop_pct=1.0,
         )
-    if is_packed(config.path):
+    if config.kind == "packed":
         return _open_packed(config)
-    if config.path.startswith("wds/"):
+    if config.kind == "wds":
         if config.hold_out:
             raise UsageError("data.hold_out needs an indexable dataset; a WebDataset stream is not")
         train = open_wds(config, config.train_split, "data.train_split", is_training=True)
@@ -104,7 +107,7 @@ def open_source(config: DataConfig) -> Source:
             class_names=tuple(map(str, range(train.num_classes))),
             has_names=False,
         )
-    open_split = _open_hfds if config.path.startswith("hfds/") else _open_local
+    open_split = _open_hfds if config.kind == "hfds" else _open_local
     train = open_split(config, config.train_split, "data.train_split")
     val = open_split(config, config.val_split, "data.val_split")
     names = _class_names(train)
@@ -155,9 +158,11 @@ def _open_local(config: DataConfig, split: str, key: str) -> Index:
     folder, tar = root / split, root / f"{split}.tar"
     if not is_folder(folder) and not is_file(tar):
         found = sorted(path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
+        packed = sorted(path.name for path in root.iterdir() if path.is_file() and path.name.startswith(f"{split}."))
         raise UsageError(
             f"{key}: {root} has no folder {split!r} and no {split}.tar; it has "
             f"{', '.join(found[:8]) or 'no folders at all'}"
+            + (f", but {packed[0]}: unpack it, as no archive is read but an uncompressed tar" if packed else "")
         )
     path = folder if is_folder(folder) else tar
     index, passed = open_index(path)

@@ -60,7 +60,12 @@ def _label_names(model: nn.Module) -> tuple[str, ...] | None:
             names = [names[key] for key in sorted(names, key=int)]
         except ValueError as error:
             raise UsageError(f"label_names of the weights must be a list, or keyed by number: {error}") from error
-    if not names or len(names) != model.num_classes:
+    if not names:
+        return None
+    if not isinstance(names, list | tuple):
+        raise UsageError(f"label_names of the weights must be a list, or keyed by number, got {names!r:.80}")
+    if len(names) != model.num_classes:
+        _logger.warning("label_names of the weights are not compared: %d for %d classes", len(names), model.num_classes)
         return None
     return tuple(unicodedata.normalize("NFC", str(name)) for name in names)
 

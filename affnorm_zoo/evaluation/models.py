@@ -1,5 +1,6 @@
 import difflib
 import glob
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,24 @@ def load_model(name: str, **kwargs: Any) -> nn.Module:
         return timm.create_model(name, pretrained=True, **kwargs)
     except Exception as error:  # from timm, the Hub's client, or a file with the wrong content
         raise UsageError(f"the weights of {name} could not be loaded: {' '.join(str(error).split())[:500]}") from error
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """What an export folder says of its model: ``architecture``, ``model_args`` and more.
+
+    Raises:
+        UsageError: the folder is not an export, or its config.json does not describe a model.
+    """
+    path = check_export(folder) / CONFIG_NAME
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        described = {"model_args": {}, **described}
+        is_model = isinstance(described["architecture"], str) and isinstance(described["model_args"], dict)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path} does not describe a model: {type(error).__name__}: {error}") from error
+    if not is_model:
+        raise UsageError(f"{path} does not describe a model: architecture must be text and model_args a mapping")
+    return described
 
 
 def check_export(folder: Path) -> Path:

@@ -90,7 +90,7 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
 
 def is_stream(config: RunConfig) -> bool:
     """Whether the run's data are shards, which do not name their classes."""
-    return (config.data.path or "").startswith("wds/")
+    return config.data.kind == "wds"
 
 
 def suit_other_readers(path: Path) -> None:

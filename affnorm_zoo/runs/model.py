@@ -1,6 +1,6 @@
 """The model of a run: built from its config, its classes in the order of the data's, described for an export."""
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ from torch import nn
 from affnorm_zoo.config import ModelConfig, expand_home
 from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.evaluation import check_export, check_model_name
+from affnorm_zoo.evaluation import check_model_name, read_export
 
+_RATE = re.compile(r"(.*_)?drop(_\w+)?_rate")  # timm's names of probabilities
 _OF_THE_DATA = ("num_classes", "in_chans", "img_size", "global_pool")  # set by the data, or no choice of a function
 
 
@@ -26,12 +27,13 @@ def build_model(config: ModelConfig, num_classes: int, in_chans: int, *, pretrai
     """
     check_model_name(config.name)
     kwargs, name = config.kwargs, config.name
+    _check_kwargs(kwargs)
     if pretrained and config.weights is not None:
         name = f"local-dir:{_check_weights(config)}"
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **kwargs)
     except Exception as error:  # architectures raise errors of any type for an argument that they do not support
-        message = " ".join(str(error).split())[:500]
+        message = " ".join(str(error).split())[:500] or type(error).__name__
         if pretrained and isinstance(error, RuntimeError | OSError):
             raise UsageError(f"the weights of {config.name} could not be loaded: {message}") from error
         raise UsageError(f"model {config.name} cannot be built with model.kwargs={kwargs}: {message}") from error
@@ -45,11 +47,20 @@ def build_model(config: ModelConfig, num_classes: int, in_chans: int, *, pretrai
     return model
 
 
+def _check_kwargs(kwargs: dict[str, Any]) -> None:
+    """Raise UsageError for an argument that timm takes and that would do something other than it says."""
+    if "checkpoint_path" in kwargs:
+        raise UsageError("model.kwargs.checkpoint_path is not compared with the data: start from model.weights=FOLDER")
+    for key, value in kwargs.items():
+        if _RATE.fullmatch(key) and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise UsageError(f"model.kwargs.{key} must lie in [0, 1], got {value}")
+
+
 def _check_weights(config: ModelConfig) -> Path:
     """The export folder of ``config.weights``; raises UsageError unless it is one of the config's model."""
-    folder = check_export(Path(expand_home(str(config.weights))))
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    wanted = {key: value for key, value in described.get("model_args", {}).items() if key not in _OF_THE_DATA}
+    folder = Path(expand_home(str(config.weights)))
+    described = read_export(folder)
+    wanted = {key: value for key, value in described["model_args"].items() if key not in _OF_THE_DATA}
     options = [f"model.kwargs.{key}={value}" for key, value in wanted.items() if config.kwargs.get(key) != value]
     if described["architecture"] != config.name:
         options.insert(0, f"model.name={described['architecture']}")

@@ -39,7 +39,6 @@ def fine_tune(
     )
     optimizer = build_optimizer(optim, model, len(batches[0]))
     schedule = build_schedule(optim, optimizer, 1, len(batches))
-    assert schedule is not None, "a cosine schedule"
     losses: list[float] = []
     for update, index in enumerate(batches):
         schedule.step_update(update)

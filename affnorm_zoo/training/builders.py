@@ -1,8 +1,10 @@
 """Build the parts that a run needs before its first step, each with its checks."""
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -24,8 +26,10 @@ _MOST_RATES = 500  # learning rates of a schedule that are checked before a run
 _SET_ELSEWHERE = {
     "sched": "optim.schedule", "num_epochs": "train.epochs", "min_lr": "optim.min_lr",
     "warmup_epochs": "optim.warmup_epochs", "step_on_epochs": "nothing, as every update has its own learning rate",
-    "updates_per_epoch": "train.global_batch_size",
+    "updates_per_epoch": "train.global_batch_size", "cooldown_epochs": "train.epochs",
 }  # fmt: skip
+_MOST_NOISE = 100  # noise_std over noise_pct; timm draws noise until it lies within noise_pct
+_STEPS = {"step": "decay_epochs", "multistep": "decay_milestones"}  # when they are made
 UNSUPPORTED_OPTIMIZERS = {"adahessian": "it needs a backward pass that keeps its own graph"}
 
 
@@ -49,19 +53,31 @@ def resolve_micro_batch(config: TrainConfig, num_processes: int, num_images: int
 
 
 def check_training_batch(name: str, model: nn.Module, input_size: tuple[int, ...], batch_size: int) -> None:
-    """Run a copy of a model on the smallest batch of a run, in training mode.
+    """Run a copy of a model in training mode, on black images.
+
+    Args:
+        name: of the model, for the message.
+        model: its state and the random numbers are left as they are.
+        input_size: (C, H, W) of an image.
+        batch_size: of the smallest batch of a run; two images stand for any more.
 
     Raises:
         UsageError: the model fails, as batch norm does for one image with a single pixel left.
     """
-    images = torch.zeros(batch_size, *input_size, device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    images = torch.zeros(min(batch_size, 2), *input_size, device=device)
     try:
-        with torch.no_grad():
-            copy.deepcopy(model).train()(images)
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            logits = copy.deepcopy(model).train()(images)
+        if not torch.is_tensor(logits):
+            raise TypeError(f"in training it returns a {type(logits).__name__}, not logits")
     except Exception as error:
+        smallest = (
+            ", the smallest that data.drop_last, train.global_batch_size and train.micro_batch_size leave to a process"
+        )
         raise UsageError(
-            f"{name} cannot be trained on a batch of {batch_size}, the smallest that data.drop_last, "
-            f"train.global_batch_size and train.micro_batch_size leave to a process: {' '.join(str(error).split())}"
+            f"{name} cannot be trained on a batch of {batch_size}{smallest * (batch_size == 1)}: "
+            f"{' '.join(str(error).split()) or type(error).__name__}"
         ) from error
 
 
@@ -100,21 +116,19 @@ def _try_step(config: OptimConfig) -> None:
     optimizer.step()
 
 
-def build_schedule(config: OptimConfig, optimizer: Optimizer, epochs: int, updates_per_epoch: int) -> Scheduler | None:
+def build_schedule(config: OptimConfig, optimizer: Optimizer, epochs: int, updates_per_epoch: int) -> Scheduler:
     """Build timm's learning-rate schedule, as a function of the updates only.
 
     Raises:
-        UsageError: timm does not know the schedule or rejects an argument, or the schedule starts or ends above the
-            optimiser's learning rate.
+        UsageError: timm does not know the schedule, rejects an argument or ignores it; or the schedule starts or ends
+            above the optimiser's learning rate.
     """
     for key in sorted(_SET_ELSEWHERE.keys() & config.schedule_kwargs.keys()):
         raise UsageError(f"optim.schedule_kwargs.{key} is set by {_SET_ELSEWHERE[key]}")
-    constant = config.schedule == "constant"
-    if constant and not config.warmup_epochs and not any("lr_scale" in group for group in optimizer.param_groups):
-        return None
+    _check_noise(config.schedule_kwargs)
     highest = max(group["lr"] for group in optimizer.param_groups)
     arguments = {
-        "sched": "step" if constant else config.schedule,
+        "sched": config.schedule,
         "num_epochs": epochs,
         "min_lr": config.min_lr,
         "warmup_epochs": config.warmup_epochs,
@@ -122,17 +136,20 @@ def build_schedule(config: OptimConfig, optimizer: Optimizer, epochs: int, updat
         "warmup_prefix": False,
         "step_on_epochs": False,
         "updates_per_epoch": updates_per_epoch,
-        **({"decay_epochs": epochs + 1} if constant else {}),  # "step" that never steps
-        **config.schedule_kwargs,
     }
+    given = {**arguments, **config.schedule_kwargs}
+    updates = epochs * updates_per_epoch
     try:
-        schedule, _ = create_scheduler_v2(optimizer, **arguments)
-        first, last = _ends(schedule, optimizer, epochs * updates_per_epoch) if schedule is not None else (0.0, 0.0)
+        schedule, _ = create_scheduler_v2(optimizer, **given)
+        if schedule is None:
+            raise UsageError(f"optim.schedule={config.schedule!r} is not one of timm's, such as cosine or constant")
+        first, *_, last = _rates(schedule, optimizer, updates)
+        _check_effects(config, given, arguments, updates)
+    except UsageError:
+        raise
     except Exception as error:  # timm does not check its arguments
         message = f"{type(error).__name__}: {error}"
         raise UsageError(f"optim.schedule={config.schedule} with {config.schedule_kwargs}: {message}") from error
-    if schedule is None:
-        raise UsageError(f"optim.schedule={config.schedule!r} is not one of timm's, such as cosine, step or constant")
     for end, rate in (("starts", first), ("ends", last)):
         if not 0 <= rate <= highest * (1 + 1e-9):
             raise UsageError(
@@ -142,18 +159,52 @@ def build_schedule(config: OptimConfig, optimizer: Optimizer, epochs: int, updat
     return schedule
 
 
-def _ends(schedule: Scheduler, optimizer: Optimizer, updates: int) -> tuple[float, float]:
-    """The learning rates of the first and the last update; raises if a checked rate is non-finite."""
+def _rates(schedule: Scheduler, optimizer: Optimizer, updates: int) -> list[float]:
+    """Learning rates from the first update to the last; raises if one is non-finite."""
     kept = [group["lr"] for group in optimizer.param_groups]
     rates = []
-    for update in sorted({*range(0, updates, max(updates // _MOST_RATES, 1)), updates - 1}):
+    for update in (*range(0, updates, max(updates // _MOST_RATES, 1)), updates - 1):
         schedule.step_update(update)
         rates.append(max(group["lr"] for group in optimizer.param_groups))
     for group, lr in zip(optimizer.param_groups, kept, strict=True):
         group["lr"] = lr
     if not all(map(math.isfinite, rates)):
         raise ValueError("it gives non-finite learning rates")
-    return rates[0], rates[-1]
+    return rates
+
+
+def _check_noise(given: dict[str, Any]) -> None:
+    """Raise UsageError for noise that timm would draw again and again, as it seldom or never lies within its limit."""
+    limit, std = given.get("noise_pct", 0.67), given.get("noise_std", 1.0)
+    numbers = isinstance(limit, int | float) and isinstance(std, int | float)
+    if not numbers or not abs(std) <= _MOST_NOISE * limit:
+        raise UsageError(
+            f"optim.schedule_kwargs.noise_pct={limit} must be positive, and noise_std={std} at most {_MOST_NOISE} "
+            "times that"
+        )
+
+
+def _check_effects(config: OptimConfig, given: dict[str, Any], usual: dict[str, Any], updates: int) -> None:
+    """Raise UsageError for an argument that is not its default and changes no learning rate, or for no steps at all."""
+    signature = inspect.signature(create_scheduler_v2).parameters
+    defaults = {name: parameter.default for name, parameter in signature.items()} | usual | {"min_lr": 0.0}
+
+    def rates(arguments: dict[str, Any]) -> list[float]:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        return _rates(create_scheduler_v2(optimizer, **arguments)[0], optimizer, updates)
+
+    for key in ("min_lr", *config.schedule_kwargs):
+        if given[key] != defaults[key] and rates(given) == rates(given | {key: defaults[key]}):
+            name = "min_lr" if key == "min_lr" else f"schedule_kwargs.{key}"
+            raise UsageError(
+                f"optim.{name}={given[key]} changes nothing with optim.schedule={config.schedule}: unset it"
+            )
+    step = _STEPS.get(config.schedule, "")
+    if step and rates(given) == rates(given | {"sched": "constant"}):
+        raise UsageError(
+            f"optim.schedule={config.schedule} makes no step within train.epochs={given['num_epochs']}: set "
+            f"optim.schedule_kwargs.{step}"
+        )
 
 
 def build_loss(config: OptimConfig, mixes: bool) -> nn.Module:

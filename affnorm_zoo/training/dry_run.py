@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from affnorm_zoo.config import RunConfig
@@ -17,7 +19,7 @@ def dry_run(config: RunConfig) -> Cost:
     """
     run_log.check_trackers(config.runtime.trackers)
     accelerator = build_accelerator(config.runtime)
-    parts = assemble(config, accelerator)
+    parts = assemble(replace(config, data=replace(config.data, cache=False)), accelerator)
     trainer, state = parts.trainer, parts.trainer.state
     next(trainer.windows())
     trainer.drain()

@@ -111,8 +111,7 @@ def _train(run: Run, probe: DivergenceProbe, interrupt: Interrupt, checkpoint: P
     config, trainer, progress = run.config, run.trainer, run.progress
     if checkpoint is not None:
         trainer.state.load(checkpoint)
-        if trainer.schedule is not None:
-            trainer.schedule.step_update(progress.updates)
+        trainer.schedule.step_update(progress.updates)
     updates_per_epoch = trainer.batches.num_updates
     policy = CheckpointPolicy(run.folder.path / layout.CHECKPOINTS_FOLDER, config.checkpoint, updates_per_epoch)
     log = _start_log(run, config.train.epochs * updates_per_epoch)

@@ -49,7 +49,7 @@ class Trainer:
 
     accelerator: Accelerator
     state: RunState
-    schedule: Scheduler | None
+    schedule: Scheduler
     loss: nn.Module
     normalize: Normalize
     augment: BatchAugment
@@ -174,8 +174,7 @@ class Trainer:
             progress.updates += 1
             if state.ema is not None:
                 state.ema.update(state.bare_model, progress.updates)
-            if self.schedule is not None:
-                self.schedule.step_update(progress.updates)
+            self.schedule.step_update(progress.updates)
         return norm
 
     def _clip_norm(self) -> Tensor:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from affnorm_zoo.config import load_config
+from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training import engine, train
 
 ROOT = Path(__file__).parents[2]
@@ -145,3 +146,12 @@ def kill_at(monkeypatch, update, signum=signal.SIGTERM):
             os.kill(os.getpid(), signum)
 
     monkeypatch.setattr(RunLog, "advance", advance)
+
+
+def refusal(action):
+    """What is said where the action is refused; empty where it is not."""
+    try:
+        action()
+    except UsageError as error:
+        return str(error).strip() or "\n"
+    return ""

@@ -1,5 +1,6 @@
 """Optimisers, schedules and rates are built as the config says."""
 
+import copy
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from parts import parts_of
 from runs import SMALL_VIT, train_here
 from timm.optim import get_optimizer_info, list_optimizers
+from torch import nn
 
 from affnorm_zoo.config import load_config
 from affnorm_zoo.errors import UsageError
@@ -37,8 +39,7 @@ def test_an_optimiser_resumes_to_the_bit(name, tmp_path):
     save_state(parts.trainer.state.gather(), tmp_path)
     other = parts_of(*overrides)
     other.trainer.state.load(tmp_path)
-    if other.trainer.schedule is not None:
-        other.trainer.schedule.step_update(3)
+    other.trainer.schedule.step_update(3)
     others = other.trainer.windows()
     for _ in range(3):
         next(steps), next(others)
@@ -53,9 +54,44 @@ def test_or_is_refused_by_name(name):
         parts_of(f"optim.name={name}")
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "tanh", "poly", "step", "multistep", "constant"])
+class OnlyInTraining(nn.Module):
+    """Fails, or returns more than logits, in training only; has a state and draws random numbers."""
+
+    def __init__(self, returns):
+        super().__init__()
+        self.norm, self.returns = nn.BatchNorm2d(1), returns
+
+    def forward(self, x):
+        x = nn.functional.dropout(self.norm(x), training=self.training)
+        if self.training and self.returns is None:
+            raise RuntimeError
+        return self.returns(x) if self.training else x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("returns", "message"),
+    [(None, "it cannot be trained on a batch of 9: RuntimeError"), (lambda x: (x, x), "returns a tuple, not logits")],
+)
+def test_a_model_that_fails_in_training_only_is_refused_before_it(returns, message):
+    with pytest.raises(UsageError, match=message):
+        builders.check_training_batch("it", OnlyInTraining(returns), (1, 4, 4), 9)
+
+
+def test_trying_a_model_changes_neither_it_nor_the_random_numbers():
+    model = OnlyInTraining(lambda x: x.flatten(1))
+    state, before = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    builders.check_training_batch("it", model, (1, 4, 4), 9)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "schedule", ["cosine", "tanh", "poly", "step decay_epochs: 2", "multistep decay_milestones: [3]", "constant", "wsd"]
+)
 def test_every_schedule_is_a_function_of_the_updates(schedule):
-    parts = parts_of(f"optim.schedule={schedule}", "optim.schedule_kwargs={warmup_lr: 1e-6}", "train.epochs=5")
+    name, _, steps = schedule.partition(" ")
+    kwargs = f"{{warmup_lr: 1e-6, {steps}}}"
+    parts = parts_of(f"optim.schedule={name}", f"optim.schedule_kwargs={kwargs}", "train.epochs=5")
     schedule_ = parts.trainer.schedule
     rates = []
     for update in (*range(25), *reversed(range(25))):

@@ -13,8 +13,7 @@ def rates(model, **settings):
     config = OptimConfig(lr=1e-2, schedule="constant", warmup_epochs=0, **settings)
     optimizer = build_optimizer(config, model, 64)
     schedule = build_schedule(config, optimizer, epochs=2, updates_per_epoch=3)
-    if schedule is not None:
-        schedule.step_update(1)
+    schedule.step_update(1)
     names = {parameter: name for name, parameter in model.named_parameters()}
     found = [(names[parameter], group["lr"]) for group in optimizer.param_groups for parameter in group["params"]]
     assert len(found) == len(dict(found)) == len(names)  # each once

@@ -15,7 +15,7 @@ class BadImages:
 
     Args:
         num_images: in the dataset.
-        name_of: gives the name of the image with a number.
+        name_of: gives the name of the image with a number, on one line.
     """
 
     def __init__(self, num_images: int, name_of: Callable[[int], str]) -> None:
@@ -49,9 +49,9 @@ class BadImages:
 
     def _write(self, index: int) -> None:
         assert self.file is not None
-        name = " ".join(self._name_of(index).split())
-        with self.file.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{index}\t{name}\n")  # one short appending write, which other processes cannot interleave
+        line = f"{index}\t{self._name_of(index)}\n"
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(line)  # one short appending write, which other processes cannot interleave
 
 
 def _read(file: Path) -> set[int]:

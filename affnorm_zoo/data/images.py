@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from affnorm_zoo.data.bad_images import BadImages
+from affnorm_zoo.data.listing import printable
 from affnorm_zoo.errors import UsageError
 
 _logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Images(Dataset):
 
     def name(self, index: int) -> str:
         """The file behind an index, or its number where it has no name."""
-        return str(self.reader.filename(index) or f"number {index}")
+        return printable(str(self.reader.filename(index) or f"number {index}"))
 
     def _note_bad(self, index: int, error: Exception) -> None:
         is_new = self.bad.add(index)

@@ -151,6 +151,11 @@ def _reason_by_name(name: str) -> str:
     return "" if folder else "outside the class folders"
 
 
+def printable(name: str) -> str:
+    """A file's name on one line: line breaks, and bytes that are not Unicode, are written as escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
+
+
 def _note(passed: dict[str, list[str]], reason: str, name: str) -> None:
     passed.setdefault(reason, []).append(name)
 
@@ -159,7 +164,7 @@ def _by_reason(passed: dict[str, list[str]]) -> str:
     """The reasons with counts and an example, the most frequent ones first."""
     ordered = sorted(passed.items(), key=lambda item: (-len(item[1]), item[0]))
     shown = [
-        f"{len(names):,} {reason} ({'such as ' * (len(names) > 1)}{min(names)})"
+        f"{len(names):,} {reason} ({'such as ' * (len(names) > 1)}{printable(min(names))})"
         for reason, names in ordered[:_MOST_REASONS]
     ]
     rest = sum(len(names) for _, names in ordered[_MOST_REASONS:])

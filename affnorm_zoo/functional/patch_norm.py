@@ -8,6 +8,12 @@ from affnorm_zoo.functional.scale import inverse_norm, resolve_scale, widen
 VARIANTS = ("affine_like", "norm_like")
 
 
+def check_variant(variant: str) -> None:
+    """Raise ValueError unless the variant is known."""
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+
+
 def patch_norm_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -53,8 +59,7 @@ def patch_norm_conv2d(
     """
     check_conv_shapes(x, weight, bias, groups)
     check_activation(activation)
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    check_variant(variant)
     c, kappa = resolve_scale(scale, weight[0].numel())
     strides: tuple[int, int] = _pair(stride)
     dilations: tuple[int, int] = _pair(dilation)

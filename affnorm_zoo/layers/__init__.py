@@ -4,6 +4,8 @@ from ._bound import affine_layers as affine_layers
 from ._bound import channel_axis as channel_axis
 from ._bound import check_writable as check_writable
 from .affine_like import AffineLikeLinear as AffineLikeLinear
+from .centred import CentredPatchNormConv2d as CentredPatchNormConv2d
+from .centred import CentredPatchNormConv2dSame as CentredPatchNormConv2dSame
 from .l2_norm import L2Norm as L2Norm
 from .l2_norm import L2Norm2d as L2Norm2d
 from .maps import Derf as Derf

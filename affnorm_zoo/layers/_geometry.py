@@ -57,9 +57,13 @@ class EditedInPlace(BoundLayer):
             left, right, top, bottom = self.pads
             self.pads, self.conv_padding = (left + columns, right + columns, top + rows, bottom + rows), (0, 0)
 
+    def adds_padding(self) -> bool:
+        """Whether :meth:`pad` does anything."""
+        return max(self.pads) > 0
+
     def pad(self, x: Tensor) -> Tensor:
         """Add the part of the padding that the convolution cannot: a mode other than zeros, or uneven sides."""
-        if max(self.pads) > 0:
+        if self.adds_padding():
             return F.pad(x, self.pads, self.pad_mode)
         return x
 

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from affnorm_zoo.functional.activation import ACTIVATIONS, check_activation
-from affnorm_zoo.functional.patch_norm import VARIANTS
+from affnorm_zoo.functional.patch_norm import check_variant
 from affnorm_zoo.functional.weight_standardization import standardize_weight
 from affnorm_zoo.layers._bound import BoundLayer, draw_normal
 from affnorm_zoo.layers._geometry import GEOMETRY, EditedInPlace
@@ -21,8 +22,7 @@ from affnorm_zoo.registry import PAPER, NormalizerSpec, register_normalizer
 
 torch.fx.wrap("patch_norm")  # a traced graph calls the op, and so keeps its gradient
 
-# ReLU halves the second moment of a symmetric input
-RELU_GAIN = math.sqrt(2)
+RELU_GAIN = math.sqrt(2)  # ReLU halves the second moment of a symmetric input
 # a standardised kernel sums to zero and so does not see the mean of its input: what is left of a ReLU's output is its
 # variance, 1/2 - 1/(2π) (Brock et al. 2021, https://arxiv.org/abs/2101.08692, section 4.1)
 STANDARDIZED_RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
@@ -78,9 +78,8 @@ class PatchNormConv2d(EditedInPlace):
         weight_standardization: bool = False,
         recompute: bool = False,
     ) -> None:
+        check_variant(variant)
         check_activation(activation)
-        if variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
         super().__init__()
         # torch's own checks and defaults, without memory
         plain = nn.Conv2d(
@@ -88,9 +87,9 @@ class PatchNormConv2d(EditedInPlace):
         )
         for name in ("in_channels", "out_channels", "groups", *GEOMETRY, "transposed", "output_padding"):
             setattr(self, name, getattr(plain, name))
-        self.weight = nn.Parameter(torch.empty(plain.weight.shape, device=device, dtype=dtype))
-        new_bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
-        self.register_parameter("bias", new_bias)
+        empty = partial(torch.empty, device=device, dtype=dtype)
+        self.weight = nn.Parameter(empty(plain.weight.shape))
+        self.register_parameter("bias", nn.Parameter(empty(out_channels)) if bias else None)
         self.variant = variant
         self.norm_like = variant == "norm_like"
         self.activation = activation
@@ -99,8 +98,7 @@ class PatchNormConv2d(EditedInPlace):
         self.fan_in = self.weight[0].numel()
         self._set_scale(scale, self.fan_in)
         self._split_padding()
-        new_gain = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if gain else None
-        self.register_parameter("gain", new_gain)
+        self.register_parameter("gain", nn.Parameter(empty(out_channels)) if gain else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -156,10 +154,7 @@ class PatchNormConv2d(EditedInPlace):
         return self.gain is None and not self.weight_standardization
 
     def __call__(self, *args, **kwargs) -> Tensor:
-        """Run as any module does; the tensor that hooks have seen stays unchanged.
-
-        Networks write into the output, as timm's ``x += shortcut`` does. Hooks would hold the later value.
-        """
+        """Run as any module does. timm writes into the output by ``x += shortcut``; what hooks hold stays unchanged."""
         output = super().__call__(*args, **kwargs)
         watched = self._forward_hooks or self._backward_hooks or self._backward_pre_hooks
         return output.clone() if watched or _has_any_global_hook() else output
@@ -175,11 +170,16 @@ class PatchNormConv2d(EditedInPlace):
             shortcut: of the output's shape; None gives z with the layer's own activation.
             shortcut_is_kept: whether another layer saves the shortcut for its gradient anyway.
         """
+        padded, shift = self.prepare_input(x)
         return patch_norm(
-            self.pad(x), self.weight, self.bias, self.stride, self.conv_padding, self.dilation, self.groups,
+            padded, self.weight, self.bias, self.stride, self.conv_padding, self.dilation, self.groups,
             self.c, self.kappa, self.norm_like, self.activation, self.recompute, self.gain,
-            self.weight_standardization, shortcut, shortcut_is_kept,
+            self.weight_standardization, shortcut, shortcut_is_kept, shift,
         )  # fmt: skip
+
+    def prepare_input(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The padded input, and what the op has to subtract from it, (C_in,) or None."""
+        return self.pad(x), None
 
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
@@ -190,9 +190,8 @@ class PatchNormConv2d(EditedInPlace):
     def reparameterize(self) -> None:
         """For inference: put the kernel that the convolution sees in the weight's place, and drop the gain.
 
-        The outputs stay the same to the bit, without the work on the weights in each forward pass.
-        :func:`timm.utils.reparameterize_model` calls this throughout a model, whose state dict then is that of the
-        model with plain ``patchnorm``.
+        The outputs stay the same to the bit. :func:`timm.utils.reparameterize_model` calls this throughout a model,
+        whose state dict then is that of the model with plain ``patchnorm``.
 
         Raises:
             ValueError: a parameter is computed from others, as by pruning; see the message.
@@ -205,8 +204,7 @@ class PatchNormConv2d(EditedInPlace):
     def extra_repr(self) -> str:
         parts = [nn.Conv2d.extra_repr(self), f"variant={self.variant}", f"scale={self.scale!r}"]
         parts += [f"activation={self.activation}"] * (self.activation != "none")
-        parts += ["gain=True"] * (self.gain is not None)
-        parts += ["weight_standardization=True"] * self.weight_standardization
+        parts += ["gain=True"] * (self.gain is not None) + ["weight_standardization=True"] * self.weight_standardization
         return ", ".join(parts)
 
 
@@ -230,6 +228,9 @@ class PatchNormConv2dSame(PatchNormConv2d):
         """Check the padding; none of it is used."""
         super()._split_padding()
         self.pads, self.conv_padding = (0, 0, 0, 0), (0, 0)
+
+    def adds_padding(self) -> bool:
+        return True
 
     def pad(self, x: Tensor) -> Tensor:
         return F.pad(x, pad_same_arg(x.shape[-2:], self.kernel_size, self.stride, self.dilation), self.pad_mode)

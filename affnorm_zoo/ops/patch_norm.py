@@ -65,6 +65,7 @@ def patch_norm(
     standardized: bool = False,
     shortcut: Tensor | None = None,
     shortcut_is_kept: bool = False,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """The lean form of :func:`affnorm_zoo.functional.patch_norm.patch_norm_map`, with the same values.
 
@@ -75,6 +76,7 @@ def patch_norm(
         shortcut: (N, C_out, H_out, W_out). The result is then relu(z + shortcut), in the dtype of z; ``activation``
             must be ``"none"``.
         shortcut_is_kept: whether another layer saves the shortcut anyway.
+        shift: (C_in,), subtracted from x first; it gets no gradient. The difference is not saved but taken again.
         others: as in the reference, resolved; x may also be one image, (C_in, H, W).
 
     Note:
@@ -82,21 +84,27 @@ def patch_norm(
     """
     batch = x if x.dim() == 4 else x.unsqueeze(0)
     if torch.jit.is_scripting():
+        batch = shifted(batch, shift)
         kernel = effective_weight_map(weight, gain, c, standardized)
         z = patch_norm_map(batch, kernel, bias, stride, padding, dilation, groups, c, kappa, norm_like, activation)
         z = z if shortcut is None else F.relu(z + shortcut).to(z.dtype)
     else:
         what = PatchMap(stride, padding, dilation, groups, c, kappa, norm_like, activation)
-        z = _lean(batch, weight, bias, gain, shortcut, what, standardized, recompute, shortcut_is_kept)
+        z = _lean(batch, weight, bias, gain, shortcut, shift, what, standardized, recompute, shortcut_is_kept)
     return z if x.dim() == 4 else z.squeeze(0)
 
 
+def shifted(x: Tensor, shift: Tensor | None) -> Tensor:
+    """x - shift, per channel; x itself without a shift."""
+    return x if shift is None else x - shift.to(x.dtype).view(-1, 1, 1)
+
+
 def _lean(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, shortcut: Tensor | None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, shortcut: Tensor | None, shift: Tensor | None,
     what: PatchMap, standardized: bool, recompute: bool, shortcut_is_kept: bool,
 ) -> Tensor:  # fmt: skip
     if use_plain_path():
-        return _plain(x, weight, bias, gain, shortcut, what, standardized)
+        return _plain(x, weight, bias, gain, shortcut, shift, what, standardized)
     if gain is None and not standardized:
         x, weight, bias = autocast_inputs(x, weight, bias)
         dtype = weight.dtype
@@ -106,17 +114,17 @@ def _lean(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, gain)):
         gives_z = shortcut is not None and what.gives_z(weight, dtype, shortcut, shortcut_is_kept)
         keep = what.needs_inner(weight) and not recompute and not gives_z
-        return PatchNormFunction.apply(x, weight, bias, gain, shortcut, what, standardized, dtype, keep, gives_z)
+        return PatchNormFunction.apply(x, weight, bias, gain, shortcut, shift, what, standardized, dtype, keep, gives_z)
     kernel = _kernel(weight, gain, what, standardized, dtype).value
-    z = _forward(x, kernel, bias, what, keep=False)[0]
+    z = _forward(shifted(x, shift), kernel, bias, what, keep=False)[0]
     return z if shortcut is None else z.add_(shortcut).relu_()
 
 
 def _plain(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, shortcut: Tensor | None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, shortcut: Tensor | None, shift: Tensor | None,
     what: PatchMap, standardized: bool,
 ) -> Tensor:  # fmt: skip
-    z = patch_norm_map(x, effective_weight_map(weight, gain, what.c, standardized), bias, *what)
+    z = patch_norm_map(shifted(x, shift), effective_weight_map(weight, gain, what.c, standardized), bias, *what)
     return z if shortcut is None else F.relu(z + shortcut).to(z.dtype)
 
 
@@ -155,28 +163,29 @@ class PatchNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, shortcut: Tensor | None,
-        what: PatchMap, standardized: bool, dtype: torch.dtype, keep: bool, gives_z: bool,
+        shift: Tensor | None, what: PatchMap, standardized: bool, dtype: torch.dtype, keep: bool, gives_z: bool,
     ) -> Tensor:  # fmt: skip
         kernel = _kernel(weight, gain, what, standardized, dtype).value
-        z, factor, y = _forward(x, kernel, bias, what, keep)
+        z, factor, y = _forward(shifted(x, shift), kernel, bias, what, keep)
         out = None
         if shortcut is not None:
             out = z = z.add_(shortcut).relu_()
         kept = z if what.activation in FROM_OUTPUT else y
-        ctx.save_for_backward(x, weight, bias, gain, factor, kept, out, shortcut if gives_z else None)
+        ctx.save_for_backward(x, weight, bias, gain, factor, kept, out, shortcut if gives_z else None, shift)
         ctx.what, ctx.standardized, ctx.dtype = what, standardized, dtype
         return as_output(z)
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple:
-        x, weight, bias, gain, factor, kept, out, shortcut = ctx.saved_tensors
+        x, weight, bias, gain, factor, kept, out, shortcut, shift = ctx.saved_tensors
         what = ctx.what
-        nothing = (None,) * 5
+        nothing = (None,) * 6
         if use_plain_gradient(dz):
             g = dz if out is None else dz * (out > 0)
-            plain = partial(_plain, shortcut=None, what=what, standardized=ctx.standardized)
+            plain = partial(_plain, shortcut=None, shift=shift, what=what, standardized=ctx.standardized)
             gradients = differentiable_gradients(plain, (x, weight, bias, gain), ctx.needs_input_grad[:4], g)
             return *gradients, g if ctx.needs_input_grad[4] else None, *nothing
+        x = shifted(x, shift)
         stride, padding, dilation, groups = what.geometry()
         needs_x, needs_weight, needs_bias, needs_gain, needs_shortcut = ctx.needs_input_grad[:5]
         needs_kernel = needs_weight or needs_gain

@@ -1,7 +1,7 @@
 """Every lean op beside the reference that defines it, with inputs of odd shapes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,9 +51,9 @@ def conv(name, x, weight, bias=True, stride=(1, 1), padding=(0, 0), dilation=(1,
     def split(vectors):
         return vectors[0] if bias else None, vectors[-1] if gain else None
 
-    def lean(x, weight, *vectors, **shortcut):
+    def lean(x, weight, *vectors, **others):
         b, g = split(vectors)
-        return patch_norm(x, weight, b, *tail, recompute, g, standardized, **shortcut)
+        return patch_norm(x, weight, b, *tail, recompute, g, standardized, **others)
 
     def reference(x, weight, *vectors):
         b, g = split(vectors)
@@ -69,14 +69,27 @@ def residual(name, x, weight, is_kept, **options):
     padding, stride = options.get("padding", (0, 0)), options.get("stride", (1, 1))
     size = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip((height, width), padding, kernel, stride, strict=True)]
 
-    def lean(*tensors):
-        return plain.lean(*tensors[:-1], shortcut=tensors[-1], shortcut_is_kept=is_kept)
+    def lean(*tensors, **shift):
+        return plain.lean(*tensors[:-1], shortcut=tensors[-1], shortcut_is_kept=is_kept, **shift)
 
     def reference(*tensors):
         z = plain.reference(*tensors[:-1])
         return torch.relu(z + tensors[-1]).to(z.dtype)
 
     return Case(name, lean, reference, (*plain.shapes, (x[0], weight[0], *size)))
+
+
+def centred(plain: Case) -> Case:
+    """The same on x - shift, where the shift is no input and gets no gradient."""
+    shift = torch.linspace(-1, 2, plain.shapes[0][1], dtype=torch.float64)
+
+    def lean(x, *others):
+        return plain.lean(x, *others, shift=shift)
+
+    def reference(x, *others):
+        return plain.reference(x - shift.to(x.dtype).view(-1, 1, 1), *others)
+
+    return replace(plain, name=f"{plain.name}-centred", lean=lean, reference=reference)
 
 
 def linear(name, is_norm_like, bias=True, activation="none", rows=(3, 5)):
@@ -166,6 +179,10 @@ CASES = [
     residual("residual-relu-recomputed", (2, 3, 4, 5), (4, 3, 3, 3), False, padding=(1, 1), recompute=True),
     residual("residual-relu-kept", (2, 3, 4, 5), (4, 3, 3, 3), False, stride=(2, 2), bias=False),
     residual("residual-relu-pointwise", (2, 3, 4, 5), (4, 3, 1, 1), True),
+    centred(conv("pointwise", (2, 5, 7, 3), (6, 5, 1, 1))),
+    centred(conv("relu", (2, 6, 7, 9), (6, 3, 3, 3), padding=(1, 1), groups=2, activation="relu")),
+    centred(conv("recomputed", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1), recompute=True)),
+    centred(residual("residual-relu", (2, 3, 4, 5), (4, 3, 3, 3), True, padding=(1, 1))),
     linear("affine_like", False),
     linear("affine_like-no-bias", False, bias=False, rows=()),
     linear("affine_like-gelu", False, activation="gelu"),

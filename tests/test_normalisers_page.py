@@ -1,7 +1,9 @@
 """docs/normalisers.md: what it says of saved bytes and of lengths is what the layers do."""
 
+import json
 import re
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 from affnorm_zoo import get_normalizer, list_normalizers
 from affnorm_zoo.evaluation.memory import saved_bytes
 
-PAGE = (Path(__file__).parents[1] / "docs/normalisers.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "normalisers.md").read_text()
 HEADER = re.search(r"\| name \|.*\n", PAGE)
 ROWS = {
     cells[0].strip("`"): dict(zip(HEADER.group().strip("| \n").split(" | ")[1:], cells[1:], strict=True))
@@ -36,6 +39,19 @@ class Behind(nn.Module):
 def test_the_table_has_every_normaliser_of_tokens():
     tokens = {name for name in list_normalizers() if get_normalizer(name).linear or get_normalizer(name).norm}
     assert set(ROWS) == tokens
+
+
+def test_the_experiment_with_centred_inputs_is_told_as_it_went():
+    runs = json.loads((DOCS / "divergence/centred.json").read_text())["runs"]
+    finals = [run for run in runs if run["kind"] == "final"]
+    scores = {arm: [run["top1"] for run in finals if run["arm"] == arm] for arm in {run["arm"] for run in finals}}
+    told = re.findall(r"\| ([\d.]+)(?: ± ([\d.]+))? \| (\d) \| [\d.]+ \| [\d.]+ \|\n", PAGE)
+    expected = {
+        (f"{mean(values):.1f}", f"{stdev(values):.1f}" if len(values) > 1 else "", str(len(values)))
+        for values in scores.values()
+    }
+    assert set(told) == expected
+    assert len(told) == len(scores)
 
 
 @pytest.mark.parametrize("name", ROWS)

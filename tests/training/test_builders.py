@@ -1,6 +1,7 @@
 """Optimisers, schedules and rates are built as the config says."""
 
 import copy
+import importlib
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from affnorm_zoo.config import load_config
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.runs.model import build_model
 from affnorm_zoo.training import builders
 from affnorm_zoo.training.state import save_state
 
@@ -123,3 +125,9 @@ def test_layers_decay_their_rates():
     assert len(rates) == 4  # the embedding, two blocks, the head
     ratios = [a / b for a, b in zip(sorted(rates), sorted(rates)[1:], strict=False)]
     assert ratios == pytest.approx([0.5] * len(ratios))
+
+
+def test_the_former_module_names_the_new_ones():
+    with pytest.warns(DeprecationWarning, match=r"import from affnorm_zoo.training.builders, and build_model from"):
+        former = importlib.import_module("affnorm_zoo.training.setup")
+    assert (former.build_optimizer, former.build_model) == (builders.build_optimizer, build_model)

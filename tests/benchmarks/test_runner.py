@@ -117,7 +117,7 @@ def test_a_gpu_that_a_kernel_has_lost_costs_one_process_and_no_row(run):
 
 
 def test_a_step_ends_at_its_limit_and_keeps_its_rows(run):
-    found = run(Step("slow", limit=2.0), Step("good"))
+    found = run(Step("slow", limit=4.0), Step("good"))
     assert found["slow"].status == "timed out"
     assert run.read("slow")["rows"] == {"0": {"results": 0}}
     assert found["good"].status == "ok"
@@ -132,12 +132,12 @@ def test_a_budget_leaves_out_what_does_not_fit_and_tries_what_does(run):
 
 
 def test_a_step_that_the_budget_cuts_off_continues_in_the_next_call(run):
-    found = run(Step("slow", seconds=1.0), budget=2.0)
+    found = run(Step("slow", seconds=1.0), budget=4.0)
     assert found["slow"].status == "cut off"
     assert run.calls() == ["slow", "slow.0"]
-    run(Step("slow", limit=2.0))
+    run(Step("slow", limit=4.0))
     assert run.calls() == ["slow", "slow.0", "slow", "slow.1"]
-    assert run.read("slow")["seconds"] > 3  # of both calls
+    assert run.read("slow")["seconds"] > 6  # of both calls
 
 
 RUNNER = """
@@ -166,7 +166,7 @@ def test_a_killed_runner_loses_nothing_and_its_folder_is_free_again(run, tmp_pat
             run(Step("good"))
         runner.send_signal(signum)
     wait_for(lambda: is_gone((output / "pid").read_text()), seconds=10)  # two steps must not measure side by side
-    found = run(Step("good"), Step("slow", limit=2.0), Step("last"))
+    found = run(Step("good"), Step("slow", limit=4.0), Step("last"))
     assert [outcome.status for outcome in found.values()] == ["ok", "timed out", "ok"]
     assert run.calls().count("good") == 1
     assert run.calls().count("slow.0") == 1

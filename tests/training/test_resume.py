@@ -52,13 +52,16 @@ def test_a_stop_anywhere_changes_no_bit(at, whole, tmp_path, monkeypatch):
     [
         ("data.workers=2", "data.in_memory=never"),
         ("data.in_memory=never",),
-        ("train.micro_batch_size=64", "data.repeats=2", "optim.name=sgd", "optim.schedule=step", "optim.lr=0.01"),
+        (
+            "train.micro_batch_size=64", "data.repeats=2", "optim.name=sgd", "optim.lr=0.01", "optim.schedule=step",
+            "optim.schedule_kwargs.decay_epochs=1",
+        ),
         ("data.drop_last=false", "model.name=resnet20_cifar_batchnorm", "data.mixup=0", "data.cutmix=0"),
         ("model.name=resnet20_cifar_patchnorm_c",),
         ("runtime.precision=bf16", "optim.name=muon", *SMALL_VIT, "model.kwargs.depth=1", "model.kwargs.embed_dim=24"),
     ],
     ids=["workers", "worker pipeline", "accumulation", "short last window", "centred", "bf16"],
-)
+)  # fmt: skip
 def test_nor_in_other_pipelines(overrides, tmp_path, monkeypatch):
     train_here(tmp_path / "whole", *EVERYTHING, *overrides)
     stop_and_resume(tmp_path / "stopped", monkeypatch, 7, *EVERYTHING, *overrides)

@@ -93,12 +93,13 @@ def plot_training(metrics: Path, target: Path) -> bool:
         "step_cosine": ("cosine(Δz, -ηg)", "The optimiser's step, other layers held"),
         "step_moving_cosine": ("cosine(Δz, -ηg)", "The optimiser's step, all layers moving"),
     }
-    updates = [record["update"] for record in records]
     for axes, (column, (label, title)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        layers = [[row[column] for row in record["layers"] if row.get(column) is not None] for record in records]
-        axes.plot(
-            updates, [statistics.median(values) for values in layers], color=COLOURS[0], lw=1.5, label="median layer"
-        )
+        given = [[row[column] for row in record["layers"] if row.get(column) is not None] for record in records]
+        # a step at a learning rate of zero, a schedule's last, moves nothing and has no direction
+        updates = [record["update"] for record, values in zip(records, given, strict=True) if values]
+        layers = list(filter(None, given))
+        medians = [statistics.median(values) for values in layers]
+        axes.plot(updates, medians, color=COLOURS[0], lw=1.5, label="median layer")
         low, high = [min(values) for values in layers], [max(values) for values in layers]
         axes.fill_between(updates, low, high, color=COLOURS[0], alpha=0.2, lw=0, label="all layers")
         axes.set_title(title, fontsize=10)

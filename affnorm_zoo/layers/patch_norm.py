@@ -110,12 +110,10 @@ class PatchNormConv2d(EditedInPlace):
         self.check_writable()
         kappa = 0.0 if self.norm_like else self.kappa
         compensation = math.sqrt(1 + kappa**2 / self.fan_in)  # for the κ² in the divisor, at a mean square of 1
+        std, gain = RELU_GAIN * compensation / self.c, 1.0
         if self.weight_standardization:
-            draw_normal(self.weight, std=1 / math.sqrt(self.fan_in))
-            gain = STANDARDIZED_RELU_GAIN * compensation
-        else:
-            draw_normal(self.weight, std=RELU_GAIN * compensation / self.c)
-            gain = 1.0
+            std, gain = 1 / math.sqrt(self.fan_in), STANDARDIZED_RELU_GAIN * compensation
+        draw_normal(self.weight, std=std)
         if self.gain is not None:
             nn.init.constant_(self.gain, gain)
         if self.bias is not None:
@@ -244,13 +242,8 @@ for _name, _summary, _formula, _options in (
 ):  # fmt: skip
     register_normalizer(
         NormalizerSpec(
-            name=_name,
-            summary=_summary,
-            formula=_formula,
-            paper=PAPER,
-            conv=PatchNormConv2d,
-            conv_same=PatchNormConv2dSame,
-            options=_options,
+            name=_name, summary=_summary, formula=_formula, paper=PAPER,
+            conv=PatchNormConv2d, conv_same=PatchNormConv2dSame, options=_options,
             reparameterized="patchnorm" if _options.get("weight_standardization") else "",
         )
-    )
+    )  # fmt: skip

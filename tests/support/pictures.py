@@ -1,5 +1,6 @@
-"""Folders of small generated images, one colour a class."""
+"""Folders and tars of small generated images."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -19,3 +20,37 @@ def draw_folder(root: Path, splits=("train", "val"), classes=CLASSES, per_class=
                 pixels[..., number % 3] += 120
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     return root
+
+
+def picture(path, value=0, size=(8, 8), **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    formats = {".jfif": "JPEG", ".heic": "PNG"}
+    Image.new("RGB", size, (value, 9, 9)).save(path, formats.get(path.suffix), **kwargs)
+    return path
+
+
+def splits(root, *names):
+    """Two splits with two classes of one picture each, and a further file for every name below the split."""
+    for split in ("train", "val"):
+        for name in ("cat/0.png", "dog/0.png", *names):
+            picture(root / split / name)
+    return root
+
+
+def pack(root, prefix=""):
+    """The splits of a folder as tars, in another folder."""
+    packed = root.with_name(root.name + "_packed")
+    packed.mkdir()
+    for split in ("train", "val"):
+        with tarfile.open(packed / f"{split}.tar", "w") as tar:
+            tar.add(root / split, arcname=f"{prefix}{split}" if prefix else ".")
+    return packed
+
+
+def content(index):
+    found = []
+    for number in range(len(index)):
+        file, label = index[number]
+        with file:
+            found.append((index.filename(number), label, file.read()))
+    return found

@@ -7,7 +7,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from affnorm_zoo.conversion.fit import FITS
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.factory.bind import UNNORMED
-from affnorm_zoo.layers import CentredPatchNormConv2d, check_writable
+from affnorm_zoo.layers import check_writable
 from affnorm_zoo.registry import NormalizerSpec, get_normalizer, list_normalizers
 
 # exact types: a subclass may compute something else
@@ -32,10 +32,8 @@ def check_request(normalizer: str, fit: str | None, unnormed: str) -> Normalizer
         raise UsageError(f"fit must be None, {', '.join(map(repr, FITS))}, got {fit!r}")
     if unnormed not in UNNORMED:
         raise UsageError(f"unnormed must be {' or '.join(map(repr, UNNORMED))}, got {unnormed!r}")
-    if spec.conv is not None and issubclass(spec.conv, CentredPatchNormConv2d):
-        raise UsageError(
-            f"{normalizer!r} subtracts a mean that training moves, for which there is no fit: use 'patchnorm'"
-        )
+    if spec.conv is not None and not spec.conv.is_fixed_map:
+        raise UsageError(f"{normalizer!r} changes its map while it trains, so there is no fit: use 'patchnorm'")
     if spec.options.get("weight_standardization") and fit not in (None, "lstsq"):
         raise UsageError(
             f"{normalizer!r} standardises its kernels, and scaled ones do not sum to zero: use fit='lstsq', got {fit!r}"

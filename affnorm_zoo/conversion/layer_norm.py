@@ -32,8 +32,8 @@ def center_layer_norms(model: nn.Module, normalizer: str) -> tuple[nn.Module, li
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm) and id(module) not in inside:
             raise UsageError(
-                f"{name!r}, a {type(module).__name__}, is not part of a timm {names}: in other transformers "
-                "a norm writes what further norms read, or its layer reads it across tokens, and the conversion would "
+                f"{name!r}, a {type(module).__name__}, is not part of a timm {names}: in other networks "
+                "a norm may stand elsewhere than between a residual stream and linear layers, and the conversion would "
                 "not be exact; convert the part of the model that is one of these"
             )
     for name, root in roots.items():

@@ -35,6 +35,7 @@ class BoundLayer(Scaled, nn.Module):
     weight: Tensor
     output_activations: tuple[str, ...] = ()  # what it can apply to its output
     input_activations: tuple[str, ...] = ()  # what it can apply to its input
+    is_fixed_map = True  # whether only the optimiser changes the layer's map
 
     def reset_parameters(self) -> None:
         """Draw the parameters."""

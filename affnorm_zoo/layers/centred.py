@@ -33,6 +33,7 @@ class CentredPatchNormConv2d(PatchNormConv2d):
     passes in training came between.
     """
 
+    is_fixed_map = False
     in_channels: int
     mean: Tensor
     next_mean: Tensor

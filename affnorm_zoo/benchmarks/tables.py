@@ -32,25 +32,16 @@ class Bar:
     def verdict(self) -> str:
         """One of ``VERDICTS``."""
         if self.value is None:
-            return VERDICTS[2]
-        return (
-            VERDICTS[0]
-            if (self.value >= self.required if self.at_least else self.value <= self.required)
-            else VERDICTS[1]
-        )
+            return "not measured"
+        is_met = self.value >= self.required if self.at_least else self.value <= self.required
+        return "met" if is_met else "missed"
 
     def cells(self) -> list[str]:
         """Its row of a table."""
-        value = VERDICTS[2] if self.value is None else f"{self.value:.{self.digits}f}"
-        required = f"{'≥' if self.at_least else '≤'} {self.required:.2f}"
-        return [
-            self.measure,
-            self.file,
-            value,
-            required,
-            f"{self.target:.2f}",
-            "" if self.value is None else self.verdict,
-        ]
+        required, target = f"{'≥' if self.at_least else '≤'} {self.required:.2f}", f"{self.target:.2f}"
+        if self.value is None:
+            return [self.measure, self.file, self.verdict, required, target, ""]
+        return [self.measure, self.file, f"{self.value:.{self.digits}f}", required, target, self.verdict]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

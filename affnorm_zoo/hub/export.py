@@ -64,14 +64,9 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
 
     temporary = run / f".{EXPORT_FOLDER}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    save_for_hf(
-        model,
-        temporary,
-        model_config={}
-        if is_stream(config)
-        else {"label_names": list(class_names)},  # their class names are placeholders
-        safe_serialization=True,
-    )
+    # a stream does not know the names of its classes
+    model_config = {} if is_stream(config) else {"label_names": list(class_names)}
+    save_for_hf(model, temporary, model_config=model_config, safe_serialization=True)
     suit_other_readers(temporary / CONFIG_NAME)
     figures = {name for name in (CURVES_FILE, DIVERGENCE_FILE) if (run / name).is_file()}
     for name in figures:

@@ -28,6 +28,11 @@ def sweep_table(sweep: SweepConfig, folder: Path) -> str:
         rows[0] += ["setting", "tuning runs, diverged"]
         for row, results in zip(rows[1:], samples.values(), strict=True):
             row += [_setting(results), _tuning(sweep, row[0], folder)]
+    return _table(rows)
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Markdown; the first row is the head."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
 
@@ -70,13 +75,10 @@ def attention_table(samples: dict[str, list[dict[str, Any]]]) -> str:
     if not measured:
         return ""
     kinds = ("mixed values", "logits")
-    heads = ["attention", *(f"{kind}, {when}" for kind in kinds for when in ("untrained", "trained"))]
-    rows = [
-        [arm, *(_factor(found, kind, when) for kind in kinds for when in ("first", "last"))]
-        for arm, found in measured.items()
-    ]
-    lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
-    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]]) + "\n"
+    rows = [["attention", *(f"{kind}, {when}" for kind in kinds for when in ("untrained", "trained"))]]
+    for arm, found in measured.items():
+        rows.append([arm, *(_factor(found, kind, when) for kind in kinds for when in ("first", "last"))])
+    return _table(rows)
 
 
 def _factor(found: list[dict[str, Any]], kind: str, when: str) -> str:

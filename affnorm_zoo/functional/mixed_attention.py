@@ -84,9 +84,12 @@ def mixed_map(
         c, kappa: the scale, resolved; κ is 0 for norm_like.
         norm_like: add the bias behind the quotient.
     """
-    factor = c * inverse_norm(mixed_square(attn, x), kappa)
-    y = attn @ values
-    shift = None if bias is None else bias.view(attn.shape[1], 1, -1)
+    return divide_mixed(attn @ values, c * inverse_norm(mixed_square(attn, x), kappa), bias, kappa, norm_like)
+
+
+def divide_mixed(y: Tensor, factor: Tensor, bias: Tensor | None, kappa: float, norm_like: bool) -> Tensor:
+    """Mixed values (N, heads, L, d) times c r, (N, heads, L, 1), with the bias where it belongs."""
+    shift = None if bias is None else bias.view(y.shape[1], 1, -1)
     if norm_like:
         z = y * factor
         return (z if shift is None else z + shift).to(y.dtype)

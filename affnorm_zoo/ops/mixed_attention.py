@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from affnorm_zoo.functional.mixed_attention import mixed_map, mixed_square, uses_gram
+from affnorm_zoo.functional.mixed_attention import divide_mixed, mixed_map, mixed_square, uses_gram
 from affnorm_zoo.functional.scale import inverse_norm, widen
 from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_gradient, use_plain_path
 from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
@@ -85,15 +85,10 @@ class MixedAttentionFunction(torch.autograd.Function):
     def forward(ctx: Any, q, k, values, x, bias, mask, what: Mixing) -> Tensor:
         attn = attention_weights(q, k, mask)
         factor = what.c * inverse_norm(mixed_square(attn, x), what.kappa)
-        y = attn @ values
-        shift = None if bias is None else bias.view(q.shape[1], 1, -1)
-        if what.norm_like:
-            z = y * factor if shift is None else y * factor + shift
-        else:
-            z = (y if shift is None else y + what.kappa * shift) * factor
+        z = divide_mixed(attn @ values, factor, bias, what.kappa, what.norm_like)
         ctx.save_for_backward(q, k, values, x, bias, mask, factor)
         ctx.what = what
-        return z.to(y.dtype)
+        return z
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple:

@@ -1,34 +1,19 @@
-"""Element-wise passes around a convolution, written with the fewest memory passes and temporaries that eager ops allow.
+"""Element-wise passes around a convolution as plain operations, with the fewest temporaries that these allow.
 
-All images are (N, C, H, W). A map that all channels of a group share is (N, groups, H, W), in float32 or wider.
+All images are (N, C, H, W). A map that all channels of a group share is (N, groups, H, W), in float32 or wider. The ops
+call the passes through :mod:`affnorm_zoo.ops.passes`, which chooses how a pass runs.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._triton import has_triton
 
 from affnorm_zoo.functional.activation import FROM_INPUT
 from affnorm_zoo.functional.scale import widen
-from affnorm_zoo.kernels._launch import can_launch
 from affnorm_zoo.ops.activation import activate_, activation_backward
-
-
-def bias_in_library(x: Tensor, kappa: float | None) -> bool:
-    """Whether the library's product of x adds κ b and sums its gradient; otherwise the passes after it do.
-
-    On a CPU the library has the values in registers, so both are free there. On other devices each would be a separate
-    pass, but our passes read the values anyway. As plain sums the compiler can fuse them with others. Our passes always
-    add a bias that comes after the factor (κ is None).
-    """
-    return kappa is not None and x.device.type == "cpu"
 
 
 def square_sum(x: Tensor, groups: int) -> Tensor:
     """Σ_c x² per pixel and group."""
-    if use_kernels(x):
-        return _kernels().square_sum(x, groups)
     if groups == 1 and x.device.type == "cpu" and x.stride(1) == 1 and not torch.compiler.is_compiling():
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         return torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide).square_()  # one pass, no tensor of squares
@@ -36,11 +21,18 @@ def square_sum(x: Tensor, groups: int) -> Tensor:
 
 
 def scale_output(
-    y: Tensor, factor: Tensor, bias: Tensor | None, kappa: float | None, activation: str, keep: bool = False
+    y: Tensor,
+    factor: Tensor,
+    bias: Tensor | None,
+    kappa: float | None,
+    activation: str,
+    keep: bool = False,
+    shortcut: Tensor | None = None,
 ) -> Tensor:
-    """act((y + κ bias) · factor); if κ is None, act(y · factor + bias). Overwrites y unless ``keep``."""
-    if use_kernels(y):
-        return _kernels().scale_output(y, factor, bias, kappa, activation, keep)
+    """act((y + κ bias) · factor); if κ is None, act(y · factor + bias). Overwrites y unless ``keep``.
+
+    With a shortcut, and then no activation, relu(z + shortcut), where z is the above.
+    """
     if activation in FROM_INPUT and y.dtype != factor.dtype:
         # rounded once, behind the activation, and not before it as well
         z = scale_output(y.to(factor.dtype), factor, bias, kappa, activation)
@@ -57,16 +49,17 @@ def scale_output(
     if bias is not None and kappa is None:
         z.add_(bias.reshape(-1, 1, 1))
     activate_(z, activation)
-    return z
+    return z if shortcut is None else z.add_(shortcut).relu_()
 
 
 def scale_cotangent(
     dz: Tensor,
     factor: Tensor,
+    output: Tensor | None = None,
+    shortcut: Tensor | None = None,
+    inner: Tensor | None = None,
     *,
     activation: str = "none",
-    output: Tensor | None = None,
-    inner: Tensor | None = None,
     bias: Tensor | None = None,
     kappa: float | None = None,
     sum_bias: bool = False,
@@ -81,6 +74,7 @@ def scale_cotangent(
         activation: ``"none"``, or the activation's name, for which ``output`` or ``inner`` must be given.
         output: act(z), for no activation and those of ``FROM_OUTPUT``; then s = Σ g z - Σ g bias. Σ g z is taken as
             Σ dz act(z), since act'(z) z = act(z) where act is linear through 0; for relu6 as Σ g act(z).
+        shortcut: subtracted from ``output``, which then is relu(z + shortcut); dz must be 0 where that is 0.
         inner: the convolution's own output y; then s = Σ h (y + κ bias). With an activation, which is then one of
             ``FROM_INPUT``, z is computed from it again.
         bias: (C,), omitted if None. Without ``output`` and ``inner``, s = Σ h κ bias. With ``output``, pass only a
@@ -92,10 +86,6 @@ def scale_cotangent(
         h; s, if there is anything to sum; and the gradient of the bias: κ Σ h, or Σ g if κ is None, over images and
         positions. Sums are in float32 or wider.
     """
-    if use_kernels(dz):
-        return _kernels().scale_cotangent(
-            dz, factor, activation=activation, output=output, inner=inner, bias=bias, kappa=kappa, sum_bias=sum_bias
-        )
     groups = factor.shape[1]
     s = dbias = None
     # on a CPU a buffer of the size of dz costs more than the arithmetic: one serves the products, g and h
@@ -103,6 +93,8 @@ def scale_cotangent(
     buffer = torch.empty_like(dz) if one_buffer else None
     g = dz
     if output is not None:
+        if shortcut is not None:
+            output = output - shortcut
         if activation == "none":
             s = channel_dot(dz, output, groups, buffer)
         elif activation == "relu6":
@@ -131,9 +123,6 @@ def scale_cotangent(
 
 def correct_pointwise(dx: Tensor, x: Tensor, inv_square: Tensor, extra: Tensor | None) -> None:
     """dx -= x · r² s with s = Σ_c x dx + extra, in place; for a 1x1 kernel, where each pixel is a position."""
-    if use_kernels(dx):
-        _kernels().correct_pointwise(dx, x, inv_square, extra)
-        return
     s = channel_dot(x, dx, inv_square.shape[1])
     if extra is not None:
         s = s + extra
@@ -142,25 +131,11 @@ def correct_pointwise(dx: Tensor, x: Tensor, inv_square: Tensor, extra: Tensor |
 
 def correct(dx: Tensor, x: Tensor, factor: Tensor) -> None:
     """dx -= x · factor, in place."""
-    if use_kernels(dx):
-        _kernels().correct(dx, x, factor)
-        return
     factor, dx, x = by_group(factor, dx, x)
     if x.dtype == factor.dtype:
         dx.addcmul_(x, factor, value=-1)
     else:
         dx.sub_(x * factor)
-
-
-def use_kernels(x: Tensor) -> bool:
-    """Whether the Triton twin of a pass handles this tensor; not under the compiler, which fuses plain operations."""
-    return not torch.compiler.is_compiling() and can_launch(x) and has_triton()
-
-
-def _kernels() -> Any:
-    from affnorm_zoo.kernels import elementwise  # Triton exists on Linux only
-
-    return elementwise
 
 
 def scale_groups(g: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:

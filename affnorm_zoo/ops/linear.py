@@ -17,7 +17,7 @@ from affnorm_zoo.functional.activation import apply_input_activation
 from affnorm_zoo.functional.affine_like import affine_like_map
 from affnorm_zoo.functional.norm_like import norm_like_map
 from affnorm_zoo.functional.scale import inverse_norm
-from affnorm_zoo.ops import elementwise
+from affnorm_zoo.ops import passes
 from affnorm_zoo.ops.dispatch import as_output, autocast_inputs, overwritable, use_plain_gradient, use_plain_path
 from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
 from affnorm_zoo.ops.recompute import gelu_again
@@ -80,10 +80,10 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) ->
     Passes around the library's matrix product.
     """
     a = apply_input_activation(x, what.input_activation)
-    factor = what.c * inverse_norm(elementwise.square_sum(_as_images(a), 1), what.kappa)
-    in_library = elementwise.bias_in_library(a, what.inner_kappa())
+    factor = what.c * inverse_norm(passes.square_sum(_as_images(a), 1), what.kappa)
+    in_library = passes.bias_in_library(a, what.inner_kappa())
     z = overwritable(F.linear(a, weight, what.kappa * bias if in_library and bias is not None else None))
-    elementwise.scale_output(_as_images(z), factor, None if in_library else bias, what.inner_kappa(), "none")
+    passes.scale_output(_as_images(z), factor, None if in_library else bias, what.inner_kappa(), "none")
     return z, factor
 
 
@@ -113,8 +113,8 @@ class NormalizedLinearFunction(torch.autograd.Function):
         dx = dweight = None
 
         a = _as_images(gelu_again(x) if what.input_activation == "gelu" else x)
-        in_library = elementwise.bias_in_library(x, what.inner_kappa())
-        h, s, dbias = elementwise.scale_cotangent(
+        in_library = passes.bias_in_library(x, what.inner_kappa())
+        h, s, dbias = passes.scale_cotangent(
             _as_images(dz), factor, bias=None if what.norm_like else bias, kappa=what.inner_kappa(),
             sum_bias=needs_bias and not in_library,
         )  # fmt: skip
@@ -125,7 +125,7 @@ class NormalizedLinearFunction(torch.autograd.Function):
             dbias = what.kappa * rows.sum(0) if in_library else dbias.to(bias.dtype)
         if needs_x:
             dx = rows @ weight
-            elementwise.correct_pointwise(_as_images(dx), a, inverse_square(factor, what.c, what.norm_like), s)
+            passes.correct_pointwise(_as_images(dx), a, inverse_square(factor, what.c, what.norm_like), s)
             if what.input_activation == "gelu":
                 dx = torch.ops.aten.gelu_backward(dx, x)
         return dx, dweight, dbias, None

@@ -30,7 +30,7 @@ from affnorm_zoo.functional.activation import FROM_OUTPUT
 from affnorm_zoo.functional.patch_norm import patch_norm_map
 from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.functional.weight_standardization import effective_weight_map
-from affnorm_zoo.ops import elementwise, windows
+from affnorm_zoo.ops import passes, windows
 from affnorm_zoo.ops.activation import activation_backward
 from affnorm_zoo.ops.dispatch import (
     as_output,
@@ -116,8 +116,7 @@ def _lean(
         keep = what.needs_inner(weight) and not recompute and not gives_z
         return PatchNormFunction.apply(x, weight, bias, gain, shortcut, shift, what, standardized, dtype, keep, gives_z)
     kernel = _kernel(weight, gain, what, standardized, dtype).value
-    z = _forward(shifted(x, shift), kernel, bias, what, keep=False)[0]
-    return z if shortcut is None else z.add_(shortcut).relu_()
+    return _forward(shifted(x, shift), kernel, bias, shortcut, what, keep=False)[0]
 
 
 def _plain(
@@ -140,20 +139,21 @@ def _kernel(
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, what: PatchMap, keep: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, what: PatchMap, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The output, the factor c r per position, and the convolution's own output if it must be kept.
 
     Passes around the library's convolution.
     """
     kernel_size = (weight.shape[2], weight.shape[3])
-    squares = elementwise.square_sum(x, what.groups)
+    squares = passes.square_sum(x, what.groups)
     squares = windows.window_sum(squares, kernel_size, what.stride, what.padding, what.dilation)
     factor = what.c * inverse_norm(squares, 0.0 if what.norm_like else what.kappa)
-    in_library = elementwise.bias_in_library(x, what.inner_kappa())
+    in_library = passes.bias_in_library(x, what.inner_kappa())
     y = F.conv2d(x, weight, what.kappa * bias if in_library and bias is not None else None, *what.geometry())
     y = overwritable(y)
-    z = elementwise.scale_output(y, factor, None if in_library else bias, what.inner_kappa(), what.activation, keep)
+    own_bias = None if in_library else bias
+    z = passes.scale_output(y, factor, own_bias, what.inner_kappa(), what.activation, keep, shortcut)
     return z, factor, y if keep else None
 
 
@@ -166,10 +166,8 @@ class PatchNormFunction(torch.autograd.Function):
         shift: Tensor | None, what: PatchMap, standardized: bool, dtype: torch.dtype, keep: bool, gives_z: bool,
     ) -> Tensor:  # fmt: skip
         kernel = _kernel(weight, gain, what, standardized, dtype).value
-        z, factor, y = _forward(shifted(x, shift), kernel, bias, what, keep)
-        out = None
-        if shortcut is not None:
-            out = z = z.add_(shortcut).relu_()
+        z, factor, y = _forward(shifted(x, shift), kernel, bias, shortcut, what, keep)
+        out = None if shortcut is None else z
         kept = z if what.activation in FROM_OUTPUT else y
         ctx.save_for_backward(x, weight, bias, gain, factor, kept, out, shortcut if gives_z else None, shift)
         ctx.what, ctx.standardized, ctx.dtype = what, standardized, dtype
@@ -191,7 +189,7 @@ class PatchNormFunction(torch.autograd.Function):
         needs_kernel = needs_weight or needs_gain
         kernel = _kernel(weight, gain, what, ctx.standardized, ctx.dtype, again=True)
 
-        in_library = elementwise.bias_in_library(x, what.inner_kappa())
+        in_library = passes.bias_in_library(x, what.inner_kappa())
         given: dict[str, Any] = {"kappa": what.inner_kappa(), "sum_bias": needs_bias and not in_library}
         from_input = False  # whether s needs dx₀
         dshortcut = None
@@ -199,7 +197,7 @@ class PatchNormFunction(torch.autograd.Function):
             dz = activation_backward(dz, out, "relu")
             dshortcut = dz if needs_shortcut else None
         if shortcut is not None and needs_x:
-            given |= {"output": out - shortcut, "bias": bias if what.norm_like else None}
+            given |= {"output": out, "shortcut": shortcut, "bias": bias if what.norm_like else None}
         elif what.activation in FROM_OUTPUT:
             given |= {"activation": what.activation, "output": kept, "bias": bias if what.norm_like else None}
         elif what.activation == "none" and not needs_x:
@@ -211,7 +209,7 @@ class PatchNormFunction(torch.autograd.Function):
         else:
             from_input = True
             given["bias"] = None if what.norm_like else bias
-        h, s, dbias = elementwise.scale_cotangent(dz, factor, **given)
+        h, s, dbias = passes.scale_cotangent(dz, factor, **given)
         dx, dkernel, dbias_in_library = aten.convolution_backward(
             h, x, kernel.value, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups,
             [needs_x, needs_kernel, needs_bias and in_library],
@@ -222,11 +220,11 @@ class PatchNormFunction(torch.autograd.Function):
             inv_square = inverse_square(factor, what.c, what.norm_like)
             if from_input:
                 pixels = (slice(None), slice(None), slice(None, None, stride[0]), slice(None, None, stride[1]))
-                elementwise.correct_pointwise(dx[pixels], x[pixels], inv_square, s)
+                passes.correct_pointwise(dx[pixels], x[pixels], inv_square, s)
             else:
                 size, kernel_size = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
                 v = windows.window_sum_transpose(inv_square * s, size, kernel_size, stride, padding, dilation)
-                elementwise.correct(dx, x, v)
+                passes.correct(dx, x, v)
         dweight, dgain = dkernel, None
         if needs_kernel and kernel.value is not weight:
             dweight, dgain = kernel_gradients(dkernel, kernel, weight, gain, what.c)

@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 import affnorm_zoo  # noqa: F401 registers the models
-from affnorm_zoo.ops import elementwise
+from affnorm_zoo.ops import passes
 
 # neighbouring blocks, so that what crosses their border shows: model, stage, which blocks, channels of the input
 BLOCKS = {
@@ -137,7 +137,7 @@ def training_step(name):
 
         return compile_graph
 
-    as_on_a_gpu = mock.patch.object(elementwise, "bias_in_library", return_value=False)
+    as_on_a_gpu = mock.patch.object(passes, "bias_in_library", return_value=False)
     with fake, as_on_a_gpu, mock.patch.object(torch.compiler, "is_compiling", return_value=True):
         state = {key: empty(t) for key, t in block.state_dict().items() if t.is_floating_point()}
         for key, _ in block.named_parameters():

@@ -151,7 +151,9 @@ def scale_groups(g: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor
 
 def channel_dot(a: Tensor, b: Tensor, groups: int, buffer: Tensor | None = None) -> Tensor:
     """Σ_c a b per position and group, in float32 or wider; ``buffer`` may hold the products."""
-    return group_sum(widen(a) * b if buffer is None else torch.mul(a, b, out=buffer), groups)
+    if buffer is None or groups == a.shape[1]:  # then the products are the result
+        return group_sum(widen(a) * b, groups)
+    return group_sum(torch.mul(a, b, out=buffer), groups)
 
 
 def channel_sum(a: Tensor, vector: Tensor, groups: int) -> Tensor:
@@ -168,6 +170,8 @@ def group_sum(x: Tensor, groups: int) -> Tensor:
     """Σ_c x of every position, group by group, in x's order of the axes in memory."""
     if groups == 1:
         return x.sum(1, keepdim=True)
+    if groups == x.shape[1]:
+        return x
     in_order = x.is_contiguous(memory_format=torch.channels_last) and torch.compiler.is_compiling()  # by_group says why
     sums = split_groups(x, groups).sum(2)
     return sums.contiguous(memory_format=torch.channels_last) if in_order else sums

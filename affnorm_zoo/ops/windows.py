@@ -1,53 +1,78 @@
-"""Sums over the window of a convolution, and their transpose. They use the pooling kernels where possible."""
+"""Sums over the window of a convolution, and their transpose: by a pooling kernel, or by adding axis by axis.
+
+Pooling is one operation, but its CPU kernel for NCHW adds number by number, k² of them for every output. Adding shifted
+views along rows and then columns takes 2k vectorised additions instead, and some ten operations.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from affnorm_zoo.functional.patch_norm import box_sum
-
 aten = torch.ops.aten
+IntPair = tuple[int, int]
+FEW = 1 << 15  # terms that pooling adds in the time in which ten operations are launched
 
 
-def window_sum(
-    x: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> Tensor:
-    """Sum over the window of a convolution: with the pooling kernel where possible, otherwise by definition."""
+def window_sum(x: Tensor, kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair) -> Tensor:
+    """Sum over the window of a convolution, per channel: (N, C, H, W) to (N, C, H_out, W_out)."""
     if kernel_size == (1, 1) and padding == (0, 0):
         return x[:, :, :: stride[0], :: stride[1]]
-    if _is_poolable(kernel_size, padding, dilation):
+    if _use_pooling(x, x.numel() // (stride[0] * stride[1]), kernel_size, padding, dilation):
         return F.avg_pool2d(x, kernel_size, stride, padding, divisor_override=1)
-    return box_sum(x, kernel_size, stride, padding, dilation)
+    for axis in (0, 1):
+        x = _add_along(x, 2 + axis, kernel_size[axis], dilation[axis], stride[axis], padding[axis], padding[axis])
+    return x
 
 
 def window_sum_transpose(
-    v: Tensor,
-    size: tuple[int, int],
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    v: Tensor, size: IntPair, kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair
 ) -> Tensor:
-    """Transpose of :func:`window_sum`: add each position's value to all pixels of its window."""
-    n, groups, height, width = v.shape
-    if _is_poolable(kernel_size, padding, dilation):
+    """Transpose of :func:`window_sum`: add each position's value to all pixels of its window, (N, C, *size)."""
+    if kernel_size == (1, 1) and stride == (1, 1) and padding == (0, 0):
+        return v
+    if _use_pooling(v, v.numel(), kernel_size, padding, dilation):
         order = torch.channels_last if v.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        pixels = torch.empty((n, groups, *size), device=v.device, dtype=v.dtype, memory_format=order)
+        pixels = torch.empty((*v.shape[:2], *size), device=v.device, dtype=v.dtype, memory_format=order)
         return aten.avg_pool2d_backward(v, pixels, kernel_size, stride, padding, False, True, 1)
-    padded = v.new_zeros((n, groups, size[0] + 2 * padding[0], size[1] + 2 * padding[1]))
-    for i in range(kernel_size[0]):
-        for j in range(kernel_size[1]):
-            top, left = i * dilation[0], j * dilation[1]
-            rows = slice(top, top + (height - 1) * stride[0] + 1, stride[0])
-            columns = slice(left, left + (width - 1) * stride[1] + 1, stride[1])
-            padded[:, :, rows, columns] += v
-    return padded[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    for axis in (0, 1):
+        reach = dilation[axis] * (kernel_size[axis] - 1)
+        spread = _spread(v, 2 + axis, stride[axis])
+        before = reach - padding[axis]
+        after = size[axis] + reach - before - spread.shape[2 + axis]
+        v = _add_along(spread, 2 + axis, kernel_size[axis], dilation[axis], 1, before, after)
+    return v
 
 
-def _is_poolable(kernel_size: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> bool:
+def _use_pooling(x: Tensor, positions: int, kernel_size: IntPair, padding: IntPair, dilation: IntPair) -> bool:
     # pooling has no dilation, and allows padding only up to half of the kernel
-    return dilation == (1, 1) and all(2 * p <= k for p, k in zip(padding, kernel_size, strict=True))
+    if dilation != (1, 1) or any(2 * p > k for p, k in zip(padding, kernel_size, strict=True)):
+        return False
+    is_slow = x.is_cpu and x.is_contiguous() and not torch.compiler.is_compiling()
+    return not is_slow or positions * kernel_size[0] * kernel_size[1] <= FEW
+
+
+def _add_along(x: Tensor, dim: int, taps: int, dilation: int, stride: int, before: int, after: int) -> Tensor:
+    """Σ_t x[stride · i + dilation · t] along one axis, with zeros put before and after it; negative ones cut off."""
+    if before or after:
+        x = F.pad(x, (before, after) if dim == 3 else (0, 0, before, after))
+    length = (x.shape[dim] - dilation * (taps - 1) - 1) // stride + 1
+    shifted = [_every(x.narrow(dim, t * dilation, (length - 1) * stride + 1), dim, stride) for t in range(taps)]
+    total = shifted[0] + shifted[1] if taps > 1 else shifted[0]
+    for term in shifted[2:]:
+        total += term
+    return total
+
+
+def _spread(v: Tensor, dim: int, stride: int) -> Tensor:
+    """Put ``stride`` - 1 zeros between neighbours along one axis."""
+    if stride == 1:
+        return v
+    shape = list(v.shape)
+    shape[dim] = (shape[dim] - 1) * stride + 1
+    spread = v.new_zeros(shape)
+    _every(spread, dim, stride).copy_(v)
+    return spread
+
+
+def _every(x: Tensor, dim: int, stride: int) -> Tensor:
+    return x if stride == 1 else x[:, :, ::stride] if dim == 2 else x[..., ::stride]

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import click
+from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 
 from affnorm_zoo.cli.report import USER_PATH, reported_errors
 from affnorm_zoo.hub import load, publish
@@ -51,6 +52,8 @@ def push(
         published = publish(
             run, repo_id, private=private, revision=revision, tag=tag, dry_run=dry_run, seeds=seeds, timeout=timeout
         )
+    if not any(name.startswith(f"{EVAL_RESULTS_FOLDER}/") for name in published.files):
+        click.echo(f"no {EVAL_RESULTS_FOLDER}: data.hub_id does not name the data on the Hub, or data.hold_out is set")
     for name, size in published.files.items():
         click.echo(f"{size:>12,}  {name}")
     if published.commit is None:

@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ class DataConfig:
     path: str | None = None  # folder of splits or tars, hfds/NAME, wds/FOLDER or a packed FILE.safetensors; ~ is home
     num_classes: int | None = None  # of wds/FOLDER, which does not say; others do
     note: str | None = None  # what a reader of the model card should know of the images, such as how they were made
+    hub_id: str | None = None  # ORG/NAME or ORG/NAME:TASK of these very images on the Hub, to file the result under
     train_split: str = "train"
     val_split: str = "val"
     labels_by_position: bool = False  # match classes to those of pretrained weights by their order, not their names
@@ -48,6 +50,8 @@ class DataConfig:
         require(is_unicode(self.name), f"data.path must name data in Unicode, got {self.name!r}: give a link to them")
         for name in ("train_split", "val_split"):
             require(getattr(self, name).strip() != "", f"data.{name} must name a split, got {getattr(self, name)!r}")
+        known = self.hub_id is None or re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", self.hub_id)
+        require(bool(known), f"data.hub_id must be ORG/NAME or ORG/NAME:TASK, got {self.hub_id!r}")
         classes = self.num_classes
         require(classes is None or classes > 1, f"data.num_classes must be at least 2, got {classes}")
         for value in self.mean or ():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
+from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from safetensors.torch import load_file, save_file
 from timm.models import split_model_name_tag
 
@@ -57,6 +58,7 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
     name = f"{architecture}.{tag}"
     release = build_release(median, ordered, load_as=name)
     (release / METRICS_FILE).unlink()
+    shutil.rmtree(release / EVAL_RESULTS_FOLDER, ignore_errors=True)  # for the Hub's pages only
     if half:
         tensors = load_file(release / WEIGHTS_FILE)
         halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

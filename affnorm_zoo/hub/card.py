@@ -112,6 +112,7 @@ def write_card(
     config: RunConfig,
     report: dict[str, Any],
     *,
+    results: list[EvalResult],
     top1: list[float],
     benchmark: dict[str, Any],
     figures: set[str],
@@ -125,25 +126,18 @@ def write_card(
     Args:
         path: of the card.
         config, report: the run's.
+        results: the metrics for the card's metadata.
         top1: of the run, then of its other seeds.
         benchmark: may be empty.
         figures: names of those beside the card.
         load_as: timm's name of weights that come with the package or are on the Hub.
     """
-    result = EvalResult(
-        task_type="image-classification",
-        dataset_type=report["data"],
-        dataset_name=report["data"],
-        metric_type="accuracy",
-        metric_value=report["val"]["top1"],
-        metric_name="top-1 accuracy",
-    )
     data = ModelCardData(
         model_name=report["model"],
         library_name="timm",
         license="apache-2.0",
         tags=["image-classification", "timm", HUB_TAG],
-        eval_results=[result],
+        eval_results=results,
     )
     environment = report["environment"]
     card = ModelCard.from_template(

@@ -15,6 +15,7 @@ from affnorm_zoo.config import RunConfig, expand_home, flatten, is_folder
 from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.hub.card import write_card
+from affnorm_zoo.hub.results import card_results, write_eval_results
 from affnorm_zoo.models import zoo_models
 from affnorm_zoo.runs.files import read_json
 from affnorm_zoo.runs.layout import (
@@ -72,10 +73,18 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     for name in figures:
         shutil.copy(run / name, temporary / name)
     benchmark = read_json(run / BENCHMARK_FILE)
-    public = public_config(config)
+    results = card_results(config.data, report)
     write_card(
-        temporary / "README.md", public, report, top1=top1, benchmark=benchmark, figures=figures, load_as=load_as
+        temporary / "README.md",
+        public_config(config),
+        report,
+        results=results,
+        top1=top1,
+        benchmark=benchmark,
+        figures=figures,
+        load_as=load_as,
     )
+    write_eval_results(temporary, config.data, results[0])
     check_reload(model, temporary, preprocessing.input_size)
     target = run / EXPORT_FOLDER
     shutil.rmtree(target, ignore_errors=True)

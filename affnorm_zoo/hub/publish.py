@@ -8,7 +8,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from affnorm_zoo.hub.client import OVERALL_SECONDS, hub_client, within
 from affnorm_zoo.hub.errors import HubError, hub_errors
-from affnorm_zoo.hub.release import build_release
+from affnorm_zoo.hub.release import build_release, list_files
 from affnorm_zoo.hub.remote_hashes import differing
 from affnorm_zoo.models import MANIFEST_FILE
 
@@ -57,7 +57,7 @@ def publish(
         HubError: the Hub refuses, cannot be reached or is too slow, or holds other content afterwards.
     """
     folder = build_release(run, seeds, load_as=f"hf-hub:{repo_id}")
-    files = {path.name: path for path in sorted(folder.iterdir())}
+    files = list_files(folder)
     sizes = {name: path.stat().st_size for name, path in files.items()}
     commit = None
     if not dry_run:

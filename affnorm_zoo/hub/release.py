@@ -29,9 +29,10 @@ _NUM_GOLDEN = 2
 def build_release(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None) -> Path:
     """Collect and check the files to publish in ``run/release``.
 
-    It holds the export (``model.safetensors``, ``config.json``, ``README.md``), ``golden.safetensors`` (an input, its
-    logits and features), the run's config, metrics, report and figures, and ``manifest.json`` with the size and sha256
-    of each. Building it again gives the same bytes, so that a published release is recognised.
+    It holds the export (``model.safetensors``, ``config.json``, ``README.md``, ``.eval_results``),
+    ``golden.safetensors`` (an input, its logits and features), the run's config, metrics, report and figures, and
+    ``manifest.json`` with the size and sha256 of each. Building it again gives the same bytes, so that a published
+    release is recognised.
 
     Args:
         run: a finished run folder.
@@ -58,10 +59,15 @@ def build_release(run: Path, seeds: Sequence[Path] = (), load_as: str | None = N
 
 def write_manifest(folder: Path, **facts: Any) -> None:
     """Write ``manifest.json``: size and sha256 of every file of the folder, and ``facts``."""
-    files = {path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
+    files = {name: describe_file(path) for name, path in list_files(folder).items() if name != MANIFEST_FILE}
     architecture = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["architecture"]
     manifest = {"architecture": architecture.partition(".")[0], "affnorm-zoo": __version__, **facts, "files": files}
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def list_files(folder: Path) -> dict[str, Path]:
+    """The files of a release by their paths within it, in order."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def load_folder(folder: Path, **kwargs: Any) -> nn.Module:
@@ -99,16 +105,14 @@ def check_card(path: Path) -> None:
     """Check that the card's metadata are complete.
 
     Raises:
-        HubError: they are not, or a result is not that of the report beside it.
+        HubError: they are not, or their first result is not that of the report beside it.
     """
-    card = ModelCard.load(path)
-    report = json.loads((path.parent / REPORT_FILE).read_text(encoding="utf-8"))
+    card, score = ModelCard.load(path), score_of(path.parent)
     if card.data.library_name != "timm" or card.data.license is None or not card.data.eval_results:
         raise HubError(f"{path} must name the library timm, a licence and a result")
-    weights = "ema" if "ema" in report else "val"
-    (result,) = card.data.eval_results
-    if result.metric_value != report[weights]["top1"]:
-        raise HubError(f"{path} says top-1 {result.metric_value}, the report {report[weights]['top1']}")
+    result = card.data.eval_results[0]
+    if result.metric_value != score:
+        raise HubError(f"{path} says {result.metric_name} {result.metric_value}, the report {score}")
 
 
 def describe_file(path: Path) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_a_card_that_says_something_else_is_not_published(finished):
     card = folder / "README.md"
     top1 = json.loads((finished / "report.json").read_text())["val"]["top1"]
     card.write_text(card.read_text().replace(f"value: {top1}", "value: 0.99"))
-    with pytest.raises(HubError, match=r"says top-1 0.99, the report"):
+    with pytest.raises(HubError, match=r"says top-1 accuracy 0.99, the report"):
         check_card(card)
     card.write_text(card.read_text().replace("license: apache-2.0\n", ""))
     with pytest.raises(HubError, match="a licence"):

@@ -143,7 +143,10 @@ def git_commit() -> str | None:
     """The commit of the repository that the run was started in, marked if the working tree differs."""
     try:
         run = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty"], capture_output=True, text=True, check=True
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

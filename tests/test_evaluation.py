@@ -18,6 +18,8 @@ def test_shares_of_any_size_give_what_one_process_gives():
         assert (one["top1"], one["top5"]) == (two["top1"], two["top5"])
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
         assert two["ece"] == pytest.approx(one["ece"], abs=1e-6)
+        assert one["several"] == pytest.approx(two["several"], rel=1e-6)
+        assert two["several"]["num_images"] == size
 
 
 class Logits(nn.Module):

@@ -12,23 +12,23 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from affnorm_zoo.cli.divergence_table import divergence_table
 from affnorm_zoo.cli.report import COUNT, OUTPUT_FILE, SEED, USER_PATH, reported_errors, split_config
 from affnorm_zoo.config import DataConfig, is_folder, load_config
 from affnorm_zoo.data import Normalize, Preprocessing, Source, eval_loader, open_source, resolve_preprocessing
-from affnorm_zoo.diagnostics import (
-    DivergenceMeter,
-    calibrate,
-    factor_map,
-    map_layers,
-    measure_step,
-    summed_cross_entropy,
-)
+from affnorm_zoo.diagnostics import DivergenceMeter, calibrate, factor_map, map_layers, measure_step
 from affnorm_zoo.diagnostics.figures import plot_depth, plot_maps
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.evaluation import check_classifier, check_fit, check_model_name, load_model, match_labels
+from affnorm_zoo.evaluation import (
+    TASKS,
+    Task,
+    check_classifier,
+    check_fit,
+    check_model_name,
+    load_model,
+    match_labels,
+)
 from affnorm_zoo.evidence.environment import describe_environment
 from affnorm_zoo.runs.layout import WEIGHTS_FILE
 
@@ -95,7 +95,7 @@ def divergence(
         drawn: dict[str, Tensor] = {}
         for name in names:
             model, batches, preprocessing = _prepare(name, weights.get(name), config.data, source, **options)
-            results[name] = _measure(model, batches, **options)
+            results[name] = _measure(model, batches, TASKS[config.data.task], **options)
             if maps is not None:
                 images = next(batches())[0][:MOST_MAPS]
                 layer = layer or _middle_layer(name, model, images[:1])
@@ -136,7 +136,8 @@ def _prepare(
         _load_checkpoint(model, checkpoint)
     preprocessing = resolve_preprocessing(config, source, model.pretrained_cfg, trained=_is_stored(name))
     check_classifier(name, model, preprocessing.input_size, len(source.class_names))
-    batches = partial(_batches, source, preprocessing, batch_size, num_images, config.workers, seed, outputs)
+    renumber = partial(_renumber, TASKS[config.task], outputs)
+    batches = partial(_batches, source, preprocessing, batch_size, num_images, config.workers, seed, renumber)
     if checkpoint is None and not _is_stored(name):
         calibrate(model, (images for images, _ in batches()))
     return model, batches, preprocessing
@@ -145,6 +146,7 @@ def _prepare(
 def _measure(
     model: nn.Module,
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]],
+    task: Task,
     *,
     optimizer: str,
     lr: float,
@@ -152,7 +154,7 @@ def _measure(
     seed: int,
     **_: Any,
 ) -> dict[str, Any]:
-    meter = DivergenceMeter(model, summed_cross_entropy, seed)
+    meter = DivergenceMeter(model, task.summed_loss, seed)
     for images, labels in batches():
         meter.update(images, labels)
     result: dict[str, Any] = {
@@ -162,7 +164,7 @@ def _measure(
     }
     if steps:
         around = islice(chain.from_iterable(batches() for _ in count()), steps)
-        result["steps"] = _step(model, OPTIMIZERS[optimizer](model.parameters(), lr=lr), list(around))
+        result["steps"] = _step(model, OPTIMIZERS[optimizer](model.parameters(), lr=lr), list(around), task)
     return result
 
 
@@ -173,7 +175,7 @@ def _batches(
     num_images: int,
     workers: int,
     seed: int,
-    outputs: list[int] | None,
+    renumber: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised validation images, drawn at random or the first ones of a stream, with the model's labels."""
     chosen = None  # a folder lists its images class by class
@@ -183,19 +185,23 @@ def _batches(
     normalize = Normalize(preprocessing, torch.device("cpu"))
     num_batches = -(-min(num_images, source.num_val) // batch_size)
     for images, labels in islice(loader, num_batches):
-        yield normalize(images), labels if outputs is None else torch.tensor(outputs)[labels]
+        yield normalize(images), renumber(labels)
+
+
+def _renumber(task: Task, outputs: list[int] | None, labels: Tensor) -> Tensor:
+    return labels if outputs is None else task.renumber(labels, torch.tensor(outputs))
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]]
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]], task: Task
 ) -> list[dict[str, Any]]:
     """Take a real step on each batch and measure the last one; batch statistics do not change."""
     model.eval()
     for images, labels in batches[:-1]:
         optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
+        task.mean_loss(model(images), labels).backward()
         optimizer.step()
-    return [layer.summary() for layer in measure_step(model, optimizer, *batches[-1], F.cross_entropy)]
+    return [layer.summary() for layer in measure_step(model, optimizer, *batches[-1], task.mean_loss)]
 
 
 def _middle_layer(name: str, model: nn.Module, image: Tensor) -> str:

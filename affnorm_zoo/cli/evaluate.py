@@ -8,7 +8,7 @@ from affnorm_zoo.cli.report import COUNT, OUTPUT_FILE, USAGE, as_line, reported_
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import open_source
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.evaluation import evaluate_model, expand_names, write_results
+from affnorm_zoo.evaluation import TASKS, evaluate_model, expand_names, write_results
 from affnorm_zoo.training.processes import build_accelerator
 
 
@@ -44,7 +44,7 @@ def evaluate(models: tuple[str, ...], batch_size: int, labels_by_position: bool,
         if accelerator.is_main_process:
             click.echo(json.dumps(row))
     if results is not None and accelerator.is_main_process:
-        write_results(rows, results)
+        write_results(rows, results, TASKS[config.data.task])
     accelerator.wait_for_everyone()  # a process that exits early can break the others' connections
     accelerator.end_training()
     if failed:

@@ -6,6 +6,7 @@ from accelerate import PartialState
 
 from affnorm_zoo.cli.report import USER_PATH, reported_errors, split_config
 from affnorm_zoo.config import config_to_yaml, load_config
+from affnorm_zoo.evaluation import TASKS
 from affnorm_zoo.hub import export_run
 from affnorm_zoo.training import dry_run as estimate
 from affnorm_zoo.training import train as train_model
@@ -54,8 +55,10 @@ def train(
         if PartialState().is_main_process:
             export = export_run(output)
             weights = "ema" if "ema" in report else "val"
-            name = "top-1 of the averaged weights" if weights == "ema" else "top-1"
-            click.echo(f"{name} {100 * report[weights]['top1']:.2f} % of {report['val']['num_images']} held-out images")
+            score = TASKS[merged.data.task].score
+            name = f"{score.name} of the averaged weights" if weights == "ema" else score.name
+            number = score.show(report[weights][score.key])
+            click.echo(f"{name} {number} of {report['val']['num_images']} held-out images")
             click.echo(f'timm.create_model("local-dir:{export}", pretrained=True)')
         PartialState().wait_for_everyone()  # a process that exits early can break the others' connections
         PartialState().destroy_process_group()

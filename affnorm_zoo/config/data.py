@@ -17,6 +17,8 @@ class DataConfig:
     """Images and their augmentation. Without a path: scikit-learn's handwritten digits, 8 px, grey."""
 
     path: str | None = None  # folder of splits or tars, hfds/NAME, wds/FOLDER or a packed FILE.safetensors; ~ is home
+    task: Literal["classification", "multilabel"] = "classification"  # multilabel: any number of classes per image
+    labels: str | None = None  # of task=multilabel: a CSV; {split} in its path stands for the name of the split
     num_classes: int | None = None  # of wds/FOLDER, which does not say; others do
     note: str | None = None  # what a reader of the model card should know of the images, such as how they were made
     hub_id: str | None = None  # ORG/NAME or ORG/NAME:TASK of these very images on the Hub, to file the result under
@@ -52,6 +54,7 @@ class DataConfig:
             require(getattr(self, name).strip() != "", f"data.{name} must name a split, got {getattr(self, name)!r}")
         known = self.hub_id is None or re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", self.hub_id)
         require(bool(known), f"data.hub_id must be ORG/NAME or ORG/NAME:TASK, got {self.hub_id!r}")
+        self._check_task()
         classes = self.num_classes
         require(classes is None or classes > 1, f"data.num_classes must be at least 2, got {classes}")
         for value in self.mean or ():
@@ -94,6 +97,18 @@ class DataConfig:
         off = self.mixup_off_epoch
         require(off is None or self.mixes, "data.mixup_off_epoch needs data.mixup or data.cutmix")
         require(off is None or off > 0, f"data.mixup_off_epoch must be positive, got {off}")
+
+    def _check_task(self) -> None:
+        """Raise UsageError unless path and labels are those of the task."""
+        require_use(self.task == "multilabel", "data", self, "labels", "data.task=multilabel")
+        require(
+            self.task != "multilabel" or bool(self.labels),
+            "data.task=multilabel needs data.labels, a CSV with the labels of each image",
+        )
+        require(
+            self.task != "multilabel" or self.kind == "local",
+            f"data.task=multilabel needs a folder or tars of images, got data.path={self.path}",
+        )
 
     @property
     def kind(self) -> Literal["digits", "packed", "hfds", "wds", "local"]:

@@ -24,7 +24,7 @@ class OptimConfig:
     min_lr: float = 0.0
     clip_grad: float | None = None
     clip_mode: Literal["norm", "value", "agc"] = "norm"  # of clip_grad
-    loss: Literal["ce", "bce"] = "ce"
+    loss: Literal["ce", "bce"] | None = None  # None: ce, or bce for data.task=multilabel
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:

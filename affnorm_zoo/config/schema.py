@@ -7,6 +7,10 @@ from affnorm_zoo.config.data import DataConfig
 from affnorm_zoo.config.optim import OptimConfig
 from affnorm_zoo.config.require import require, require_use, require_values
 
+METRICS = {  # that rank checkpoints, by data.task; the first is the default
+    "classification": ("top1", "top5", "loss", "ece"),
+    "multilabel": ("map", "micro_f1", "macro_f1", "loss"),
+}
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
@@ -72,7 +76,8 @@ class CheckpointConfig:
     every_updates: int | None = None  # skipped updates counted
     keep_last: int = 2
     milestones: tuple[int, ...] = ()  # epochs whose end is kept for good
-    best_metric: str = "val.top1"  # or val.top5, val.loss, val.ece, or one of these of ema
+    # val.top1, .top5, .loss or .ece; of data.task=multilabel val.map, .micro_f1, .macro_f1 or .loss; or one of ema
+    best_metric: str | None = None  # None: the first of these
 
     def __post_init__(self) -> None:
         require_values("checkpoint", self)
@@ -81,11 +86,6 @@ class CheckpointConfig:
         require(minutes is None or minutes > 0, f"checkpoint.every_minutes must be positive, got {minutes}")
         require(updates is None or updates > 0, f"checkpoint.every_updates must be positive, got {updates}")
         require(self.keep_last > 0, f"checkpoint.keep_last must be positive, got {self.keep_last}")
-        known = [f"{weights}.{metric}" for weights in ("val", "ema") for metric in ("top1", "top5", "loss", "ece")]
-        require(
-            self.best_metric in known,
-            f"checkpoint.best_metric must be one of {', '.join(known)}, got {self.best_metric!r}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,14 +141,32 @@ class RunConfig:
         repeats, size = self.data.repeats, self.train.global_batch_size
         require(repeats <= size, f"data.repeats ({repeats}) must not exceed train.global_batch_size ({size})")
         require(off is None or off < epochs, f"data.mixup_off_epoch ({off}) must be below train.epochs ({epochs})")
-        uses_labels = self.optim.loss != "ce" or self.optim.label_smoothing > 0
+        self._check_metric()
+        several = self.data.task == "multilabel"
+        require(not several or self.optim.loss != "ce", "optim.loss=ce is for one class per image: leave it out")
+        require(
+            not several or self.train.distill_from is None,
+            "train.distill_from needs data.task=classification: its probabilities sum to 1 over the classes",
+        )
+        uses_labels = self.optim.loss == "bce" or self.optim.label_smoothing > 0
         require(
             self.train.distill_from is None or not uses_labels,
             "train.distill_from takes no labels: leave optim.loss and optim.label_smoothing as they are",
         )
-        require(
-            not self.checkpoint.best_metric.startswith("ema") or self.model.ema_decay is not None,
-            f"checkpoint.best_metric={self.checkpoint.best_metric} needs an average: set model.ema_decay",
-        )
         late = [epoch for epoch in self.checkpoint.milestones if not 0 < epoch <= epochs]
         require(not late, f"checkpoint.milestones must lie in 1 to train.epochs ({epochs}), got {late}")
+
+    @property
+    def best_metric(self) -> str:
+        """The metric that ranks checkpoints, such as ``val.top1``."""
+        return self.checkpoint.best_metric or f"val.{METRICS[self.data.task][0]}"
+
+    def _check_metric(self) -> None:
+        """Raise UsageError unless the run measures the metric that ranks its checkpoints."""
+        known = [f"{weights}.{metric}" for weights in ("val", "ema") for metric in METRICS[self.data.task]]
+        metric = self.best_metric
+        require(metric in known, f"checkpoint.best_metric must be one of {', '.join(known)}, got {metric!r}")
+        require(
+            not metric.startswith("ema") or self.model.ema_decay is not None,
+            f"checkpoint.best_metric={metric} needs an average: set model.ema_decay",
+        )

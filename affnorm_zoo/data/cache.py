@@ -13,7 +13,7 @@ from torch import Tensor
 
 from affnorm_zoo.config import PACKED_SUFFIX
 from affnorm_zoo.data.images import Images
-from affnorm_zoo.data.index import Index
+from affnorm_zoo.data.index import LabelledFiles
 from affnorm_zoo.data.packed import read_metadata, save_whole
 
 _logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def cached(dataset: Images, what: str, decode: Callable[[], tuple[Tensor, Tensor
     Args:
         dataset: of a folder or a tar.
         what: names the result of ``decode``, such as its size; each result has its own file.
-        decode: gives images (N, C, H, W) uint8 and labels (N,) int64.
+        decode: gives images (N, C, H, W) uint8 and their labels.
     """
     root = dataset.reader.path
     digest = hashlib.sha256(what.encode()).hexdigest()[:12]
@@ -48,7 +48,7 @@ def cached(dataset: Images, what: str, decode: Callable[[], tuple[Tensor, Tensor
         return _read(path, key) or _fill(path, key, dataset, decode)
 
 
-def fingerprint(index: Index, what: str) -> str:
+def fingerprint(index: LabelledFiles, what: str) -> str:
     """A hash of the names, sizes, modification times and labels of an index's files, and of the name of the result."""
     digest = hashlib.sha256(f"{what}, Pillow {PIL.__version__}\n".encode())
     for name in [""] if index.path.is_file() else index.names:

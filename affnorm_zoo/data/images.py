@@ -23,7 +23,7 @@ class Images(Dataset):
     different ones. timm's own dataset also replaces them in evaluation, where the next image then counts twice.
 
     Args:
-        reader: gives an open file and a label for an index.
+        reader: gives an open file and a label for an index: a number, or one value per class, (C,).
         num_classes: labels lie below it.
         max_bad: training images that may be replaced, as :class:`BadImages` counts them; None while evaluating.
     """
@@ -38,7 +38,7 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         for shift in range(len(self)):
             position = (index + shift) % len(self)
             try:
@@ -50,9 +50,12 @@ class Images(Dataset):
                 self._note_bad(position, error)
         else:
             raise UsageError(f"none of the {len(self)} images can be decoded")
-        label = int(label)
-        if not 0 <= label < self.num_classes:
-            raise UsageError(f"image {self.name(position)} has label {label}, outside the {self.num_classes} classes")
+        if np.ndim(label) == 0:  # one class, which a reader may have from anywhere
+            label = int(label)
+            if not 0 <= label < self.num_classes:
+                raise UsageError(
+                    f"image {self.name(position)} has label {label}, outside the {self.num_classes} classes"
+                )
         return (image if self.transform is None else self.transform(image)), label
 
     def name(self, index: int) -> str:

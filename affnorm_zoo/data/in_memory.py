@@ -118,7 +118,7 @@ class InMemoryLoader:
 
     Args:
         images: (N, C, H, W) uint8.
-        labels: (N,) int64.
+        labels: (N,) int64, or (N, C) float32.
         batches: which images, in which order.
         padding: largest shift in pixels; pixels from outside the image are black.
         hflip: probability of a mirror image.

@@ -55,18 +55,27 @@ class Listing:
         return "; ".join(parts)
 
 
-def list_folder(root: Path) -> Listing:
+def list_pictures(path: Path, in_classes: bool = True) -> Listing:
+    """The pictures below a folder or in a tar; with ``in_classes`` only those in a folder of it, which is their class.
+
+    Raises:
+        UsageError: the folder or tar cannot be read.
+    """
+    return list_folder(path, in_classes) if path.is_dir() else list_tar(path, in_classes)
+
+
+def list_folder(root: Path, in_classes: bool = True) -> Listing:
     """Walk a folder. Links are followed, except back into the folder itself.
 
     Raises:
         UsageError: a folder cannot be read.
     """
-    walk = _Walk(DiskTree(), str(root))
+    walk = _Walk(DiskTree(), str(root), in_classes)
     walk.add(str(root))
     return walk.listing
 
 
-def list_tar(path: Path) -> Listing:
+def list_tar(path: Path, in_classes: bool = True) -> Listing:
     """List the pictures of a tar as :func:`list_folder` does after unpacking; an inner tar is a folder of its name.
 
     A tar of the split's folder itself holds just that folder at the top, and is listed from there.
@@ -81,20 +90,21 @@ def list_tar(path: Path) -> Listing:
     top, inner = tree.top, f"{tree.top}/{path.stem}"
     folders = {entry.place for entry in tree.entries(top) if entry.kind == "folder" and not is_hidden(entry.name)}
     if folders != {inner}:
-        walk = _Walk(tree, top)
+        walk = _Walk(tree, top, in_classes)
         walk.add(top)
         return walk.listing
-    walk = _Walk(tree, inner)
+    walk = _Walk(tree, inner, in_classes)
     walk.add(inner)
     walk.add(top, without=inner)
     return walk.listing
 
 
 class _Walk:
-    """Lists the pictures below the folder ``root`` of a tree."""
+    """Lists the pictures below the folder ``root`` of a tree, which may have to lie in class folders."""
 
-    def __init__(self, tree: Tree, root: str) -> None:
+    def __init__(self, tree: Tree, root: str, in_classes: bool) -> None:
         self.tree = tree
+        self.in_classes = in_classes
         self.root = tree.real_parts(root)
         self.listing = Listing()
 
@@ -122,7 +132,9 @@ class _Walk:
                     pending.append((entry.place, name + "/", above))
 
     def _add_file(self, entry: Entry, name: str) -> None:
-        if reason := _KIND_REASONS.get(entry.kind) or _reason_by_name(name) or ("" if entry.size else "empty"):
+        outside = "outside the class folders" if self.in_classes and "/" not in name else ""
+        reason = _KIND_REASONS.get(entry.kind) or _reason_by_name(name) or outside or ("" if entry.size else "empty")
+        if reason:
             _note(self.listing.files_passed, reason, name)
             return
         self.listing.names.append(name)
@@ -141,14 +153,12 @@ class _Walk:
 
 
 def _reason_by_name(name: str) -> str:
-    """Why the file at this path below the split is not a picture of a class; empty if it is one."""
-    folder, _, file = name.rpartition("/")
+    """Why the file at this path below the split is not a picture; empty if it is one."""
+    file = name.rpartition("/")[2]
     if is_hidden(file):
         return "hidden"
     extension = posixpath.splitext(file)[1].lower()
-    if extension not in picture_extensions():
-        return extension or "without an extension"
-    return "" if folder else "outside the class folders"
+    return "" if extension in picture_extensions() else extension or "without an extension"
 
 
 def printable(name: str) -> str:

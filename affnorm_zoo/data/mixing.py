@@ -9,7 +9,7 @@ from affnorm_zoo.config import DataConfig
 
 
 class BatchAugment:
-    """Erase and mix a batch of normalised images, (N, C, H, W), with labels (N,).
+    """Erase and mix a batch of normalised images, (N, C, H, W), with labels (N,), or (N, num_classes).
 
     It draws from the global generators of Python, NumPy and torch, which the training loop seeds for every update.
     With mixup or cutmix the labels are probabilities (N, num_classes), even after mixing is switched off.
@@ -25,6 +25,7 @@ class BatchAugment:
                 cutmix_alpha=config.cutmix,
                 label_smoothing=label_smoothing,
                 num_classes=num_classes,
+                multi_label=config.task == "multilabel",
             )
 
     def set_epoch(self, epoch: int) -> None:

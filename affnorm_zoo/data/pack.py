@@ -29,6 +29,8 @@ def pack(config: DataConfig, path: Path) -> PackedInfo:
     """
     if not is_packed(path.name):
         raise UsageError(f"--output must end in .safetensors, by which data.path knows a packed file: got {path}")
+    if config.task != "classification":
+        raise UsageError("a packed file holds one class per image: leave out data.task=multilabel")
     source = open_source(replace(config, max_bad_images=0, hold_out=0))
     if source.is_stream:
         raise UsageError("pack needs an indexable dataset; a WebDataset stream is not")

@@ -1,26 +1,24 @@
 """From a path to checked datasets. Faults of the data are reported before a model is built."""
 
-import logging
-import os
 import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from timm.data.readers import create_reader
 
-from affnorm_zoo.config import DataConfig, is_file, is_folder
+from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data.bad_images import BadImages
 from affnorm_zoo.data.digits import DIGITS_CLASSES, DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Digits
 from affnorm_zoo.data.images import Images
 from affnorm_zoo.data.index import Index, open_index
+from affnorm_zoo.data.labelled import open_labelled
+from affnorm_zoo.data.local import find_split, tell_passed
 from affnorm_zoo.data.packed import PackedImages, open_packed
 from affnorm_zoo.data.part import Part, divide
 from affnorm_zoo.data.streams import Stream, open_wds
 from affnorm_zoo.errors import UsageError
 
-_logger = logging.getLogger(__name__)
 _NUM_PROBES = 64  # images per split that are decoded before anything else
 
 
@@ -43,6 +41,7 @@ class Source:
     crop_pct: float | None = None
     bad: BadImages | None = None
     has_names: bool = True  # whether the class names come from the data
+    labels_sha256: str | None = None  # of the labels in a CSV
 
     @property
     def is_stream(self) -> bool:
@@ -61,7 +60,8 @@ class Source:
 
     def describe(self) -> dict[str, Any]:
         """What must stay the same when a run is resumed, even if the data were moved."""
-        return {"num_train": self.num_train, "num_val": self.num_val, "class_names": list(self.class_names)}
+        facts = {"num_train": self.num_train, "num_val": self.num_val, "class_names": list(self.class_names)}
+        return facts if self.labels_sha256 is None else {**facts, "labels_sha256": self.labels_sha256}
 
 
 def open_source(config: DataConfig) -> Source:
@@ -70,12 +70,13 @@ def open_source(config: DataConfig) -> Source:
     ``data.path`` is a folder with one subfolder or one tar file per split, whose own subfolders name the classes, or
     ``hfds/NAME``, a dataset of the Hugging Face Hub or the path of one, with columns ``image`` and ``label``, or
     ``wds/FOLDER``, WebDataset shards, or ``FILE.safetensors``, a packed file.
+    With ``data.task=multilabel`` the labels of a folder or tar are those of the CSV ``data.labels``.
     With ``data.hold_out`` that many training images are the validation set.
 
     Raises:
         UsageError: the data or a split is missing, a split has no images or fewer than two classes, the classes of
             the two splits or their number in the config differ, a label lies outside the classes, or an image of a
-            sample cannot be decoded.
+            sample cannot be decoded; or the CSV is not valid or does not fit the images.
     """
     if config.kind == "digits":
         _check_num_classes(config, "digits", len(DIGITS_CLASSES))
@@ -107,6 +108,17 @@ def open_source(config: DataConfig) -> Source:
             class_names=tuple(map(str, range(train.num_classes))),
             has_names=False,
         )
+    names, train, val, digest = open_labelled(config) if config.task == "multilabel" else _open_splits(config)
+    _check_num_classes(config, config.path, len(names))
+    parts = Images(train, len(names), config.max_bad_images), Images(val, len(names)), Images(train, len(names))
+    bad = parts[0].bad
+    train, val = _hold_out(config, *parts)
+    _probe(val)
+    return Source(name=config.name, train=train, val=val, class_names=names, bad=bad, labels_sha256=digest)
+
+
+def _open_splits(config: DataConfig) -> tuple[tuple[str, ...], Any, Any, None]:
+    """Class names, training and validation reader of images with one class each."""
     open_split = _open_hfds if config.kind == "hfds" else _open_local
     train = open_split(config, config.train_split, "data.train_split")
     val = open_split(config, config.val_split, "data.val_split")
@@ -115,11 +127,7 @@ def open_source(config: DataConfig) -> Source:
     splits = {config.train_split: train, config.val_split: val}
     for split, reader in splits.items():
         _check_labels(f"{config.path}, split {split!r}", reader, names)
-    parts = Images(train, len(names), config.max_bad_images), Images(val, len(names)), Images(train, len(names))
-    bad = parts[0].bad
-    train, val = _hold_out(config, *parts)
-    _probe(val)
-    return Source(name=config.name, train=train, val=val, class_names=names, bad=bad)
+    return names, train, val, None
 
 
 def _open_packed(config: DataConfig) -> Source:
@@ -151,26 +159,9 @@ def _hold_out(config: DataConfig, train: Any, val: Any, train_again: Any) -> tup
 
 def _open_local(config: DataConfig, split: str, key: str) -> Index:
     """The pictures of a folder of class folders, or of a tar of them; skipped files are reported once."""
-    root = Path(config.local_path)
-    if not is_folder(root):
-        existing = next(parent for parent in root.absolute().parents if is_folder(parent))
-        raise UsageError(f"data.path: {root} is not a folder; the nearest one that exists is {existing}")
-    folder, tar = root / split, root / f"{split}.tar"
-    if not is_folder(folder) and not is_file(tar):
-        found = sorted(path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
-        packed = sorted(path.name for path in root.iterdir() if path.is_file() and path.name.startswith(f"{split}."))
-        raise UsageError(
-            f"{key}: {root} has no folder {split!r} and no {split}.tar; it has "
-            f"{', '.join(found[:8]) or 'no folders at all'}"
-            + (f", but {packed[0]}: unpack it, as no archive is read but an uncompressed tar" if packed else "")
-        )
-    path = folder if is_folder(folder) else tar
+    path = find_split(config, split, key)
     index, passed = open_index(path)
-    if os.environ.get("RANK", "0") == "0":
-        if passed:
-            _logger.warning("%s: %s", path, passed)
-        if path == folder and is_file(tar):
-            _logger.warning("%s is read, and %s beside it is not", folder, tar)
+    tell_passed(path, passed)
     return index
 
 
@@ -197,7 +188,6 @@ def _class_names(reader: Any) -> tuple[str, ...]:
 def _check_same_classes(config: DataConfig, train: tuple[str, ...], val: tuple[str, ...]) -> None:
     if len(train) < 2:
         raise UsageError(f"{config.path} must have at least two classes, named by its folders or features; got {train}")
-    _check_num_classes(config, config.path, len(train))
     if train != val:
         only_train, only_val = sorted(set(train) - set(val))[:3], sorted(set(val) - set(train))[:3]
         raise UsageError(

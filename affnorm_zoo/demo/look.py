@@ -16,7 +16,7 @@ from affnorm_zoo.data.transforms import eval_transform
 from affnorm_zoo.diagnostics import factor_map, map_layers
 from affnorm_zoo.diagnostics.figures import plot_maps, plot_spread
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.evaluation import load_model
+from affnorm_zoo.evaluation import load_model, task_of_weights
 from affnorm_zoo.registry import list_normalizers
 
 STANDARD = ("batchnorm", "layernorm")  # what a divergence-free network is compared with
@@ -70,8 +70,8 @@ class Subject:
 
     @torch.no_grad()
     def classify(self, images: Tensor) -> dict[str, float]:
-        """The five likeliest classes and their probabilities."""
-        probabilities = self.model(images)[0].softmax(0)
+        """The five likeliest classes and their probabilities; these need not sum to 1 where images have several."""
+        probabilities = task_of_weights(self._cfg).probabilities(self.model(images))[0]
         names = self._cfg.get("label_names") or range(len(probabilities))
         best = probabilities.topk(min(5, len(probabilities)))
         return {str(names[i]): p for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)}

@@ -9,3 +9,8 @@ from .models import load_model as load_model
 from .models import read_export as read_export
 from .table import evaluate_model as evaluate_model
 from .table import write_results as write_results
+from .tasks import CLASSIFICATION as CLASSIFICATION
+from .tasks import MULTILABEL as MULTILABEL
+from .tasks import TASKS as TASKS
+from .tasks import Task as Task
+from .tasks import task_of_weights as task_of_weights

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from affnorm_zoo.config import DataConfig
 from affnorm_zoo.data import Normalize, Preprocessing, Source, eval_loader, resolve_preprocessing
+from affnorm_zoo.errors import UsageError
 from affnorm_zoo.evaluation.agree import raised_together
 from affnorm_zoo.evaluation.labels import match_labels
 from affnorm_zoo.evaluation.metrics import evaluate
 from affnorm_zoo.evaluation.models import check_classifier, check_fit, load_model
+from affnorm_zoo.evaluation.tasks import CLASSIFICATION, MULTILABEL, TASKS, Task, task_of_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # as in metrics
@@ -38,6 +40,9 @@ def evaluate_model(
     with raised_together(accelerator):
         model = load_model(name)
         check_fit(model, source)
+        task = TASKS[config.task]
+        if task_of_weights(model.pretrained_cfg) is MULTILABEL and task is not MULTILABEL:
+            raise UsageError(f"{name} gives any number of classes per image: set data.task=multilabel and data.labels")
         outputs = match_labels(name, model, source, config.labels_by_position)
         own: Any = model.pretrained_cfg
         preprocessing = resolve_preprocessing(config, source, own, trained=True)
@@ -56,8 +61,8 @@ def evaluate_model(
     )
     normalize = Normalize(preprocessing, accelerator.device)
     if outputs is not None:
-        loader = _relabel(loader, torch.tensor(outputs))
-    metrics = evaluate(model.to(accelerator.device), loader, normalize, accelerator)
+        loader = _renumber(loader, torch.tensor(outputs), task)
+    metrics = evaluate(model.to(accelerator.device), loader, normalize, accelerator, task=task)
     assert metrics is not None
     return {
         "model": name,
@@ -70,10 +75,10 @@ def evaluate_model(
     }
 
 
-def _relabel(loader: Iterable[tuple[Tensor, Tensor]], outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches whose labels are the model's class numbers instead of the data's."""
+def _renumber(loader: Iterable[tuple[Tensor, Tensor]], outputs: Tensor, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches whose labels have the model's numbers of the classes instead of the data's."""
     for images, labels in loader:
-        yield images, outputs[labels]
+        yield images, task.renumber(labels, outputs)
 
 
 def _compare_statistics(name: str, preprocessing: Preprocessing, own: dict[str, Any]) -> None:
@@ -84,27 +89,20 @@ def _compare_statistics(name: str, preprocessing: Preprocessing, own: dict[str, 
             _logger.warning("%s was trained with the %s %s and is measured with %s", name, key, trained, asked)
 
 
-def write_results(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write a CSV file with timm's result columns: per cent, millions of parameters, best model first."""
+def write_results(rows: list[dict[str, Any]], path: Path, task: Task = CLASSIFICATION) -> None:
+    """Write a CSV file with timm's result columns: per cent, millions of parameters, best model first.
+
+    Labels of another task have that task's metrics in the place of top-1 and top-5.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    ranked = sorted(rows, key=lambda row: -row[task.score.key])
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        for row in sorted(rows, key=lambda row: -row["top1"]):
-            top1, top5 = 100 * row["top1"], 100 * row["top5"]
-            writer.writerow(
-                {
-                    "model": row["model"],
-                    "top1": round(top1, 4),
-                    "top1_err": round(100 - top1, 4),
-                    "top5": round(top5, 4),
-                    "top5_err": round(100 - top5, 4),
-                    "param_count": round(row["parameters"] / 1e6, 2),
-                    "img_size": row["img_size"],
-                    "crop_pct": row["crop_pct"],
-                    "interpolation": row["interpolation"],
-                }
-            )
+        writer = csv.writer(file)
+        metrics = list(task.columns(dict.fromkeys((metric.key for metric in task.metrics), 0.0)))
+        writer.writerow(["model", *metrics, "param_count", *_FACTS])
+        for row in ranked:
+            size = round(row["parameters"] / 1e6, 2)
+            writer.writerow([row["model"], *task.columns(row).values(), size, *(row[fact] for fact in _FACTS)])
 
 
-_COLUMNS = ("model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation")
+_FACTS = ("img_size", "crop_pct", "interpolation")

@@ -54,6 +54,10 @@ def bundle(runs: Sequence[Path], tag: str, *, half: bool = False, folder: Path =
     ordered = sorted(runs, key=score_of)
     median = ordered.pop(len(ordered) // 2)
     config = read_config(median)
+    if config.data.task != "classification":
+        raise UsageError(
+            f"the package's weights are scored by top-1, which data.task={config.data.task} does not measure"
+        )
     architecture, start_tag = split_model_name_tag(config.model.name)
     name = f"{architecture}.{tag}"
     release = build_release(median, ordered, load_as=name)

@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from affnorm_zoo.config import RunConfig, config_to_yaml
+from affnorm_zoo.evaluation import TASKS
 from affnorm_zoo.registry import get_normalizer, list_normalizers
 from affnorm_zoo.runs.layout import CURVES_FILE, DIVERGENCE_FILE
 
@@ -32,6 +33,10 @@ model = timm.create_model("local-dir:PATH", pretrained=True).eval()
 {%- endif %}
 ```
 
+{% if probabilities -%}
+An image may show any number of the classes: `model(x).sigmoid()` gives the probability of each.
+
+{% endif -%}
 transformers loads the same files, after the same import, by `AutoModelForImageClassification.from_pretrained`.
 
 ## Data and result
@@ -40,14 +45,15 @@ transformers loads the same files, after the same import, by `AutoModelForImageC
 |---|---|
 | data | {{ data }}{{ ' (' ~ note ~ ')' if note }}, {{ num_train_images }} training images |
 | held-out images | {{ val.num_images }} |
-| top-1 | {{ '%.2f' % (100 * val.top1) }} % (these weights, seed {{ seed }}) |
-{% if top1 | length > 1 -%}
-| top-1 of {{ top1 | length }} seeds, mean ± standard deviation | {{ '%.2f ± %.2f' % (100 * mean, 100 * std) }} % |
+| {{ score.name }} | {{ score.show(val[score.key]) }} (these weights, seed {{ seed }}) |
+{% if scores | length > 1 -%}
+| {{ score.name }} of {{ scores | length }} seeds, mean ± standard deviation | {{ spread }} |
 {% else -%}
-| top-1 of other seeds | not measured (n = 1) |
+| {{ score.name }} of other seeds | not measured (n = 1) |
 {% endif -%}
-| top-5 | {{ '%.2f' % (100 * val.top5) }} % |
-| calibration error | {{ '%.3f' % val.ece }} (15 bins) |
+{% for metric in others -%}
+| {{ metric.name }} | {{ metric.show(val[metric.key]) }} |
+{% endfor -%}
 | weights | {{ 'moving average of the updates' if averaged else 'of the last update' }} |
 | parameters | {{ '{:,}'.format(parameters) }} |
 | stored in | float32 |
@@ -113,7 +119,7 @@ def write_card(
     report: dict[str, Any],
     *,
     results: list[EvalResult],
-    top1: list[float],
+    scores: list[float],
     benchmark: dict[str, Any],
     figures: set[str],
     load_as: str | None = None,
@@ -127,11 +133,12 @@ def write_card(
         path: of the card.
         config, report: the run's.
         results: the metrics for the card's metadata.
-        top1: of the run, then of its other seeds.
+        scores: of the run, then of its other seeds.
         benchmark: may be empty.
         figures: names of those beside the card.
         load_as: timm's name of weights that come with the package or are on the Hub.
     """
+    score, *others = TASKS[config.data.task].metrics
     data = ModelCardData(
         model_name=report["model"],
         library_name="timm",
@@ -153,14 +160,20 @@ def write_card(
         curves=CURVES_FILE,
         divergence=DIVERGENCE_FILE,
         load_as=load_as,
-        top1=top1,
-        mean=statistics.mean(top1),
-        std=statistics.stdev(top1) if len(top1) > 1 else None,
+        probabilities=config.data.task == "multilabel",
+        score=score,
+        others=others,
+        scores=scores,
+        spread=_spread(scores) if len(scores) > 1 else None,
         benchmark=benchmark,
         benchmark_rows=[row for row in benchmark.get("rows", []) if row["mode"] == "train" and not row["compiled"]],
         **{key: report[key] for key in report if key not in ("model", "class_names", "preprocessing")},
     )
     card.save(path)
+
+
+def _spread(scores: list[float]) -> str:
+    return f"{100 * statistics.mean(scores):.2f} ± {100 * statistics.stdev(scores):.2f} %"
 
 
 def say_half(path: Path) -> None:

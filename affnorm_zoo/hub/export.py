@@ -14,6 +14,7 @@ from timm.models import save_for_hf
 from affnorm_zoo.config import RunConfig, expand_home, flatten, is_folder
 from affnorm_zoo.data import Preprocessing
 from affnorm_zoo.errors import UsageError
+from affnorm_zoo.evaluation import TASKS, task_of_weights
 from affnorm_zoo.hub.card import write_card
 from affnorm_zoo.hub.results import card_results, write_eval_results
 from affnorm_zoo.models import zoo_models
@@ -54,14 +55,14 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
     config, report = _read_run(run)
     weights_file = EMA_WEIGHTS_FILE if "ema" in report else WEIGHTS_FILE
     _check_seeds(config, report, seeds)
-    top1 = [score_of(path) for path in (run, *seeds)]
+    scores = [score_of(path) for path in (run, *seeds)]
     report["val"] = _weights_metrics(report)
     preprocessing = Preprocessing(**report["preprocessing"])
     class_names = tuple(report["class_names"])
     in_chans = preprocessing.input_size[0]
     model = build_model(config.model, len(class_names), in_chans)
     model.load_state_dict(load_file(run / weights_file))
-    describe_preprocessing(model, preprocessing, class_names)
+    describe_preprocessing(model, preprocessing, class_names, TASKS[config.data.task].problem_type)
 
     temporary = run / f".{EXPORT_FOLDER}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -79,7 +80,7 @@ def export_run(run: Path, seeds: Sequence[Path] = (), load_as: str | None = None
         public_config(config),
         report,
         results=results,
-        top1=top1,
+        scores=scores,
         benchmark=benchmark,
         figures=figures,
         load_as=load_as,
@@ -100,12 +101,16 @@ def is_stream(config: RunConfig) -> bool:
 def suit_other_readers(path: Path) -> None:
     """Extend timm's config.json so that transformers reads it too and it names the import that is needed.
 
-    timm repeats the number of classes among the model's arguments; transformers would pass it twice and fail.
+    timm repeats the number of classes among the model's arguments; transformers would pass it twice and fail. By
+    ``problem_type`` transformers chooses its loss, and softmax or sigmoid.
     """
     described = json.loads(path.read_text(encoding="utf-8"))
     described.get("model_args", {}).pop("num_classes", None)
     if described["architecture"] in zoo_models():
         described["requires"] = "import affnorm_zoo before timm or transformers build the model"
+    problem_type = task_of_weights(described["pretrained_cfg"]).problem_type
+    if problem_type is not None:
+        described["problem_type"] = problem_type
     path.write_text(json.dumps(described, indent=2), encoding="utf-8")
 
 
@@ -122,8 +127,9 @@ def _weights_metrics(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def score_of(run: Path) -> float:
-    """Top-1 of the weights that a finished run exports, in [0, 1]."""
-    return _weights_metrics(_read_run(run)[1])["top1"]
+    """Top-1, or the mean average precision, of the weights that a finished run exports, in [0, 1]."""
+    config, report = _read_run(run)
+    return _weights_metrics(report)[TASKS[config.data.task].score.key]
 
 
 def public_config(config: RunConfig) -> RunConfig:
@@ -133,7 +139,9 @@ def public_config(config: RunConfig) -> RunConfig:
         config = replace(config, model=replace(config.model, weights=Path(weights).name))
     if teacher is not None and is_folder(expand_home(teacher)):
         config = replace(config, train=replace(config.train, distill_from=Path(teacher).name))
-    path = config.data.path
+    path, labels = config.data.path, config.data.labels
+    if labels is not None:
+        config = replace(config, data=replace(config.data, labels=Path(labels).name))
     if path is None or (path.startswith("hfds/") and not Path(config.data.local_path).exists()):
         return config
     prefix = next((kind for kind in ("hfds/", "wds/") if path.startswith(kind)), "")

@@ -8,12 +8,13 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 
 from affnorm_zoo.config import DataConfig
+from affnorm_zoo.evaluation import TASKS
 
 _DEFAULT_TASK = "default"  # of a data set on the Hub that has one
 
 
 def card_results(data: DataConfig, report: dict[str, Any]) -> list[EvalResult]:
-    """The score of the exported weights for the card's metadata."""
+    """The metrics of the exported weights for the card's metadata, the score first."""
     dataset = report["data"] if data.hub_id is None else data.hub_id.partition(":")[0]
     return [
         EvalResult(
@@ -21,10 +22,12 @@ def card_results(data: DataConfig, report: dict[str, Any]) -> list[EvalResult]:
             dataset_type=dataset,
             dataset_name=report["data"],
             dataset_split=data.val_split,
-            metric_type="accuracy",
-            metric_value=report["val"]["top1"],
-            metric_name="top-1 accuracy",
+            metric_type=metric.hub_type,
+            metric_value=report["val"][metric.key],
+            metric_name=metric.hub_name,
         )
+        for metric in TASKS[data.task].metrics
+        if metric.hub_type is not None
     ]
 
 

@@ -83,8 +83,13 @@ def reorder_classifier(model: nn.Module, outputs: list[int]) -> None:
             parameter.data = parameter.data[outputs].clone()
 
 
-def describe_preprocessing(model: nn.Module, preprocessing: Preprocessing, class_names: tuple[str, ...]) -> None:
-    """Write preprocessing and class names into the model's pretrained_cfg, which an export includes."""
+def describe_preprocessing(
+    model: nn.Module, preprocessing: Preprocessing, class_names: tuple[str, ...], problem_type: str | None = None
+) -> None:
+    """Write preprocessing and classes into the model's pretrained_cfg, which an export includes.
+
+    The type of problem is a note there: timm has no field for it.
+    """
     cfg: Any = model.pretrained_cfg
     cfg.update(
         input_size=preprocessing.input_size,
@@ -95,5 +100,7 @@ def describe_preprocessing(model: nn.Module, preprocessing: Preprocessing, class
         num_classes=len(class_names),
         tag=None,
     )
-    for key in ("test_input_size", "test_crop_pct", "pool_size", "label_names", "label_descriptions"):
+    for key in ("test_input_size", "test_crop_pct", "pool_size", "label_names", "label_descriptions", "notes"):
         cfg.pop(key, None)
+    if problem_type is not None:
+        cfg["notes"] = [problem_type]

@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 # no effect on any number
 FREE = {
-    "data.path", "data.note", "data.hub_id", "data.workers", "data.timeout_seconds",
+    "data.path", "data.labels", "data.note", "data.hub_id", "data.workers", "data.timeout_seconds",
     "data.max_bad_images", "data.cache",
     "train.max_updates", "train.eval_epochs",
     "checkpoint.every_epochs", "checkpoint.every_minutes", "checkpoint.every_updates", "checkpoint.keep_last",

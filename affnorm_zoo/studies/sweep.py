@@ -166,7 +166,9 @@ def config_of(sweep: SweepConfig, trial: Trial, overrides: tuple[str, ...] = ())
     parts += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in trial.point.items()]
     parts += () if trial.is_final else (*sweep.tuning, f"data.hold_out={sweep.hold_out}")
     files = [part for part in parts if not is_override(part)]
-    return load_config(files, [*(part for part in parts if part not in files), f"train.seed={trial.seed}"])
+    config = load_config(files, [*(part for part in parts if part not in files), f"train.seed={trial.seed}"])
+    require(config.data.task == "classification", "a sweep compares top-1, which data.task=multilabel does not measure")
+    return config
 
 
 def run_trial(sweep: SweepConfig, trial: Trial, folder: Path, overrides: tuple[str, ...] = ()) -> bool:

@@ -23,7 +23,7 @@ from affnorm_zoo.data import (
     val_loader,
 )
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.evaluation import check_classifier, match_labels
+from affnorm_zoo.evaluation import TASKS, Task, check_classifier, match_labels
 from affnorm_zoo.evaluation.flops import count_flops
 from affnorm_zoo.runs.folder import RunFolder
 from affnorm_zoo.runs.model import build_model, reorder_classifier
@@ -61,6 +61,10 @@ class Run:
     @property
     def trainer(self) -> Trainer:
         return self.parts.trainer
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.config.data.task]
 
     @property
     def accelerator(self) -> Accelerator:
@@ -110,12 +114,13 @@ def assemble(config: RunConfig, accelerator: Accelerator, resume: str = "none") 
     teacher = None
     if config.train.distill_from is not None:
         teacher = Teacher(config.train.distill_from, source, preprocessing, data.labels_by_position, device)
+    multilabel = data.task == "multilabel"
     uses_norm = config.optim.clip_mode == "norm"
     trainer = Trainer(
         accelerator=accelerator,
         state=RunState(accelerator, model, bare_model, optimizer, ema, Progress()),
         schedule=builders.build_schedule(config.optim, optimizer, config.train.epochs, batches.num_updates),
-        loss=builders.build_loss(config.optim, data.mixes) if teacher is None else DistillationLoss(config.train),
+        loss=DistillationLoss(config.train) if teacher else builders.build_loss(config.optim, data.mixes, multilabel),
         teacher=teacher,
         normalize=Normalize(preprocessing, device),
         augment=BatchAugment(data, len(source.class_names), config.optim.label_smoothing, device),

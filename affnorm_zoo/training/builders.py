@@ -207,10 +207,10 @@ def _check_effects(config: OptimConfig, given: dict[str, Any], usual: dict[str, 
         )
 
 
-def build_loss(config: OptimConfig, mixes: bool) -> nn.Module:
-    """The loss of logits (N, num_classes) and labels (N,), or probabilities if images are mixed."""
-    if config.loss == "bce":
-        return BinaryCrossEntropy(smoothing=0.0 if mixes else config.label_smoothing)
+def build_loss(config: OptimConfig, mixes: bool, multilabel: bool = False) -> nn.Module:
+    """The loss of logits (N, num_classes) and labels (N,), or (N, num_classes) if images are mixed or have several."""
+    if multilabel or config.loss == "bce":
+        return BinaryCrossEntropy(smoothing=0.0 if mixes else config.label_smoothing, smooth_dense=True)
     return SoftTargetCrossEntropy() if mixes else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
 

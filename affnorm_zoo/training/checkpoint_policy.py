@@ -15,11 +15,12 @@ from affnorm_zoo.training.state import Progress, RunState, save_state
 
 
 class CheckpointPolicy:
-    """Saves a run's state into ``root`` as configured, and removes old checkpoints."""
+    """Saves a run's state into ``root`` as configured, and removes old checkpoints; ``metric`` ranks them."""
 
-    def __init__(self, root: Path, config: CheckpointConfig, updates_per_epoch: int) -> None:
+    def __init__(self, root: Path, config: CheckpointConfig, metric: str, updates_per_epoch: int) -> None:
         self.root = root
         self.config = config
+        self.metric = metric
         self.milestones = {checkpoint.checkpoint_name(epoch * updates_per_epoch) for epoch in config.milestones}
         self._last_save = time.monotonic()
 
@@ -42,13 +43,13 @@ class CheckpointPolicy:
 
     def note_result(self, progress: Progress, record: dict[str, Any]) -> None:
         """Record an epoch's metric if it is finite and the best so far."""
-        weights, metric = self.config.best_metric.split(".")
+        weights, metric = self.metric.split(".")
         value = record[weights][metric]
         sign = -1 if metric in ("loss", "ece") else 1
         best = progress.best.get("value")
         if math.isfinite(value) and (best is None or sign * value > sign * best):
             progress.best = {
-                "metric": self.config.best_metric,
+                "metric": self.metric,
                 "value": value,
                 "epoch": record["epoch"],
                 "checkpoint": checkpoint.checkpoint_name(progress.windows),

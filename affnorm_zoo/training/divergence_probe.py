@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from affnorm_zoo.data import eval_loader
-from affnorm_zoo.diagnostics import DivergenceMeter, measure_step, summed_cross_entropy
+from affnorm_zoo.diagnostics import DivergenceMeter, measure_step
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.training.assemble import Run
 from affnorm_zoo.training.processes import shards_weights
@@ -47,10 +46,10 @@ class DivergenceProbe:
         self.batch = self.batch or self._load()
         state, progress = trainer.state, trainer.state.progress
         with torch.random.fork_rng(), trainer.accelerator.autocast():
-            meter = DivergenceMeter(state.bare_model, summed_cross_entropy)
+            meter = DivergenceMeter(state.bare_model, self.run.task.summed_loss)
             meter.update(*self.batch)
             optimizer: Any = state.optimizer  # accelerate's wrapper
-            steps = measure_step(state.bare_model, optimizer.optimizer, *self.batch, F.cross_entropy)
+            steps = measure_step(state.bare_model, optimizer.optimizer, *self.batch, self.run.task.mean_loss)
         by_layer = {step.name: step.summary() for step in steps}
         layers = []
         for row in meter.summary():

@@ -113,7 +113,8 @@ def _train(run: Run, probe: DivergenceProbe, interrupt: Interrupt, checkpoint: P
         trainer.state.load(checkpoint)
         trainer.schedule.step_update(progress.updates)
     updates_per_epoch = trainer.batches.num_updates
-    policy = CheckpointPolicy(run.folder.path / layout.CHECKPOINTS_FOLDER, config.checkpoint, updates_per_epoch)
+    root = run.folder.path / layout.CHECKPOINTS_FOLDER
+    policy = CheckpointPolicy(root, config.checkpoint, config.best_metric, updates_per_epoch)
     log = _start_log(run, config.train.epochs * updates_per_epoch)
     run.write_state("running")
     begin = time.perf_counter()
@@ -173,7 +174,7 @@ def _write_results(run: Run, weights: dict[str, Any], report: dict[str, Any]) ->
     output = run.folder.path
     for name, tensors in weights.items():
         write_atomically(output / name, partial(save_file, tensors))
-    if not plot_curves(output / layout.METRICS_FILE, output / layout.CURVES_FILE):
+    if not plot_curves(output / layout.METRICS_FILE, output / layout.CURVES_FILE, run.task.score):
         _logger.warning("%s needs matplotlib: pip install 'affnorm-zoo[plots]'", layout.CURVES_FILE)
     plot_training(output / layout.METRICS_FILE, output / layout.DIVERGENCE_FILE)
     write_json(output / layout.REPORT_FILE, report)

@@ -86,7 +86,7 @@ class Epochs:
         if is_measured:
             self.policy.note_result(progress, record)
             progress.evaluated = record
-        self.log.record_epoch(record, _epoch_line(record, self.run.config.train.epochs))
+        self.log.record_epoch(record, _epoch_line(record, self.run))
         if self._can_save() and self.policy.is_due_after_epoch(progress, is_last=is_last):
             self.policy.save(self._trainer.state)
 
@@ -98,6 +98,7 @@ class Epochs:
             self._trainer.normalize,
             self._trainer.accelerator,
             lambda: self.interrupt.signum != 0,
+            self.run.task,
         )
         measured = {"val": evaluate(state.model, *arguments)}
         if state.ema is not None and measured["val"] is not None:
@@ -138,10 +139,10 @@ class Epochs:
         return self.run.progress
 
 
-def _epoch_line(record: dict[str, Any], epochs: int) -> str:
-    parts = [f"epoch {record['epoch']:>3}/{epochs}  loss {record['train']['loss']:.4f}"]
+def _epoch_line(record: dict[str, Any], run: Run) -> str:
+    parts = [f"epoch {record['epoch']:>3}/{run.config.train.epochs}  loss {record['train']['loss']:.4f}"]
     for weights in ("val", "ema"):
         if weights in record:
             metrics = record[weights]
-            parts.append(f"{weights} loss {metrics['loss']:.4f}  top-1 {100 * metrics['top1']:.2f} %")
+            parts.append(f"{weights} loss {metrics['loss']:.4f}  {run.task.describe_score(metrics)}")
     return "  ".join(parts)

@@ -87,30 +87,28 @@ def scale_cotangent(
         positions. Sums are in float32 or wider.
     """
     groups = factor.shape[1]
-    s = dbias = None
-    # on a CPU a buffer of the size of dz costs more than the arithmetic: one serves the products, g and h
-    one_buffer = not torch.compiler.is_compiling() and dz.dtype == factor.dtype
-    buffer = torch.empty_like(dz) if one_buffer else None
+    s = dbias = spare = None  # spare: like dz, and no longer read. On a CPU a new tensor costs more than the arithmetic
+    may_reuse = not torch.compiler.is_compiling() and dz.dtype == factor.dtype
     g = dz
     if output is not None:
         if shortcut is not None:
             output = output - shortcut
-        if activation == "none":
-            s = channel_dot(dz, output, groups, buffer)
-        elif activation == "relu6":
+        if activation == "relu6":
             g = activation_backward(dz, output, activation)
-            s = channel_dot(g, output, groups, buffer)
-        else:
-            s = channel_dot(dz, output, groups, buffer)
-            g = activation_backward(dz, output, activation, buffer)
+        products = widen(g) * output
+        s = group_sum(products, groups)
+        spare = products if may_reuse and s is not products else None
+        if activation not in ("none", "relu6"):
+            g = activation_backward(dz, output, activation, spare)
         if bias is not None:
             s = s - channel_sum(g, bias, groups)
     elif inner is not None and activation != "none":
         z = scale_output(inner.to(factor.dtype), factor, bias, kappa, "none", keep=inner.dtype == factor.dtype)
-        g = activation_backward(dz.to(factor.dtype), z, activation, buffer)
+        g = activation_backward(dz.to(factor.dtype), z, activation)
+        spare = z if may_reuse else None
     if sum_bias and kappa is None:
         dbias = g.sum((0, 2, 3), dtype=factor.dtype)
-    h = scale_groups(g, factor, buffer).to(dz.dtype)
+    h = scale_groups(g, factor, spare).to(dz.dtype)
     if inner is not None:
         s = channel_dot(h, inner, groups)
     if bias is not None and kappa is not None:
@@ -121,26 +119,26 @@ def scale_cotangent(
     return h, s, dbias
 
 
-def correct_pointwise(dx: Tensor, x: Tensor, inv_square: Tensor, extra: Tensor | None) -> None:
-    """dx -= x · r² s with s = Σ_c x dx + extra, in place; for a 1x1 kernel, where each pixel is a position."""
-    s = channel_dot(x, dx, inv_square.shape[1])
+def correct_pointwise(dx: Tensor, x: Tensor, square: Tensor, extra: Tensor | None, rate: float = 1.0) -> None:
+    """dx -= rate · x · square · s, s = Σ_c x dx + extra, in place; for a 1x1 kernel, where a pixel is a position."""
+    s = channel_dot(x, dx, square.shape[1])
     if extra is not None:
         s = s + extra
-    correct(dx, x, inv_square * s)
+    correct(dx, x, square * s, rate)
 
 
-def correct(dx: Tensor, x: Tensor, factor: Tensor) -> None:
-    """dx -= x · factor, in place."""
+def correct(dx: Tensor, x: Tensor, factor: Tensor, rate: float = 1.0) -> None:
+    """dx -= rate · x · factor, in place."""
     factor, dx, x = by_group(factor, dx, x)
     if x.dtype == factor.dtype:
-        dx.addcmul_(x, factor, value=-1)
+        dx.addcmul_(x, factor, value=-rate)
     else:
-        dx.sub_(x * factor)
+        dx.sub_(x * factor, alpha=rate)
 
 
 def scale_groups(g: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
     """g · factor, in the dtype of g; written into ``out`` if given."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or (factor.shape[1] == 1 and out is None):
         factor, g = by_group(factor, g)
         return (g * factor).to(g.dtype)
     h = torch.empty_like(g) if out is None else out
@@ -149,11 +147,9 @@ def scale_groups(g: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor
     return h
 
 
-def channel_dot(a: Tensor, b: Tensor, groups: int, buffer: Tensor | None = None) -> Tensor:
-    """Σ_c a b per position and group, in float32 or wider; ``buffer`` may hold the products."""
-    if buffer is None or groups == a.shape[1]:  # then the products are the result
-        return group_sum(widen(a) * b, groups)
-    return group_sum(torch.mul(a, b, out=buffer), groups)
+def channel_dot(a: Tensor, b: Tensor, groups: int) -> Tensor:
+    """Σ_c a b per position and group, in float32 or wider."""
+    return group_sum(widen(a) * b, groups)
 
 
 def channel_sum(a: Tensor, vector: Tensor, groups: int) -> Tensor:
@@ -162,7 +158,7 @@ def channel_sum(a: Tensor, vector: Tensor, groups: int) -> Tensor:
     if groups == 1 and exact and not torch.compiler.is_compiling():
         if a.stride(1) == 1:
             return torch.matmul(a.movedim(1, -1), vector).unsqueeze(1)
-        return torch.matmul(vector, a.flatten(2)).unflatten(1, a.shape[2:]).unsqueeze(1)
+        return torch.matmul(vector, a.flatten(2)).view(a.shape[0], 1, *a.shape[2:])
     return channel_dot(a, vector.reshape(1, -1, 1, 1), groups)
 
 

@@ -5,13 +5,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from affnorm_zoo.functional.scale import SHORTEST
+from affnorm_zoo.functional.scale import SHORTEST, inverse_norm
 
 
-def inverse_square(factor: Tensor, c: float, norm_like: bool) -> Tensor:
-    """r² from the forward's factor c r; 0 where norm_like's divisor is its floor and therefore a constant."""
-    square = (factor / c).square()
-    return torch.where(square < 0.9999 / SHORTEST**2, square, 0.0) if norm_like else square
+def output_factor(square_sum: Tensor, c: float, kappa: float) -> Tensor:
+    """c r, with r as in :func:`affnorm_zoo.functional.scale.inverse_norm`."""
+    if kappa > 0:
+        # 1 / √((κ/c)² + ‖x‖²/c²) in two operations: rsub is the one whose number and coefficient cost none of their own
+        return torch.rsub(square_sum, (kappa / c) ** 2, alpha=-1 / c**2).rsqrt_()
+    return c * inverse_norm(square_sum, 0.0)
+
+
+def factor_square(factor: Tensor, c: float, norm_like: bool) -> Tensor:
+    """(c r)² from the forward's factor c r; 0 where norm_like's divisor is its floor and therefore a constant."""
+    square = factor.square()
+    return torch.where(square < 0.9999 * (c / SHORTEST) ** 2, square, 0.0) if norm_like else square
 
 
 def differentiable_gradients(

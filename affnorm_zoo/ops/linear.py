@@ -16,10 +16,9 @@ from torch.nn import functional as F
 from affnorm_zoo.functional.activation import apply_input_activation
 from affnorm_zoo.functional.affine_like import affine_like_map
 from affnorm_zoo.functional.norm_like import norm_like_map
-from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.ops import passes
 from affnorm_zoo.ops.dispatch import as_output, autocast_inputs, overwritable, use_plain_gradient, use_plain_path
-from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
+from affnorm_zoo.ops.gradients import differentiable_gradients, factor_square, output_factor
 from affnorm_zoo.ops.recompute import gelu_again
 
 
@@ -80,7 +79,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, what: LinearMap) ->
     Passes around the library's matrix product.
     """
     a = apply_input_activation(x, what.input_activation)
-    factor = what.c * inverse_norm(passes.square_sum(_as_images(a), 1), what.kappa)
+    factor = output_factor(passes.square_sum(_as_images(a), 1), what.c, what.kappa)
     in_library = passes.bias_in_library(a, what.inner_kappa())
     z = overwritable(F.linear(a, weight, what.kappa * bias if in_library and bias is not None else None))
     passes.scale_output(_as_images(z), factor, None if in_library else bias, what.inner_kappa(), "none")
@@ -125,7 +124,8 @@ class NormalizedLinearFunction(torch.autograd.Function):
             dbias = what.kappa * rows.sum(0) if in_library else dbias.to(bias.dtype)
         if needs_x:
             dx = rows @ weight
-            passes.correct_pointwise(_as_images(dx), a, inverse_square(factor, what.c, what.norm_like), s)
+            square = factor_square(factor, what.c, what.norm_like)
+            passes.correct_pointwise(_as_images(dx), a, square, s, 1 / what.c**2)
             if what.input_activation == "gelu":
-                dx = torch.ops.aten.gelu_backward(dx, x)
+                dx = torch.ops.aten.gelu_backward.default(dx, x)
         return dx, dweight, dbias, None

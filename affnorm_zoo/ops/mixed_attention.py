@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from affnorm_zoo.functional.mixed_attention import divide_mixed, mixed_map, mixed_square, uses_gram
-from affnorm_zoo.functional.scale import inverse_norm, widen
+from affnorm_zoo.functional.scale import widen
 from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_gradient, use_plain_path
-from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
+from affnorm_zoo.ops.gradients import differentiable_gradients, factor_square, output_factor
 from affnorm_zoo.ops.recompute import attend_again, attention_weights
 
 
@@ -84,7 +84,7 @@ class MixedAttentionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q, k, values, x, bias, mask, what: Mixing) -> Tensor:
         attn = attention_weights(q, k, mask)
-        factor = what.c * inverse_norm(mixed_square(attn, x), what.kappa)
+        factor = output_factor(mixed_square(attn, x), what.c, what.kappa)
         z = divide_mixed(attn @ values, factor, bias, what.kappa, what.norm_like)
         ctx.save_for_backward(q, k, values, x, bias, mask, factor)
         ctx.what = what
@@ -116,7 +116,7 @@ def _gradients(q, k, values, x, bias, mask, factor, what: Mixing, dz: Tensor) ->
         else:
             s = s + what.kappa * (widen(h) * bias.view(q.shape[1], 1, -1)).sum(-1, keepdim=True)
             dbias = what.kappa * widen(h).sum((0, 2)).flatten().to(bias.dtype)
-    weight = inverse_square(factor, what.c, what.norm_like) * s  # r² s
+    weight = factor_square(factor, what.c, what.norm_like) * s / what.c**2  # r² s
     through_norm, dx = _norm_gradients(a, widen(x), weight)
     da = by_value - through_norm
     dlogits = (a * (da - (a * da).sum(-1, keepdim=True))).to(q.dtype) / math.sqrt(q.shape[-1])

@@ -33,7 +33,7 @@ def bias_in_library(x: Tensor, kappa: float | None) -> bool:
     pass, but our passes read the values anyway. As plain sums the compiler can fuse them with others. Our passes always
     add a bias that comes after the factor (κ is None).
     """
-    return kappa is not None and x.device.type == "cpu"
+    return kappa is not None and x.is_cpu
 
 
 def square_sum(x: Tensor, groups: int) -> Tensor:
@@ -74,35 +74,40 @@ def scale_output(
     return z
 
 
-def scale_cotangent(
+def scale_cotangent(dz: Tensor, factor: Tensor, **given: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """:func:`affnorm_zoo.ops.elementwise.scale_cotangent`, with the same keywords."""
+    if use_pieces(dz):
+        return _scale_cotangent_pieces(dz, factor, **given)
+    if not use_kernels(dz):
+        return elementwise.scale_cotangent(dz, factor, **given)
+    shortcut = given.pop("shortcut", None)
+    if shortcut is not None:
+        given["output"] = given["output"] - shortcut
+    return _kernels().scale_cotangent(dz, factor, **given)
+
+
+def _scale_cotangent_pieces(
     dz: Tensor,
     factor: Tensor,
     *,
-    activation: str = "none",
     output: Tensor | None = None,
     shortcut: Tensor | None = None,
     inner: Tensor | None = None,
     bias: Tensor | None = None,
     kappa: float | None = None,
     sum_bias: bool = False,
+    activation: str = "none",
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """:func:`affnorm_zoo.ops.elementwise.scale_cotangent`."""
-    options: dict[str, Any] = {"activation": activation, "kappa": kappa, "sum_bias": sum_bias}
-    if use_kernels(dz):
-        output = output if output is None or shortcut is None else output - shortcut
-        return _kernels().scale_cotangent(dz, factor, output=output, inner=inner, bias=bias, **options)
-    images = (dz, output, shortcut, inner)
-    if not use_pieces(dz):
-        return elementwise.scale_cotangent(dz, factor, *images[1:], bias=bias, **options)
     bias = _widen(bias)
     has_sum = output is not None or inner is not None or (bias is not None and kappa is not None)
     h, s, dbias = torch.empty_like(dz), torch.empty_like(factor) if has_sum else None, None
     if not has_sum and not sum_bias and _are_rows(dz, factor):
         _scale_rows(dz, factor, out=h)
         return h, None, None
-    for h_, s_, factor_, *images_ in pieces(h, s, factor, *images):
-        dz_, *others = (_widen(t) for t in images_)
-        wide, sums, part = elementwise.scale_cotangent(dz_, factor_, *others, bias=bias, **options)
+    options: dict[str, Any] = {"activation": activation, "bias": bias, "kappa": kappa, "sum_bias": sum_bias}
+    for h_, s_, factor_, *images in pieces(h, s, factor, dz, output, shortcut, inner):
+        dz_, *others = map(_widen, images)
+        wide, sums, part = elementwise.scale_cotangent(dz_, factor_, *others, **options)
         h_.copy_(wide)
         if has_sum:
             s_.copy_(sums)
@@ -111,31 +116,31 @@ def scale_cotangent(
     return h, s, dbias
 
 
-def correct_pointwise(dx: Tensor, x: Tensor, inv_square: Tensor, extra: Tensor | None) -> None:
+def correct_pointwise(dx: Tensor, x: Tensor, square: Tensor, extra: Tensor | None, rate: float = 1.0) -> None:
     """:func:`affnorm_zoo.ops.elementwise.correct_pointwise`."""
-    _correct("correct_pointwise", dx, x, inv_square, extra)
+    _correct("correct_pointwise", rate, dx, x, square, extra)
 
 
-def correct(dx: Tensor, x: Tensor, factor: Tensor) -> None:
+def correct(dx: Tensor, x: Tensor, factor: Tensor, rate: float = 1.0) -> None:
     """:func:`affnorm_zoo.ops.elementwise.correct`."""
-    _correct("correct", dx, x, factor)
+    _correct("correct", rate, dx, x, factor)
 
 
-def _correct(name: str, dx: Tensor, x: Tensor, factor: Tensor, *more: Tensor | None) -> None:
+def _correct(name: str, rate: float, dx: Tensor, x: Tensor, factor: Tensor, *more: Tensor | None) -> None:
     if use_kernels(dx):
-        getattr(_kernels(), name)(dx, x, factor, *more)
+        getattr(_kernels(), name)(dx, x, rate * factor, *more)
     elif not use_pieces(dx):
-        getattr(elementwise, name)(dx, x, factor, *more)
+        getattr(elementwise, name)(dx, x, factor, *more, rate)
     else:
         for dx_, x_, *maps in pieces(dx, x, factor, *more):
             wide = widen(dx_)
-            getattr(elementwise, name)(wide, widen(x_), *maps)
+            getattr(elementwise, name)(wide, widen(x_), *maps, rate)
             dx_.copy_(wide)
 
 
 def use_kernels(x: Tensor) -> bool:
     """Whether the Triton twin of a pass handles this tensor; not under the compiler, which fuses plain operations."""
-    return not torch.compiler.is_compiling() and can_launch(x) and has_triton()
+    return x.is_cuda and not torch.compiler.is_compiling() and can_launch(x) and has_triton()
 
 
 def _kernels() -> Any:

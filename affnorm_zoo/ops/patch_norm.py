@@ -28,7 +28,6 @@ from torch.nn import functional as F
 
 from affnorm_zoo.functional.activation import FROM_OUTPUT
 from affnorm_zoo.functional.patch_norm import patch_norm_map
-from affnorm_zoo.functional.scale import inverse_norm
 from affnorm_zoo.functional.weight_standardization import effective_weight_map
 from affnorm_zoo.ops import passes, windows
 from affnorm_zoo.ops.activation import activation_backward
@@ -40,7 +39,7 @@ from affnorm_zoo.ops.dispatch import (
     use_plain_gradient,
     use_plain_path,
 )
-from affnorm_zoo.ops.gradients import differentiable_gradients, inverse_square
+from affnorm_zoo.ops.gradients import differentiable_gradients, factor_square, output_factor
 from affnorm_zoo.ops.patch_map import IntPair, PatchMap
 from affnorm_zoo.ops.recompute import convolve_again, standardize_again
 from affnorm_zoo.ops.weight_standardization import Kernel, gained_parts, kernel_gradients, standardized_parts
@@ -148,7 +147,7 @@ def _forward(
     kernel_size = (weight.shape[2], weight.shape[3])
     squares = passes.square_sum(x, what.groups)
     squares = windows.window_sum(squares, kernel_size, what.stride, what.padding, what.dilation)
-    factor = what.c * inverse_norm(squares, 0.0 if what.norm_like else what.kappa)
+    factor = output_factor(squares, what.c, 0.0 if what.norm_like else what.kappa)
     in_library = passes.bias_in_library(x, what.inner_kappa())
     y = F.conv2d(x, weight, what.kappa * bias if in_library and bias is not None else None, *what.geometry())
     y = overwritable(y)
@@ -210,21 +209,21 @@ class PatchNormFunction(torch.autograd.Function):
             from_input = True
             given["bias"] = None if what.norm_like else bias
         h, s, dbias = passes.scale_cotangent(dz, factor, **given)
-        dx, dkernel, dbias_in_library = aten.convolution_backward(
+        dx, dkernel, dbias_in_library = aten.convolution_backward.default(
             h, x, kernel.value, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups,
             [needs_x, needs_kernel, needs_bias and in_library],
         )  # fmt: skip
         if needs_bias:
             dbias = what.kappa * dbias_in_library if in_library else dbias.to(bias.dtype)
         if needs_x:
-            inv_square = inverse_square(factor, what.c, what.norm_like)
+            square, rate = factor_square(factor, what.c, what.norm_like), 1 / what.c**2
             if from_input:
-                pixels = (slice(None), slice(None), slice(None, None, stride[0]), slice(None, None, stride[1]))
-                passes.correct_pointwise(dx[pixels], x[pixels], inv_square, s)
+                dx_read, x_read = (windows.every(t, stride) for t in (dx, x))
+                passes.correct_pointwise(dx_read, x_read, square, s, rate)
             else:
                 size, kernel_size = (x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3])
-                v = windows.window_sum_transpose(inv_square * s, size, kernel_size, stride, padding, dilation)
-                passes.correct(dx, x, v)
+                v = windows.window_sum_transpose(square * s, size, kernel_size, stride, padding, dilation)
+                passes.correct(dx, x, v, rate)
         dweight, dgain = dkernel, None
         if needs_kernel and kernel.value is not weight:
             dweight, dgain = kernel_gradients(dkernel, kernel, weight, gain, what.c)

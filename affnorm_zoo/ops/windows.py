@@ -16,12 +16,17 @@ FEW = 1 << 15  # terms that pooling adds in the time in which ten operations are
 def window_sum(x: Tensor, kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair) -> Tensor:
     """Sum over the window of a convolution, per channel: (N, C, H, W) to (N, C, H_out, W_out)."""
     if kernel_size == (1, 1) and padding == (0, 0):
-        return x[:, :, :: stride[0], :: stride[1]]
+        return every(x, stride)
     if _use_pooling(x, x.numel() // (stride[0] * stride[1]), kernel_size, padding, dilation):
         return F.avg_pool2d(x, kernel_size, stride, padding, divisor_override=1)
     for axis in (0, 1):
         x = _add_along(x, 2 + axis, kernel_size[axis], dilation[axis], stride[axis], padding[axis], padding[axis])
     return x
+
+
+def every(x: Tensor, stride: IntPair) -> Tensor:
+    """The pixels that a 1x1 kernel of this stride reads."""
+    return x if stride == (1, 1) else x[:, :, :: stride[0], :: stride[1]]
 
 
 def window_sum_transpose(
@@ -31,9 +36,11 @@ def window_sum_transpose(
     if kernel_size == (1, 1) and stride == (1, 1) and padding == (0, 0):
         return v
     if _use_pooling(v, v.numel(), kernel_size, padding, dilation):
+        if stride == (1, 1) and v.shape[2:] == size and kernel_size == (2 * padding[0] + 1, 2 * padding[1] + 1):
+            return F.avg_pool2d(v, kernel_size, stride, padding, divisor_override=1)  # it is its own transpose
         order = torch.channels_last if v.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         pixels = torch.empty((*v.shape[:2], *size), device=v.device, dtype=v.dtype, memory_format=order)
-        return aten.avg_pool2d_backward(v, pixels, kernel_size, stride, padding, False, True, 1)
+        return aten.avg_pool2d_backward.default(v, pixels, kernel_size, stride, padding, False, True, 1)
     for axis in (0, 1):
         reach = dilation[axis] * (kernel_size[axis] - 1)
         spread = _spread(v, 2 + axis, stride[axis])
@@ -45,10 +52,11 @@ def window_sum_transpose(
 
 def _use_pooling(x: Tensor, positions: int, kernel_size: IntPair, padding: IntPair, dilation: IntPair) -> bool:
     # pooling has no dilation, and allows padding only up to half of the kernel
-    if dilation != (1, 1) or any(2 * p > k for p, k in zip(padding, kernel_size, strict=True)):
+    if dilation != (1, 1) or 2 * padding[0] > kernel_size[0] or 2 * padding[1] > kernel_size[1]:
         return False
-    is_slow = x.is_cpu and x.is_contiguous() and not torch.compiler.is_compiling()
-    return not is_slow or positions * kernel_size[0] * kernel_size[1] <= FEW
+    if positions * kernel_size[0] * kernel_size[1] <= FEW:
+        return True
+    return not (x.is_cpu and x.is_contiguous()) or torch.compiler.is_compiling()
 
 
 def _add_along(x: Tensor, dim: int, taps: int, dilation: int, stride: int, before: int, after: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from affnorm_zoo.conversion.balance import balance
 from affnorm_zoo.conversion.check import check_request
 from affnorm_zoo.conversion.images import collect
 from affnorm_zoo.conversion.layer_norm import eps_note
@@ -53,7 +54,8 @@ def convert(
         scale: see :func:`affnorm_zoo.functional.resolve_scale`; any positive r in ``"rms<r>"``.
         stem_scale: scale of the first converted layer, if it differs.
         fit: ``"layer"`` scales a layer's weights by one factor, ``"channel"`` fits gain and bias per output channel,
-            ``"lstsq"`` all weights; None takes ``"lstsq"`` below κ = 4√n and ``"channel"`` from there on.
+            ``"lstsq"`` all weights; None takes ``"lstsq"`` below κ = 4√n and for kernels of at most 32 weights per
+            channel, such as depthwise ones, and ``"channel"`` otherwise.
         unnormed: what becomes of the linear layers of a transformer that have no norm before them: ``"plain"`` keeps
             them, ``"bind"`` converts and fits them too.
 
@@ -73,6 +75,8 @@ def convert(
     if paired.subjects and images is None:
         raise UsageError(f"{normalizer!r} is fitted to activations: give images, a few hundred as the model wants them")
     fitting, measuring = (None, None) if images is None else collect(images, evaluated, bool(paired.subjects))
+    if fitting is not None and paired.subjects and not prepared.is_exact_but_for_eps:
+        balance(prepared.reference, paired.network, {subject.name for subject in paired.subjects}, fitting)
     _check_preparation(evaluated, prepared, measuring)
     if fitting is not None and paired.subjects:
         paired.fit(fitting)

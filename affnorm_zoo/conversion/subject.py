@@ -15,6 +15,7 @@ from affnorm_zoo.factory import Binding
 from affnorm_zoo.layers import BoundLayer
 
 _CLOSE = 4.0  # κ/√n from which on gain and bias per channel are as good as all weights
+_FEW = 32  # weights per channel, as of depthwise kernels, that a few images determine
 
 
 class Subject:
@@ -50,7 +51,7 @@ class Subject:
 
     def _usual_fit(self) -> str:
         is_close = self.view.kappa >= _CLOSE * math.sqrt(self.view.fan_in) and not self.view.is_standardized
-        return "channel" if is_close else "lstsq"
+        return "channel" if is_close and self.view.fan_in > _FEW else "lstsq"
 
     def before(self, x: Tensor, target: Tensor) -> None:
         """Fit the layer to give ``target`` for its inputs in the twin.

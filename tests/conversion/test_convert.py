@@ -92,10 +92,12 @@ def test_where_positions_abound_a_part_of_them_is_enough():
     assert conversions[0].layers[0].predicted_error != pytest.approx(error, rel=1e-9)
 
 
-def test_the_default_fit_depends_on_kappa():
-    network = settle(Plain(3, 6, 3), pixels(seed=1))
+def test_the_default_fit_depends_on_kappa_and_the_number_of_weights():
+    network = settle(Plain(3, 6, 5), pixels(seed=1))
     for scale, fit in (("rms", "lstsq"), ("rms3.9", "lstsq"), ("rms4", "channel"), ("rms10", "channel")):
         assert convert(network, "patchnorm", images=pixels(), scale=scale).layers[0].fit == fit
+    small = settle(Plain(3, 6, 3, groups=3), pixels(seed=1))
+    assert convert(small, "patchnorm", images=pixels(), scale="rms10").layers[0].fit == "lstsq"
 
 
 def test_measured_errors_are_those_of_the_twin_on_held_out_images(resnet):
@@ -108,6 +110,7 @@ def test_measured_errors_are_those_of_the_twin_on_held_out_images(resnet):
     assert conversion.agreement == (twin.argmax(1) == logits.argmax(1)).double().mean()
     first = conversion.layers[0]
     outputs, targets = conversion.model.conv1(held_out), resnet.act1(resnet.bn1(resnet.conv1(held_out)))
+    targets = targets * (outputs * targets).sum() / targets.square().sum()  # the twin's activations are scaled
     assert first.measured_error > 0
     assert (outputs - targets).norm() / targets.norm() < 3 * first.measured_error
     lengths = F.avg_pool2d(images[torch.arange(24) % 8 != 7].square().sum(1, keepdim=True), 3, 1, 1) * 9

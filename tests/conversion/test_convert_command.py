@@ -57,7 +57,7 @@ def test_the_folder_is_what_timm_loads_and_says_what_it_is(converted):
     assert (report["num_images"], report["num_held_out"], len(report["layers"])) == (21, 3, 21)
     card = (converted / "README.md").read_text()
     assert f"Converted from `{SOURCE}`" in card
-    assert f"| conv1 | channel | 20.8 | {report['layers'][0]['share']:.3f} |" in card
+    assert f"| layer1.0.conv1 | channel | 48 | {report['layers'][1]['share']:.3f} |" in card
 
 
 def test_an_existing_folder_is_kept(data, converted):

@@ -3,6 +3,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,10 +28,7 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
         UsageError: a file is missing or not YAML, a key is unknown (the message names the nearest known one), or a
             value has the wrong type or lies outside its range.
     """
-    merged = OmegaConf.structured(RunConfig)
-    OmegaConf.set_readonly(merged, False)
-    for section in merged:
-        OmegaConf.set_readonly(merged[section], False)
+    merged = _defaults()
     for file in files:
         merged = _merge(merged, read_yaml(Path(file), RunConfig), str(file))
     for override in overrides:
@@ -41,6 +39,16 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
         raise UsageError(_first_line(error)) from error
     assert isinstance(config, RunConfig)
     return config
+
+
+@cache
+def _defaults() -> DictConfig:
+    """What every config begins from; merging copies it."""
+    defaults = OmegaConf.structured(RunConfig)
+    OmegaConf.set_readonly(defaults, False)
+    for section in defaults:
+        OmegaConf.set_readonly(defaults[section], False)
+    return defaults
 
 
 def is_override(item: str) -> bool:

@@ -95,6 +95,7 @@ def sweep(tmp_path):
     return lambda record: train_sweep(record, REHEARSAL, file, packed, lambda: pictures, output)
 
 
+@pytest.mark.slow
 def test_the_results_of_a_sweep_reach_the_recipes(sweep, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     record = record_in(tmp_path / "output")

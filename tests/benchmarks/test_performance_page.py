@@ -155,6 +155,7 @@ def test_until_a_gpu_has_measured_page_and_readme_say_so(tmp_path):
     assert "On a GPU: not measured yet." in readme.read_text()
 
 
+@pytest.mark.slow
 # the compiler itself looks at the gradients of what enters a graph in the middle of the network
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_what_the_compiler_sees_into_or_not_saves_less():

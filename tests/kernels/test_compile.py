@@ -27,8 +27,9 @@ def run(script, tmp_path, *arguments):
 MOST_REGISTERS = 168
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("which", [(), pytest.param(("all",), marks=pytest.mark.slow)], ids=["chosen", "all"])
+@pytest.mark.parametrize("which", [(), ("all",)], ids=["chosen", "all"])
 def test_no_kernel_spills_at_the_shapes_of_real_networks(which, tmp_path):
     kernels = run("gpu_resources.py", tmp_path, *which)  # all: about five minutes
     assert len(kernels) == (12 * 2 * 3 * 14 if which else 14 + 5 * 3 + 1)

@@ -10,7 +10,7 @@ from affnorm_zoo.ops import elementwise
 kernels = pytest.importorskip("affnorm_zoo.kernels.elementwise", reason="Triton is for Linux", exc_type=ImportError)
 
 SHAPES = [(2, 12, 5, 7), (1, 6, 1, 1), (3, 78, 3, 2)]
-GROUPS = [1, 2, 6]
+GROUPS = [1, 6, pytest.param(2, marks=pytest.mark.slow)]
 DTYPES = [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
 
 

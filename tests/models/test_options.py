@@ -14,8 +14,11 @@ from torch import nn
 from affnorm_zoo import AffineLikeLinear, NormLikeLinear, PatchNormConv2d
 
 
-@pytest.mark.parametrize("name", ["resnet18_patchnorm", "resnet50_patchnorm_l2", "resnet50d_patchnorm_ws",
-                                  "vit_nano_patch4_32_affinelike", "vit_nano_patch4_32_normlike"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18_patchnorm", "vit_nano_patch4_32_affinelike", "vit_nano_patch4_32_normlike",
+     *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet50_patchnorm_l2", "resnet50d_patchnorm_ws"))],
+)  # fmt: skip
 def test_without_absorbing_every_activation_is_a_module_and_the_function_the_same(name, tmp_path):
     kinds = (nn.ReLU, nn.GELU)
     reference = timm.create_model(name.rpartition("_patchnorm")[0] if "resnet" in name else "vit_tiny_patch16_224")

@@ -12,10 +12,12 @@ import affnorm_zoo
 SCALES = ["rms", "rms4", "unit"]
 DEPTH_CASES = [
     ("resnet152_patchnorm", "rms4"),
-    *product(["resnext50_32x4d_patchnorm", "resnet56_cifar_patchnorm"], SCALES),
+    ("resnext50_32x4d_patchnorm", "rms"),
+    *[("resnet56_cifar_patchnorm", scale) for scale in SCALES],
 ]
 SLOW_DEPTH_CASES = [
     ("resnet152_patchnorm", "rms"), ("resnet152_patchnorm", "unit"),
+    ("resnext50_32x4d_patchnorm", "rms4"), ("resnext50_32x4d_patchnorm", "unit"),
     *product(["resnet152_patchnorm_l2", "resnet152_patchnorm_ws", "vit_large_patch16_224_normlike"], SCALES),
 ]  # fmt: skip
 
@@ -48,7 +50,7 @@ FAMILY_CASES = ["efficientnet_b3", "tf_efficientnet_lite0", "mobilenetv2_100", "
 
 @pytest.mark.parametrize("arch", FAMILY_CASES)
 @pytest.mark.parametrize(
-    "normalizer", ["patchnorm", pytest.param("patchnorm_l2", marks=pytest.mark.slow), "patchnorm_ws"]
+    "normalizer", ["patchnorm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("patchnorm_l2", "patchnorm_ws"))]
 )
 def test_activations_of_a_family_neither_vanish_nor_explode(arch, normalizer):
     """RMS of what the stages put out within a factor of ten of each other at initialisation."""
@@ -67,7 +69,7 @@ TRANSFORMERS = {
 
 
 @pytest.mark.parametrize("arch", TRANSFORMERS)
-@pytest.mark.parametrize("normalizer", ["affinelike", "normlike"])
+@pytest.mark.parametrize("normalizer", ["affinelike", pytest.param("normlike", marks=pytest.mark.slow)])
 def test_activations_of_a_transformer_neither_vanish_nor_explode(arch, normalizer):
     """RMS of embedding, blocks and last norm within a factor of ten of each other at initialisation."""
     model = timm.create_model(f"{arch}_{normalizer}", **TRANSFORMERS[arch]).eval()

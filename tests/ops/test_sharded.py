@@ -12,7 +12,10 @@ from torch.distributed.fsdp import fully_shard
 
 import affnorm_zoo  # noqa: F401
 
-NAMES = ["resnet20_cifar_patchnorm_ws", "vit_nano_patch4_32_affinelike"]
+NAMES = [
+    "resnet20_cifar_patchnorm_ws",
+    pytest.param("vit_nano_patch4_32_affinelike", marks=pytest.mark.slow),
+]
 
 
 def shard_and_compare(rank, name, store):

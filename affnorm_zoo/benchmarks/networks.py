@@ -16,7 +16,11 @@ from affnorm_zoo.evaluation.memory import saved_bytes
 from affnorm_zoo.factory import bound_layers, norm_layer
 
 NUM_CLASSES = 1000
-STANDARD = {"resnet": "batchnorm", "vit": "layernorm"}  # the norm of timm's own architecture
+# the norm of timm's own architecture, by the letters that its name begins with
+STANDARD = {
+    **dict.fromkeys(("resnet", "resnetv", "efficientnet", "mobilenetv", "regnety", "densenet"), "batchnorm"),
+    **dict.fromkeys(("vit", "deit", "eva", "swin", "swinv", "convnext", "mixer"), "layernorm"),
+}
 OPAQUE = ", opaque"  # appended to a normaliser's name: its layers are opaque to the compiler
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs", "max-autotune", "reduce-overhead")
 CUDA_GRAPH_MODES = ("max-autotune", "reduce-overhead")
@@ -50,9 +54,9 @@ class Bench:
     """One batch, and the steps timed on it.
 
     Args:
-        architecture: a timm ResNet or ViT that the zoo also has.
+        architecture: one of timm that the zoo also has.
         batch_size: images of the random batch.
-        img_size: their size in pixels.
+        img_size: their size in pixels; None takes the size that the architecture is made for.
         device: device of the measurement.
         precision: one of ``PRECISIONS``; ``"amp_bfloat16"`` is mixed-precision training.
         rounds: turns of each contender; the first one is a warm-up and is not counted.
@@ -64,7 +68,7 @@ class Bench:
         self,
         architecture: str,
         batch_size: int,
-        img_size: int,
+        img_size: int | None,
         device: torch.device,
         precision: str,
         rounds: int,
@@ -74,6 +78,7 @@ class Bench:
         backend: str = "inductor",
     ) -> None:
         self.architecture = architecture
+        img_size = img_size or timm.get_pretrained_cfg(architecture).input_size[-1]
         self.batch_size, self.img_size, self.device = batch_size, img_size, device
         self.precision, self.rounds, self.steps = precision, rounds, steps
         self.compile_mode, self.backend = compile_mode, backend

@@ -37,6 +37,7 @@ To repeat it:
 python scripts/benchmark.py measure --rounds 12 --output docs/benchmarks/cpu.json
 python scripts/benchmark.py measure --precision bfloat16 --no-compile --rounds 2 --batch-size 4 \\
     --output docs/benchmarks/cpu_bf16.json
+python scripts/benchmark.py measure --families --rounds 4 --batch-size 4 --output docs/benchmarks/families.json
 python scripts/benchmark.py measure --model resnet50 --opaque --batch-size 4 --output docs/benchmarks/cpu_opaque.json
 python scripts/gpu_evidence.py  # on a GPU, into docs/benchmarks/gpu
 python scripts/benchmark.py report

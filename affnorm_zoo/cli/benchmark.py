@@ -26,6 +26,16 @@ CONTENDERS = {
         "memory-sharing layer norm",
     ],
 }  # fmt: skip
+# one network of every other family; only its eager training is measured
+_CONVOLUTIONAL = ("efficientnet_b0", "mobilenetv3_large_100", "regnety_008", "resnetv2_50", "densenet121")
+_TRANSFORMERS = (
+    "convnext_tiny", "deit3_small_patch16_224", "eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224",
+    "swinv2_tiny_window8_256", "mixer_s32_224",
+)  # fmt: skip
+FAMILIES = {
+    **{name: ["batchnorm", "patchnorm", "patchnorm_ws"] for name in _CONVOLUTIONAL},
+    **{name: ["layernorm", "affinelike", "normlike"] for name in _TRANSFORMERS},
+}
 _path = click.Path(path_type=Path)
 
 
@@ -36,9 +46,10 @@ def benchmark() -> None:
 
 @benchmark.command()
 @click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"]), show_default=True)
-@click.option("--model", "models", multiple=True, type=click.Choice(list(CONTENDERS)), default=list(CONTENDERS))
+@click.option("--model", "models", multiple=True, type=click.Choice([*CONTENDERS, *FAMILIES]), default=list(CONTENDERS))
+@click.option("--families", is_flag=True, help="Eager training of one network of every other family, instead.")
 @click.option("--batch-size", default=8, show_default=True)
-@click.option("--img-size", default=224, show_default=True)
+@click.option("--img-size", type=int, help="Pixels; by default the size that a network is made for.")
 @click.option(
     "--precision", "--dtype", "precision", default="float32", type=click.Choice(list(PRECISIONS)), show_default=True
 )
@@ -50,8 +61,9 @@ def benchmark() -> None:
 def measure(
     device: str,
     models: tuple[str, ...],
+    families: bool,
     batch_size: int,
-    img_size: int,
+    img_size: int | None,
     precision: str,
     rounds: int,
     no_compile: bool,
@@ -73,7 +85,7 @@ def measure(
     if place.type == "cuda":
         torch.backends.cudnn.benchmark = True  # of all contenders: the fastest algorithm for each shape
     failures = []
-    for name in models:
+    for name in FAMILIES if families else models:
         bench = Bench(name, batch_size, img_size, place, precision, rounds, compile_mode=compile_mode)
         for what, measure_table in _opaque_tables(bench) if opaque else _tables(bench, no_compile):
             try:
@@ -94,6 +106,9 @@ Table = tuple[str, Callable[[], list[dict[str, Any]]]]
 
 
 def _tables(bench: Bench, no_compile: bool) -> Iterator[Table]:
+    if bench.architecture in FAMILIES:
+        yield "train, eager", partial(bench.train, FAMILIES[bench.architecture], compiled=False)
+        return
     contenders = CONTENDERS[bench.architecture]
     for compiled in (False,) if no_compile else (False, True):
         chosen = contenders[:2] if compiled else contenders  # a compilation takes a minute
@@ -103,7 +118,7 @@ def _tables(bench: Bench, no_compile: bool) -> Iterator[Table]:
 
 
 def _opaque_tables(bench: Bench) -> Iterator[Table]:
-    standard, ours = CONTENDERS[bench.architecture][:2]
+    standard, ours = (CONTENDERS | FAMILIES)[bench.architecture][:2]
     yield "train, opaque", partial(bench.train, [standard, ours, ours + OPAQUE], compiled=True)
 
 

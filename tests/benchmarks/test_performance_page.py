@@ -6,13 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from runs import invoke
 
-from affnorm_zoo.benchmarks.networks import OPAQUE, Bench
+from affnorm_zoo import cli
+from affnorm_zoo.benchmarks.networks import OPAQUE, Bench, build
 from affnorm_zoo.benchmarks.report import write_report
 from affnorm_zoo.benchmarks.rivals import RIVALS
-from affnorm_zoo.cli.benchmark import CONTENDERS, benchmark
+from affnorm_zoo.cli.benchmark import CONTENDERS, FAMILIES, benchmark
+from affnorm_zoo.factory import bound_layers
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +45,28 @@ def test_every_contender_is_measured_and_gets_its_line(tmp_path):
     for row in found:
         milliseconds = row[f"{row['mode']}_step_time"]
         assert f"| {row['normalizer']} | {milliseconds:.1f} |" in page
+
+
+def test_a_family_is_measured_against_timms_own_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.benchmark, "FAMILIES", {"mobilenetv3_large_100": ["batchnorm", "patchnorm"]})
+    output = tmp_path / "families.json"
+    small = ("--families", "--img-size", 32, "--batch-size", 2, "--rounds", 1)
+    assert invoke(benchmark, "measure", *small, "--output", output).exit_code == 0
+    standard, ours = json.loads(output.read_text())["rows"]
+    assert (standard["normalizer"], ours["normalizer"]) == ("batchnorm", "patchnorm")
+    assert standard["saved_ratio"] == 1.0
+    assert ours["saved_ratio"] < 1
+    assert not any(row["compiled"] or row["mode"] != "train" for row in (standard, ours))
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_the_first_of_a_family_is_timms_own_and_the_others_the_zoos(architecture):
+    standard, *ours = FAMILIES[architecture]
+    with torch.device("meta"):
+        model = build(architecture, standard)
+        assert not list(bound_layers(model))
+        assert type(model) is type(timm.create_model(architecture))
+    assert all(timm.is_model(f"{architecture}_{normalizer}") for normalizer in ours)
 
 
 def test_what_is_measured_outlives_what_comes_after(tmp_path, monkeypatch):

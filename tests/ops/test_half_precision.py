@@ -16,7 +16,7 @@ def shape(request):
     return request.param
 
 
-@pytest.fixture(params=[torch.bfloat16, torch.float16], ids=str)
+@pytest.fixture(params=[torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 def dtype(request):
     return request.param
 
@@ -26,7 +26,7 @@ def layout(request):
     return request.param
 
 
-@pytest.fixture(params=[1, 100], ids=["rows", "some"])
+@pytest.fixture(params=[pytest.param(1, marks=pytest.mark.slow), 100], ids=["rows", "some"])
 def piece(request, monkeypatch):
     monkeypatch.setattr(passes, "PIECE", request.param)
     return request.param

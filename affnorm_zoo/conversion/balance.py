@@ -38,10 +38,7 @@ class Groups(TorchFunctionMode):
     Args:
         layers: the layers whose weights may be scaled, by name.
 
-    Attributes:
-        read: per layer, the group of its inputs.
-        written: per layer, the group of its outputs.
-        squares: per layer, the mean square of its inputs.
+    ``squares`` has the mean square of every layer's inputs.
     """
 
     def __init__(self, layers: dict[str, nn.Module]) -> None:
@@ -56,10 +53,12 @@ class Groups(TorchFunctionMode):
 
     @property
     def read(self) -> dict[str, int]:
+        """Per layer that has run, the group of its inputs."""
         return {name: self._find(group) for name, group in self._read.items()}
 
     @property
     def written(self) -> dict[str, int]:
+        """Per layer, the group of its outputs."""
         return {name: self._find(group) for name, group in self._written.items()}
 
     def run(self, network: nn.Module, images: Tensor) -> None:

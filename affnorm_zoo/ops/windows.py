@@ -32,7 +32,10 @@ def every(x: Tensor, stride: IntPair) -> Tensor:
 def window_sum_transpose(
     v: Tensor, size: IntPair, kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair
 ) -> Tensor:
-    """Transpose of :func:`window_sum`: add each position's value to all pixels of its window, (N, C, *size)."""
+    """Transpose of :func:`window_sum`: add each position's value to all pixels of its window.
+
+    (N, C, H_out, W_out) to (N, C, H, W), where ``size`` is H and W.
+    """
     if kernel_size == (1, 1) and stride == (1, 1) and padding == (0, 0):
         return v
     if _use_pooling(v, v.numel(), kernel_size, padding, dilation):

@@ -24,12 +24,23 @@ def images():
     return torch.randn(2, 3, 32, 32)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_onnx_runtime_computes_the_same(model, images):
+def assert_onnx_agrees(model, images):
     program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_onnx_runtime_computes_the_same(model, images):
+    assert_onnx_agrees(model, images)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ["vit_nano_patch4_32_affinelike", "vit_nano_patch4_32_normlike"])
+def test_onnx_runtime_mixes_attention(name, images):
+    assert_onnx_agrees(timm.create_model(name, attention="mixed", **shallow(name)).eval(), images)
 
 
 LEGACY = [

@@ -36,6 +36,7 @@ def convert(
     A convolutional network: every batch norm is folded into its convolution, a divergence-free layer takes the place
     of both, and its weights are fitted so that it gives the folded layer's outputs: one layer after the other, in the
     order of execution, on inputs of the twin so far. No labels and no training are needed; a few hundred images are.
+    Where a factor between two layers changes nothing else, the activations of the twin are scaled to RMS 1.
 
     A transformer with layer norms: ``"normlike"`` is exact, up to the norms' eps, and needs no images. ``"affinelike"``
     is fitted as convolutions are.

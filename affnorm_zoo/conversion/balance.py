@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from affnorm_zoo.conversion.check import CONVOLUTIONS
+from affnorm_zoo.conversion.pair import relative_error, tensors
 
 # of one tensor, and positively homogeneous in it
 _HOMOGENEOUS = {
@@ -135,18 +136,35 @@ def balance(reference: nn.Module, twin: nn.Module, fitted: set[str], images: Ten
     layers = dict(_scalable(reference))
     groups = Groups(layers)
     groups.run(reference, images[:_NUM_IMAGES])
-    read, written = groups.read, groups.written
-    factors = {}
+    factors = _factors(groups, fitted)
+    before = tensors(reference(images[:2]))
+    _scale((reference, twin), groups, factors, fitted)
+    after = tensors(reference(images[:2]))
+    # what TorchScript runs cannot be followed
+    if not relative_error(list(zip(before, after, strict=True))) <= math.sqrt(torch.finfo(images.dtype).eps):
+        _scale((reference, twin), groups, {group: 1 / factor for group, factor in factors.items()}, fitted)
+
+
+def _factors(groups: Groups, fitted: set[str]) -> dict[int, float]:
+    """Per group, the RMS of what the fitted layers read of it."""
+    factors, read = {}, groups.read
     for group in set(read.values()) - {_FIXED}:
         squares = [groups.squares[name] for name in fitted if read.get(name) == group]
         rms = math.sqrt(sum(squares) / len(squares)) if squares else 1.0
         factors[group] = rms if 0 < rms < math.inf else 1.0
-    for name, layer in layers.items():
+    return factors
+
+
+def _scale(networks: tuple[nn.Module, nn.Module], groups: Groups, factors: dict[int, float], fitted: set[str]) -> None:
+    """Divide what every group has by its factor."""
+    read, written = groups.read, groups.written
+    for name in groups.layers:
         into, out_of = factors.get(read.get(name, _FIXED), 1.0), factors.get(written[name], 1.0)
-        for scaled in [layer] if name in fitted else [layer, twin.get_submodule(name)]:
-            scaled.weight.copy_(scaled.weight.double() * (into / out_of))
-            if scaled.bias is not None:
-                scaled.bias.copy_(scaled.bias.double() / out_of)
+        for network in networks[:1] if name in fitted else networks:
+            layer: Any = network.get_submodule(name)
+            layer.weight.copy_(layer.weight.double() * (into / out_of))
+            if layer.bias is not None:
+                layer.bias.copy_(layer.bias.double() / out_of)
 
 
 def _scalable(network: nn.Module) -> Iterable[tuple[str, nn.Module]]:

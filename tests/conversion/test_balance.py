@@ -109,6 +109,19 @@ def test_layers_that_share_parameters_are_left():
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before.parameters(), strict=True))
 
 
+@torch.jit.script
+def scripted(x: torch.Tensor) -> torch.Tensor:
+    return x.tanh()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_cannot_be_followed_leaves_the_network_as_it_was():
+    network = wire(lambda m, x: m.fc((m.c(y := F.relu(m.a(x))) + scripted(y)).mean((2, 3))))
+    x, before = channels_first(), copy.deepcopy(network)
+    balance(network, copy.deepcopy(network), {"a", "b", "c"}, x)
+    torch.testing.assert_close(network(x), before(x), rtol=1e-12, atol=1e-12)
+
+
 def test_an_activation_of_zeros_keeps_its_scale():
     network = wire(lambda m, x: m.fc(m.b(F.relu(m.a(x))).mean((2, 3))))
     with torch.no_grad():

@@ -34,21 +34,29 @@ def name_twin(twin: nn.Module, normalizer: str, scale: str | tuple[float, float]
     if isinstance(twin, TRANSFORMERS) and unnormed != "bind":
         own["unnormed"] = unnormed
     args = {**get_model_args(twin), **own}
+    candidates = [args]
     if not any(isinstance(module, LayerScale) for module in twin.modules()):
         args.pop("init_values", None)  # folded
+        candidates.append({**args, "init_values": 0.0})  # where the architecture has LayerScale of its own
+    found = next((given for given in candidates if _describes(twin, name, given)), None)
+    if found is None:
+        return ""
+    kept = {key: value for key, value in cfg.items() if key not in _OF_THE_WEIGHTS}
+    setattr(twin, "pretrained_cfg", {**kept, "architecture": name, "tag": None})  # noqa: B010
+    setattr(twin, "_model_args", {key: value for key, value in found.items() if key not in _CURRENT})  # noqa: B010
+    if hasattr(twin, "normalizer"):
+        setattr(twin, "normalizer", normalizer)  # noqa: B010 a module's attributes are typed as modules
+    return name
+
+
+def _describes(twin: nn.Module, name: str, args: dict[str, Any]) -> bool:
+    """Whether timm builds the twin, its weights aside, from a name and arguments."""
     try:
         with torch.device("meta"):
             built = timm.create_model(name, **args)
     except (TypeError, ValueError, RuntimeError):  # an argument of timm's own model that the zoo's does not take
-        return ""
-    if _description(built) != _description(twin):
-        return ""
-    kept = {key: value for key, value in cfg.items() if key not in _OF_THE_WEIGHTS}
-    setattr(twin, "pretrained_cfg", {**kept, "architecture": name, "tag": None})  # noqa: B010
-    setattr(twin, "_model_args", {key: value for key, value in args.items() if key not in _CURRENT})  # noqa: B010
-    if hasattr(twin, "normalizer"):
-        setattr(twin, "normalizer", normalizer)  # noqa: B010 a module's attributes are typed as modules
-    return name
+        return False
+    return _description(built) == _description(twin)
 
 
 def _without_normalizer(architecture: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from timm.layers import Attention, AttentionRope, GluMlp, LayerNorm, LayerScale, Mlp, PatchEmbed, SwiGLU
+from timm.models import beit
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
@@ -12,14 +13,15 @@ from torch import nn
 from affnorm_zoo.errors import UsageError
 from affnorm_zoo.layers import check_writable
 
-TRANSFORMERS = (VisionTransformer, Eva)
+TRANSFORMERS = (VisionTransformer, Eva, beit.Beit)
 LAYER_NORMS = (nn.LayerNorm, LayerNorm)
 # per block: its LayerScales, modules or parameters, and the layers behind which they stand
 _BRANCH_ENDS = {
     Block: {"ls1": "attn.proj", "ls2": "mlp.fc2"},
     EvaBlock: {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"},
+    beit.Block: {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"},
 }
-_ATTENTIONS = (Attention, AttentionRope, EvaAttention)
+_ATTENTIONS = (Attention, AttentionRope, EvaAttention, beit.Attention)
 _MLPS = (Mlp, GluMlp, SwiGLU)
 _TOKENS = ("pos_embed", "cls_token", "reg_token", "dist_token")
 _POOLS = ("token", "avg", "")  # a maximum over tokens does not commute with centring
@@ -36,9 +38,9 @@ def check_stream(name: str, root: Any) -> None:
 
     if type(root.patch_embed) is not PatchEmbed or not isinstance(root.patch_embed.norm, nn.Identity):
         raise refuse("patch_embed is not a plain PatchEmbed without a norm")
-    if not isinstance(root.norm_pre, nn.Identity):
+    if not _is_identity(root, "norm_pre"):
         raise refuse("norm_pre is a norm in the residual stream")
-    if root.attn_pool is not None or root.global_pool not in _POOLS:
+    if getattr(root, "attn_pool", None) is not None or root.global_pool not in _POOLS:
         raise refuse(f"global_pool={root.global_pool!r} is not one of {', '.join(map(repr, _POOLS))}")
     for index, block in enumerate(root.blocks):
         place = f"blocks.{index}"
@@ -47,13 +49,18 @@ def check_stream(name: str, root: Any) -> None:
         if type(block.mlp) not in _MLPS:
             raise refuse(f"{place}.mlp is a {type(block.mlp).__name__}")
         for part in ("attn.q_norm", "attn.k_norm", "attn.norm", "mlp.norm"):
-            if not isinstance(block.get_submodule(part), nn.Identity):
+            if not _is_identity(block, part):
                 raise refuse(f"{place}.{part} is a norm")
     for path, module in root.named_modules():
         if isinstance(module, nn.LayerNorm) and type(module) not in LAYER_NORMS:
             raise refuse(f"{path} is a {type(module).__name__}")
         if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
             check_writable(module)
+
+
+def _is_identity(module: nn.Module, path: str) -> bool:
+    """Whether a transformer of this class has no such norm, or was built without."""
+    return isinstance(dict(module.named_modules()).get(path, nn.Identity()), nn.Identity)
 
 
 @torch.no_grad()

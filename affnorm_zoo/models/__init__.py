@@ -2,6 +2,7 @@ from ._entrypoints import zoo_models as zoo_models
 from ._weights import MANIFEST_FILE as MANIFEST_FILE
 from ._weights import WEIGHTS_FOLDER as WEIGHTS_FOLDER
 from ._weights import tag_args as tag_args
+from .beit import NormalizedBeit as NormalizedBeit
 from .convnext import NormalizedConvNeXt as NormalizedConvNeXt
 from .deit import NormalizedDeit as NormalizedDeit
 from .deit import NormalizedDistilledDeit as NormalizedDistilledDeit

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from timm.layers import LayerScale
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -29,7 +30,10 @@ def settle(model, eps=0.0):
                 nn.init.normal_(module.bias)
         if isinstance(module, LayerScale):
             nn.init.normal_(module.gamma)
-    beside_layers = ("cls_token", "reg_token", "dist_token", "pos_embed", "gamma_1", "gamma_2", "q_bias", "v_bias")
+    beside_layers = (
+        "cls_token", "reg_token", "dist_token", "pos_embed", "gamma_1", "gamma_2", "q_bias", "v_bias",
+        "relative_position_bias_table",
+    )  # fmt: skip
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] in beside_layers:
             nn.init.normal_(parameter, mean=0.5)
@@ -61,6 +65,8 @@ VITS = {
         kind=Eva, init_values=0.1, attn_type="rope", rope_type="dinov3", use_rot_pos_emb=True, use_abs_pos_emb=False,
         num_reg_tokens=2, qkv_bias=False, use_fc_norm=False, dynamic_img_size=True,
     ),
+    "BEiT": dict(kind=Beit, init_values=0.1, use_abs_pos_emb=False, use_rel_pos_bias=True),
+    "BEiT, class token": dict(kind=Beit, global_pool="token", use_shared_rel_pos_bias=True, swiglu_mlp=True),
     "scaled attention alone": dict(kind=Eva, init_values=0.1, attn_only_layer_scale=True, global_pool="avg"),
 }  # fmt: skip
 
@@ -85,7 +91,7 @@ def test_without_eps_normlike_is_exact(case):
     assert {name.rpartition(".")[2] for name, m in twin.named_modules() if isinstance(m, NormLikeLinear)} <= set(read)
 
 
-@pytest.mark.parametrize("kind", [VisionTransformer, Eva])
+@pytest.mark.parametrize("kind", [VisionTransformer, Eva, Beit])
 def test_the_residual_stream_has_mean_zero(kind):
     twin, seen = convert(vit(kind, init_values=0.1), "normlike").model, []
     for block in twin.blocks:
@@ -133,12 +139,15 @@ def test_the_twin_loads_under_the_zoos_name(name, unnormed):
     assert len(conversion.layers) == 6 * fitted
 
 
-def test_an_eva_loads_under_the_zoos_name():
+@pytest.mark.parametrize("arch", ["eva02_tiny_patch14_224", "beitv2_base_patch16_224", "deit3_small_patch16_224"])
+def test_a_relative_loads_under_the_zoos_name(arch):
+    """Those that have LayerScale by default lose it in the conversion, and are built without."""
     sizes = dict(img_size=28, patch_size=14, embed_dim=24, depth=2, num_heads=3, num_classes=5)
-    source = settle(timm.create_model("eva02_tiny_patch14_224", **sizes))
+    source = settle(timm.create_model(arch, **sizes))
     conversion = convert(source, "normlike")
-    assert conversion.name == "eva02_tiny_patch14_224_normlike"
-    built = timm.create_model(conversion.name, norm_scale="rms4", unnormed="plain", **sizes).double().eval()
+    assert conversion.name == f"{arch}_normlike"
+    own = {} if "eva" in arch else dict(init_values=0.0)
+    built = timm.create_model(conversion.name, norm_scale="rms4", unnormed="plain", **own, **sizes).double().eval()
     built.load_state_dict(conversion.model.state_dict())
     pixels = torch.rand(2, 3, 28, 28, dtype=torch.float64)
     assert torch.equal(built(pixels), conversion.model(pixels))
@@ -176,6 +185,7 @@ REFUSED = {
     "norm in the MLP": (dict(scale_mlp_norm=True), "blocks.0.mlp.norm is a norm"),
     "group norm": (dict(norm_layer=nn.BatchNorm1d), "no LayerNorm to convert"),
     "norm in the gated MLP": (dict(kind=Eva, swiglu_mlp=True, scale_mlp=True), "blocks.0.mlp.norm is a norm"),
+    "BEiT's norm in the MLP": (dict(kind=Beit, scale_mlp=True), "blocks.0.mlp.norm is a norm"),
     "EVA behind the branches": (dict(kind=Eva, use_post_norm=True), "is a EvaBlockPostNorm"),
     "EVA's norm of the embedding": (dict(kind=Eva, use_pre_transformer_norm=True), "norm_pre is a norm"),
 }
@@ -190,7 +200,9 @@ def test_other_transformers_are_refused(case):
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto", "mixer_s32_224"])
 def test_where_it_would_not_be_exact_the_norm_is_named(name):
-    with pytest.raises(UsageError, match=r"is not part of a timm VisionTransformer or Eva: .* would not be exact"):
+    with pytest.raises(
+        UsageError, match=r"is not part of a timm VisionTransformer or Eva or Beit: .* would not be exact"
+    ):
         convert(timm.create_model(name), "normlike")
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from timm.models.beit import Beit
 from timm.models.convnext import ConvNeXt
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
@@ -53,6 +54,16 @@ NETWORKS = {
     ),
     "eva_post_norm": (
         lambda: Eva(**VIT, depth=2, use_post_norm=True, global_pool="token"), {"norm"}, {"patch_embed.proj", "head"}
+    ),
+    "beit": (
+        lambda: Beit(**VIT, depth=2, init_values=0.5, use_abs_pos_emb=False, use_rel_pos_bias=True),
+        {"fc_norm"},
+        {"patch_embed.proj", "head"},
+    ),
+    "beit_token": (
+        lambda: Beit(**VIT, depth=2, global_pool="token", swiglu_mlp=True, scale_mlp=True),
+        {"norm"},
+        {"patch_embed.proj", "head"},
     ),
     "mixer": (
         lambda: MlpMixer(img_size=16, patch_size=4, embed_dim=24, num_blocks=2, num_classes=5),
@@ -135,7 +146,8 @@ def test_the_layer_behind_the_norm_of_a_block_reads_it_and_the_depthwise_one_doe
 
 def test_a_gelu_is_taken_wherever_a_linear_layer_follows_it_directly():
     for name, count in (("deit_distilled", 2), ("convnext", 5), ("convnext_v2", 0), ("swin", 4), ("swin_v2", 4),
-                        ("eva_post_norm", 2), ("eva_fused", 0), ("mixer", 4)):  # fmt: skip
+                        ("eva_post_norm", 2), ("eva_fused", 0), ("beit", 2), ("beit_token", 0),
+                        ("mixer", 4)):  # fmt: skip
         model = build(name)
         slot_norms(model, "affinelike")
         bind(model)
@@ -143,10 +155,10 @@ def test_a_gelu_is_taken_wherever_a_linear_layer_follows_it_directly():
         assert len(taken) == count, name
 
 
-@pytest.mark.parametrize("name", ["swin_v2", "eva_fused"])
+@pytest.mark.parametrize("name", ["swin_v2", "eva_fused", "beit"])
 def test_biases_beside_the_layer_move_into_it_and_only_when_all_can_be_bound(name):
     model = build(name)
-    attn = model.blocks[1].attn if name == "eva_fused" else model.layers[1].blocks[1].attn
+    attn = (model.layers[1] if name == "swin_v2" else model).blocks[1].attn
     nn.init.normal_(attn.q_bias)
     nn.init.normal_(attn.v_bias)
     expected = torch.cat((attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias))
@@ -201,6 +213,7 @@ def test_the_constructors_that_take_a_slot_give_what_slotting_gives():
         (ConvNeXt(**CONVNEXT, conv_mlp=True, norm_layer=slot), ConvNeXt(**CONVNEXT, conv_mlp=True)),
         (SwinTransformer(**SWIN, window_size=3, norm_layer=slot), SwinTransformer(**SWIN, window_size=3)),
         (Eva(**VIT, depth=1, norm_layer=slot), Eva(**VIT, depth=1)),
+        (Beit(**VIT, depth=1, norm_layer=slot), Beit(**VIT, depth=1)),
         (MlpMixer(img_size=16, patch_size=4, num_blocks=1, norm_layer=slot),
          MlpMixer(img_size=16, patch_size=4, num_blocks=1)),
     ):  # fmt: skip

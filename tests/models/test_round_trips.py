@@ -25,6 +25,7 @@ import affnorm_zoo  # noqa: F401 registers the models
         ("swin_tiny_patch4_window7_224_normlike", dict(img_size=112, num_classes=3, depths=[1, 1, 1, 1])),
         ("swinv2_tiny_window8_256_affinelike", dict(img_size=64, norm_scale="rms4", depths=[1, 1, 1, 1])),
         ("eva02_tiny_patch14_224_affinelike", dict(img_size=28, num_classes=3, depth=2)),
+        ("beitv2_base_patch16_224_affinelike", dict(img_size=32, num_classes=3, depth=2, embed_dim=96, num_heads=3)),
         ("mixer_s16_224_normlike", dict(img_size=48, num_classes=3)),
         ("vit_nano_patch4_32_affinelike", dict(global_pool="avg", num_classes=5)),
         ("vit_nano_patch4_32_normlike", dict(img_size=24)),

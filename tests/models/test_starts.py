@@ -64,7 +64,8 @@ def test_activations_of_a_family_neither_vanish_nor_explode(arch, normalizer):
 
 TRANSFORMERS = {
     "convnext_tiny": {}, "convnextv2_atto": {}, "deit3_small_patch16_224": {}, "swin_tiny_patch4_window7_224": {},
-    "swinv2_tiny_window8_256": {}, "eva02_base_patch14_224": dict(embed_dim=192, num_heads=3), "mixer_s32_224": {},
+    "swinv2_tiny_window8_256": {}, "eva02_base_patch14_224": dict(embed_dim=192, num_heads=3),
+    "beit_base_patch16_224": dict(embed_dim=192, num_heads=3), "mixer_s32_224": {},
 }  # fmt: skip
 
 
@@ -110,6 +111,7 @@ EMPTIED = {
     "swin_tiny_patch4_window7_224_affinelike": dict(depths=(2, 2), num_heads=(3, 6)),
     "swinv2_tiny_window8_256_affinelike": dict(depths=(2, 2), num_heads=(3, 6)),
     "eva02_tiny_patch14_224_affinelike": dict(depth=2), "eva02_base_patch14_224_normlike": dict(depth=1),
+    "beit_base_patch16_224_affinelike": dict(depth=2, embed_dim=192, num_heads=3),
 }  # fmt: skip
 
 

@@ -81,7 +81,8 @@ def test_a_family_has_timms_parameters_but_for_the_norms(arch):
 
 TRANSFORMERS = ("convnext_atto", "convnext_tiny", "convnextv2_atto", "deit_tiny_distilled_patch16_224",
                 "deit3_small_patch16_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
-                "eva02_tiny_patch14_224", "eva02_base_patch14_224", "mixer_s32_224")  # fmt: skip
+                "eva02_tiny_patch14_224", "eva02_base_patch14_224", "beit_base_patch16_224",
+                "mixer_s32_224")  # fmt: skip
 
 
 @pytest.mark.parametrize("arch", TRANSFORMERS)

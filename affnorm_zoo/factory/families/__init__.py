@@ -1,6 +1,7 @@
 """The roll call of families, in the order in which messages name them."""
 
 from . import (
+    beit,
     convnext,
     densenet,
     efficientnet,
@@ -27,6 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     convnext.FAMILY,
     vision_transformer.FAMILY,
     eva.FAMILY,
+    beit.FAMILY,
     swin_transformer.FAMILY,
     swin_transformer_v2.FAMILY,
     mlp_mixer.FAMILY,

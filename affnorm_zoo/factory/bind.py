@@ -101,7 +101,7 @@ def _check(model: nn.Module, binding: Binding) -> None:
                 f"but {name!r} is a {type(module).__name__}{remedy}"
             )
     side = "in" if binding.norm_first else "out"
-    for name in binding.layers:
+    for name in () if binding.across_tokens else binding.layers:
         layer = model.get_submodule(name)
         unit = "features" if isinstance(layer, nn.Linear) else "channels"
         channels = getattr(layer, f"{side}_{unit}")

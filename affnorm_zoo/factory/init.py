@@ -1,5 +1,7 @@
 """How networks of divergence-free layers start, beyond each layer's own rule."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -14,6 +16,10 @@ QUERY_KEY_START = 0.2
 # The factor on timm's initial embeddings of patches and positions, which leave tokens with an RMS of about 0.3. To a
 # layer norm their length is nothing; an affine_like layer normalises only what is longer than κ, an RMS of 1.
 TOKEN_START = 10.0
+
+# The factor on the initial weights of a gate. timm draws those of a gMLP with a deviation of 1e-6 and sets the bias to
+# 1, so that a gate is 1 to within about 1e-5; Liu et al. 2021, https://arxiv.org/abs/2105.08050, found that critical.
+GATE_START = 1e-5
 
 
 @torch.no_grad()
@@ -43,6 +49,7 @@ def init_bound_weights(
             _damp_branch(module, layers)
         if damp_attention:
             _damp_attention(module, layers)
+        _open_gate(module, layers)
     for module in patches:
         module.reset_parameters()  # drawn again, not to be enlarged twice
         module.weight.mul_(TOKEN_START)
@@ -65,6 +72,16 @@ def _damp_attention(module: nn.Module, layers: list[BoundLayer]) -> None:
         for layer, rows in pairs:
             if layer in layers:
                 layer.weight[:rows].mul_(QUERY_KEY_START)
+
+
+def _open_gate(module: nn.Module, layers: list[BoundLayer]) -> None:
+    for family in FAMILIES:
+        gate = module.get_submodule(family.gates[type(module)]) if type(module) in family.gates else None
+        if gate in layers:
+            gate.damp(GATE_START)
+            kappa, n = gate.inner_kappa(), gate.weight.shape[1]
+            # behind the quotient a bias of 1; inside it, what gives 1 for an input of RMS 1
+            nn.init.constant_(gate.bias, 1.0 if kappa is None else math.sqrt(n + kappa**2) / (gate.c * kappa))
 
 
 def family_of(model: nn.Module) -> Family | None:

@@ -3,6 +3,7 @@ from typing import Any
 
 import torch
 from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d, create_act_layer, norm, norm_act
+from timm.models.mlp_mixer import Affine
 from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -17,7 +18,8 @@ _IMAGE_NORMS = (
     norm.LayerNorm2dFp32,
     norm.LayerNormExp2d, norm_act.LayerNormAct2d, norm_act.LayerNormAct2dFp32, RmsNorm2d, norm.RmsNorm2dFp32,
 )  # fmt: skip
-_TOKEN_NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm, norm.RmsNormFp32)
+# a ResMLP has an affine map per channel in the place of a norm
+_TOKEN_NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm, norm.RmsNormFp32, Affine)
 
 
 class NormSlot(nn.Module):
@@ -165,6 +167,8 @@ def slot_for(norm: nn.Module, normalizer: str) -> NormSlot:
 def _num_channels(norm: nn.Module) -> int:
     if isinstance(norm, FrozenBatchNorm2d | norm_act.FrozenBatchNormAct2d):
         return norm.weight.numel()
+    if isinstance(norm, Affine):
+        return norm.alpha.numel()
     for name in ("num_features", "num_channels"):
         if hasattr(norm, name):
             return int(getattr(norm, name))

@@ -198,7 +198,7 @@ def test_other_transformers_are_refused(case):
         convert(vit(**options), "normlike")
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto", "mixer_s32_224"])
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto", "mixer_s32_224", "gmlp_ti16_224"])
 def test_where_it_would_not_be_exact_the_norm_is_named(name):
     with pytest.raises(
         UsageError, match=r"is not part of a timm VisionTransformer or Eva or Beit: .* would not be exact"

@@ -5,6 +5,7 @@ import timm
 import torch
 from timm.layers import BatchNormAct2d, DropBlock2d, LayerNorm, LayerNorm2d, RmsNorm, RmsNorm2d
 from timm.layers.norm_act import FrozenBatchNormAct2d, GroupNormAct, LayerNormAct, LayerNormAct2d
+from timm.models.mlp_mixer import Affine
 from torch import nn
 
 from affnorm_zoo import L2Norm, L2Norm2d, PatchNormConv2d, bind, norm_layer, slot_norms
@@ -25,6 +26,7 @@ NORMS = {
     "LayerNormAct2d": (LayerNormAct2d, "NCHW", nn.ReLU),
     "nn.RMSNorm": (nn.RMSNorm, "NLC", nn.Identity),
     "RmsNorm": (RmsNorm, "NLC", nn.Identity),
+    "Affine": (Affine, "NLC", nn.Identity),
     "RmsNorm2d": (RmsNorm2d, "NCHW", nn.Identity),
 }
 

@@ -4,14 +4,16 @@ import copy
 
 import pytest
 import torch
+from timm.layers import GatedMlp
 from timm.models.beit import Beit
 from timm.models.convnext import ConvNeXt
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
-from timm.models.mlp_mixer import MlpMixer
+from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock, SpatialGatingBlock
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
+from torch.nn import functional as F
 
 from affnorm_zoo import AffineLikeLinear, PatchNormConv2d, bind, norm_layer, slot_norms
 from affnorm_zoo.factory import NormSlot, bound_layers
@@ -20,6 +22,7 @@ from affnorm_zoo.layers import L2Norm, L2Norm2d
 VIT = dict(img_size=16, patch_size=4, embed_dim=24, num_heads=3, num_classes=5)
 SWIN = dict(img_size=36, patch_size=4, embed_dim=12, depths=(2, 2), num_heads=(2, 3), num_classes=5)
 CONVNEXT = dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 20), kernel_sizes=3, num_classes=5, ls_init_value=None)
+MIXER = dict(img_size=16, patch_size=4, embed_dim=24, num_blocks=2, num_classes=5)
 
 # name: network; norms that stay norms; layers that stay plain
 NETWORKS = {
@@ -65,9 +68,15 @@ NETWORKS = {
         {"norm"},
         {"patch_embed.proj", "head"},
     ),
-    "mixer": (
-        lambda: MlpMixer(img_size=16, patch_size=4, embed_dim=24, num_blocks=2, num_classes=5),
-        {"blocks.0.norm1", "blocks.1.norm1", "norm"},
+    "mixer": (lambda: MlpMixer(**MIXER), {"blocks.0.norm1", "blocks.1.norm1", "norm"}, {"stem.proj", "head"}),
+    "gmlp": (
+        lambda: MlpMixer(**MIXER, mlp_ratio=4, block_layer=SpatialGatingBlock, mlp_layer=GatedMlp),
+        {"blocks.0.mlp_channels.gate.norm", "blocks.1.mlp_channels.gate.norm", "norm"},
+        {"stem.proj", "head"},
+    ),
+    "resmlp": (
+        lambda: MlpMixer(**MIXER, mlp_ratio=4, block_layer=ResBlock, norm_layer=Affine),
+        {"norm"},
         {"stem.proj", "head"},
     ),
 }  # fmt: skip
@@ -88,7 +97,7 @@ def test_every_layer_is_bound_but_those_named_and_all_learn(name, normalizer):
     assert sorted(binding.slot for binding in bindings) == sorted(slots)
     assert {n for n, m in model.named_modules() if isinstance(m, L2Norm)} == kept_norms
     assert {n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)} == kept_layers
-    assert not any(isinstance(m, NormSlot | nn.LayerNorm) for m in model.modules())
+    assert not any(isinstance(m, NormSlot | nn.LayerNorm | Affine) for m in model.modules())
     assert all(layer.bias is not None for layer in bound_layers(model))
     size = SWIN["img_size"] if "swin" in name else 32 if "convnext" in name else VIT["img_size"]
     y = model(torch.randn(2, 3, size, size))
@@ -147,7 +156,7 @@ def test_the_layer_behind_the_norm_of_a_block_reads_it_and_the_depthwise_one_doe
 def test_a_gelu_is_taken_wherever_a_linear_layer_follows_it_directly():
     for name, count in (("deit_distilled", 2), ("convnext", 5), ("convnext_v2", 0), ("swin", 4), ("swin_v2", 4),
                         ("eva_post_norm", 2), ("eva_fused", 0), ("beit", 2), ("beit_token", 0),
-                        ("mixer", 4)):  # fmt: skip
+                        ("mixer", 4), ("gmlp", 0), ("resmlp", 2)):  # fmt: skip
         model = build(name)
         slot_norms(model, "affinelike")
         bind(model)
@@ -199,6 +208,63 @@ def test_a_mixer_normalises_channels_before_it_mixes_tokens():
     assert isinstance(block.norm2, nn.Identity)
 
 
+def along_tokens(layer, x):
+    """A token layer by the formula of affine_like, (B, L, C) to (B, L, C): every channel is read at all tokens."""
+    rows = x.transpose(1, 2)
+    length = (rows.square().sum(-1, keepdim=True) + layer.kappa**2).sqrt()
+    return (layer.c * (rows @ layer.weight.T + layer.kappa * layer.bias) / length).transpose(1, 2)
+
+
+def channelwise(layer, x):
+    """A layer over the channels by the formula of affine_like."""
+    length = (x.square().sum(-1, keepdim=True) + layer.kappa**2).sqrt()
+    return layer.c * (x @ layer.weight.T + layer.kappa * layer.bias) / length
+
+
+def gating(block, x):
+    mlp = block.mlp_channels
+    u, v = F.gelu(channelwise(mlp.fc1, x)).chunk(2, -1)
+    v = v / v.square().mean(-1, keepdim=True).sqrt()
+    return x + channelwise(mlp.fc2, u * along_tokens(mlp.gate.proj, v))
+
+
+def residual_mlp(block, x):
+    x = x + block.ls1 * along_tokens(block.linear_tokens, x)
+    hidden = F.gelu(channelwise(block.mlp_channels.fc1, x))
+    return x + block.ls2 * channelwise(block.mlp_channels.fc2, hidden)
+
+
+@pytest.mark.parametrize(("name", "definition"), [("gmlp", gating), ("resmlp", residual_mlp)])
+def test_a_block_that_mixes_tokens_and_its_gradients_are_its_definition(name, definition):
+    model = build(name)
+    slot_norms(model, "affinelike")
+    bind(model)
+    block = model.blocks[1].double()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 16, 24, dtype=torch.float64, requires_grad=True)
+    g = torch.randn_like(x)
+    wanted = (x, *block.parameters())
+    for actual, expected in zip(
+        *((y.detach(), *torch.autograd.grad(y, wanted, g)) for y in (block(x), definition(block, x))), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("normalizer", ["affinelike", "normlike"])
+@pytest.mark.parametrize("scale", ["rms", "rms4", "unit"])
+def test_the_gates_of_a_gmlp_start_open(normalizer, scale):
+    """A gate is 1 where a channel has an RMS of 1 over the tokens, to within the 1e-5 of its weights, five-fold."""
+    model = build("gmlp")
+    slot_norms(model, normalizer)
+    bind(model, scale=scale)
+    for block in model.blocks:
+        gate = block.mlp_channels.gate.proj
+        rows = torch.randn(50, 16)
+        rows = rows / rows.square().mean(-1, keepdim=True).sqrt()
+        torch.testing.assert_close(gate(rows), torch.ones(50, 16), rtol=0, atol=5e-5)
+
+
 def test_norms_in_front_of_a_pooling_over_pixels_are_over_the_channels():
     model = build("convnext_conv_mlp")
     slot_norms(model, "affinelike")
@@ -216,6 +282,8 @@ def test_the_constructors_that_take_a_slot_give_what_slotting_gives():
         (Beit(**VIT, depth=1, norm_layer=slot), Beit(**VIT, depth=1)),
         (MlpMixer(img_size=16, patch_size=4, num_blocks=1, norm_layer=slot),
          MlpMixer(img_size=16, patch_size=4, num_blocks=1)),
+        (MlpMixer(**MIXER, mlp_ratio=4, block_layer=ResBlock, norm_layer=slot),
+         MlpMixer(**MIXER, mlp_ratio=4, block_layer=ResBlock, norm_layer=Affine)),
     ):  # fmt: skip
         slot_norms(built, "affinelike")
         assert bind(given) == bind(built)

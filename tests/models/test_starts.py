@@ -65,7 +65,8 @@ def test_activations_of_a_family_neither_vanish_nor_explode(arch, normalizer):
 TRANSFORMERS = {
     "convnext_tiny": {}, "convnextv2_atto": {}, "deit3_small_patch16_224": {}, "swin_tiny_patch4_window7_224": {},
     "swinv2_tiny_window8_256": {}, "eva02_base_patch14_224": dict(embed_dim=192, num_heads=3),
-    "beit_base_patch16_224": dict(embed_dim=192, num_heads=3), "mixer_s32_224": {},
+    "beit_base_patch16_224": dict(embed_dim=192, num_heads=3), "mixer_s32_224": {}, "gmlp_ti16_224": {},
+    "resmlp_12_224": {},
 }  # fmt: skip
 
 
@@ -108,6 +109,7 @@ EMPTIED = {
     "vit_nano_patch4_32_layernorm": VIT_OPTIONS, "vit_nano_patch4_32_derf": {}, "vit_tiny_patch16_224_affinelike": {},
     "convnext_atto_affinelike": {}, "convnextv2_atto_normlike": dict(conv_mlp=False),
     "deit_tiny_distilled_patch16_224_affinelike": dict(depth=2), "mixer_s32_224_affinelike": {},
+    "gmlp_ti16_224_affinelike": {}, "resmlp_12_224_normlike": {},
     "swin_tiny_patch4_window7_224_affinelike": dict(depths=(2, 2), num_heads=(3, 6)),
     "swinv2_tiny_window8_256_affinelike": dict(depths=(2, 2), num_heads=(3, 6)),
     "eva02_tiny_patch14_224_affinelike": dict(depth=2), "eva02_base_patch14_224_normlike": dict(depth=1),
@@ -132,7 +134,7 @@ def test_init_weights_restores_an_emptied_model(name):
     emptied.load_state_dict(model.state_dict())
     x = torch.randn(1, *model.pretrained_cfg["input_size"])
     with torch.no_grad():  # what no state dict holds, such as masks of an attention, is there again
-        assert torch.equal(emptied.eval()(x), model.eval()(x))
+        assert torch.equal(emptied.eval().forward_features(x), model.eval().forward_features(x))
 
 
 def test_building_draws_no_more_than_timm_and_the_layers_do():

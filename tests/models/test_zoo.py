@@ -5,6 +5,7 @@ from types import ModuleType
 import pytest
 import timm
 import torch
+from timm.models.mlp_mixer import Affine
 from torch import nn
 
 import affnorm_zoo
@@ -82,7 +83,7 @@ def test_a_family_has_timms_parameters_but_for_the_norms(arch):
 TRANSFORMERS = ("convnext_atto", "convnext_tiny", "convnextv2_atto", "deit_tiny_distilled_patch16_224",
                 "deit3_small_patch16_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
                 "eva02_tiny_patch14_224", "eva02_base_patch14_224", "beit_base_patch16_224",
-                "mixer_s32_224")  # fmt: skip
+                "mixer_s32_224", "gmlp_ti16_224", "resmlp_12_224")  # fmt: skip
 
 
 @pytest.mark.parametrize("arch", TRANSFORMERS)
@@ -90,8 +91,8 @@ def test_a_transformer_has_timms_parameters_but_for_the_norms(arch):
     """No scale and bias of a norm; of a bound layer a bias, which timm may hold beside it."""
     with torch.device("meta"):
         reference, model = timm.create_model(arch, num_classes=9), timm.create_model(f"{arch}_normlike", num_classes=9)
-    norms = {f"{n}.{part}" for n, m in reference.named_modules() if isinstance(m, nn.LayerNorm)
-             for part in ("weight", "bias")}  # fmt: skip
+    norms = {f"{n}.{part}" for n, m in reference.named_modules() if isinstance(m, nn.LayerNorm | Affine)
+             for part, _ in m.named_parameters()}  # fmt: skip
     biases = {f"{n}.bias" for n, m in model.named_modules() if isinstance(m, BoundLayer)}
     shapes = [{name: tuple(p.shape) for name, p in net.named_parameters()} for net in (reference, model)]
     beside = {name for name in shapes[0] if name.endswith(("q_bias", "v_bias"))}

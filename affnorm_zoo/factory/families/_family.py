@@ -18,6 +18,7 @@ class Binding:
         activation: a module right behind the slot, which the layer may absorb. A slot that holds an activation needs
             none here.
         norm_first: the norm stands before its layers, which read it; otherwise behind its one layer.
+        across_tokens: its layers mix tokens: what they read is one channel at all positions.
         unnormed: further layers of the same block that read no norm. They are bound as well.
         writer: of a norm that stands first, the layer whose output it alone reads, which may absorb its activation.
         layout: of the slot's input, ``"NCHW"``, ``"NHWC"`` or ``"NLC"``; a rule may leave it to its family, or to the
@@ -31,6 +32,7 @@ class Binding:
     layers: tuple[str, ...] = ()
     activation: str | None = None
     norm_first: bool = False
+    across_tokens: bool = False
     unnormed: tuple[str, ...] = ()
     writer: str | None = None
     layout: str = ""
@@ -74,6 +76,7 @@ class Family:
             are bound.
         queries_keys: the layers that make the queries and keys of an attention, and how many of their first output
             features those are; see :data:`affnorm_zoo.factory.init.QUERY_KEY_START`.
+        gates: the layer of a module whose output multiplies another's; it starts by multiplying with about 1.
         patches: the layers of a root that embed patches; see :data:`affnorm_zoo.factory.init.TOKEN_START`.
         positions: the position embeddings of a root.
         start: arguments of ``init_bound_weights`` with which ``bind`` initialises a root.
@@ -88,6 +91,7 @@ class Family:
     is_residual: Callable[..., bool] = lambda _: True
     prepare: Mapping[type[nn.Module], Callable[..., None]] = field(default_factory=dict)
     queries_keys: Mapping[type[nn.Module], Callable[..., list[tuple[nn.Module, int]]]] = field(default_factory=dict)
+    gates: Mapping[type[nn.Module], str] = field(default_factory=dict)
     patches: Callable[..., list[nn.Module]] = lambda _: []
     positions: Callable[..., list[nn.Parameter]] = lambda _: []
     start: Mapping[str, bool] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from affnorm_zoo._version import __version__
 from affnorm_zoo.config import config_to_yaml
+from affnorm_zoo.evaluation import task_of_weights
 from affnorm_zoo.hub.errors import HubError
 from affnorm_zoo.hub.export import export_run, public_config, score_of
 from affnorm_zoo.models import MANIFEST_FILE
@@ -107,7 +108,10 @@ def check_card(path: Path) -> None:
     Raises:
         HubError: they are not, or their first result is not that of the report beside it.
     """
-    card, score = ModelCard.load(path), score_of(path.parent)
+    card = ModelCard.load(path)
+    report, described = (json.loads((path.parent / name).read_text("utf-8")) for name in (REPORT_FILE, CONFIG_NAME))
+    # weights of an earlier version have a run's config that lacks settings, so the weights' own words say the task
+    score = report["ema" if "ema" in report else "val"][task_of_weights(described["pretrained_cfg"]).score.key]
     if card.data.library_name != "timm" or card.data.license is None or not card.data.eval_results:
         raise HubError(f"{path} must name the library timm, a licence and a result")
     result = card.data.eval_results[0]

@@ -55,8 +55,8 @@ def convert(
         scale: see :func:`affnorm_zoo.functional.resolve_scale`; any positive r in ``"rms<r>"``.
         stem_scale: scale of the first converted layer, if it differs.
         fit: ``"layer"`` scales a layer's weights by one factor, ``"channel"`` fits gain and bias per output channel,
-            ``"lstsq"`` all weights; None takes ``"lstsq"`` below κ = 4√n and for kernels of at most 32 weights per
-            channel, such as depthwise ones, and ``"channel"`` otherwise.
+            ``"lstsq"`` all weights; None takes ``"lstsq"`` below κ = 4√n, and for kernels of at most 32 weights
+            per channel, such as depthwise ones, if there are 100 positions per weight; ``"channel"`` otherwise.
         unnormed: what becomes of the linear layers of a transformer that have no norm before them: ``"plain"`` keeps
             them, ``"bind"`` converts and fits them too.
 

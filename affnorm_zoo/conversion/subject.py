@@ -16,6 +16,7 @@ from affnorm_zoo.layers import BoundLayer
 
 _CLOSE = 4.0  # κ/√n from which on gain and bias per channel are as good as all weights
 _FEW = 32  # weights per channel, as of depthwise kernels, that a few images determine
+_PER_UNKNOWN = 100  # positions; the error then exceeds the smallest one by about one per cent
 
 
 class Subject:
@@ -44,14 +45,16 @@ class Subject:
         self.view = LayerView(layer, norm_first)
         self.reference = reference
         self.order = order
-        self.kind = fit or self._usual_fit()
+        self.kind = fit
         self.predicted_error: float | None = None
         self.is_measured = False  # rather than fitted, when it runs
         self.length_square = self.spread = self.measured_error = 0.0
 
-    def _usual_fit(self) -> str:
-        is_close = self.view.kappa >= _CLOSE * math.sqrt(self.view.fan_in) and not self.view.is_standardized
-        return "channel" if is_close and self.view.fan_in > _FEW else "lstsq"
+    def _usual_fit(self, positions: int) -> str:
+        fan_in = self.view.fan_in
+        is_close = self.view.kappa >= _CLOSE * math.sqrt(fan_in) and not self.view.is_standardized
+        is_determined = fan_in <= _FEW and positions >= _PER_UNKNOWN * (fan_in + 1)
+        return "channel" if is_close and not is_determined else "lstsq"
 
     def before(self, x: Tensor, target: Tensor) -> None:
         """Fit the layer to give ``target`` for its inputs in the twin.
@@ -66,6 +69,7 @@ class Subject:
                 f"the model runs {self.name!r} more than once, and one fit cannot serve both: copy it first"
             )
         source = (self.reference.weight, self.reference.bias)
+        self.kind = self.kind or self._usual_fit(target.numel() // len(source[0]))
         self.predicted_error = fit_layer(self.kind, self.name, self.view, x, target, *source)
         self.order.append(self)
         square_sums = self.view.square_sums(x)
@@ -81,6 +85,7 @@ class Subject:
     def report(self) -> LayerReport:
         """What became of the layer."""
         assert self.predicted_error is not None
+        assert self.kind is not None
         kappa = self.view.kappa
         return LayerReport(
             name=self.name,

@@ -98,6 +98,8 @@ def test_the_default_fit_depends_on_kappa_and_the_number_of_weights():
         assert convert(network, "patchnorm", images=pixels(), scale=scale).layers[0].fit == fit
     small = settle(Plain(3, 6, 3, groups=3), pixels(seed=1))
     assert convert(small, "patchnorm", images=pixels(), scale="rms10").layers[0].fit == "lstsq"
+    few = pixels(count=8, size=11)  # 7 images that fit, of 81 positions
+    assert convert(small, "patchnorm", images=few, scale="rms10").layers[0].fit == "channel"
 
 
 def test_measured_errors_are_those_of_the_twin_on_held_out_images(resnet):

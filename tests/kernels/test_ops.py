@@ -6,15 +6,15 @@ from definitions import max_error
 from ops.cases import CASES, forward_backward, on_the_same_side
 from twins import DEVICE
 
-from affnorm_zoo.ops import elementwise
+from affnorm_zoo.ops import passes
 
 pytest.importorskip("affnorm_zoo.kernels.elementwise", reason="Triton is for Linux", exc_type=ImportError)
 
 
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(elementwise, "use_kernels", lambda x: x.dtype != torch.float64)
-    monkeypatch.setattr(elementwise, "bias_in_library", lambda x, kappa: False)
+    monkeypatch.setattr(passes, "use_kernels", lambda x: x.dtype != torch.float64)
+    monkeypatch.setattr(passes, "bias_in_library", lambda x, kappa: False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # nothing is chosen by timing
 
 
@@ -43,7 +43,7 @@ def test_ops_err_no_more_than_twice_the_reference(case, dtype, layout):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_plain_passes_agree_where_they_add_the_bias(case, monkeypatch):
-    monkeypatch.setattr(elementwise, "use_kernels", lambda x: False)
+    monkeypatch.setattr(passes, "use_kernels", lambda x: False)
     inputs = case.sample()
     dz = torch.randn_like(case.reference(*inputs))
     expected, actual = forward_backward(case.reference, inputs, dz), forward_backward(case.lean, inputs, dz)

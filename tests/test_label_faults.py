@@ -56,7 +56,7 @@ FAULTS = {
     "both forms": (column("labels", "red"), "labels.csv:1: keep either the column labels or one .* got also blue, gre"),
     "one class": (everything("file_name,split,red\nimages/0.png,train,1\n"), "must name at least two classes, got red"),
     "short row": (row(3, "images/1.png,train,1"), "labels.csv:3: there must be 5 values, as in the header, got 3"),
-    "no number": (row(3, "images/1.png,train,1,yes,0"), "labels.csv:3: the column 'green' must hold 0 or 1, got 'yes'"),
+    "a word": (row(3, "images/1.png,train,1,yes,0"), "labels.csv:3: the column 'green' must hold 0 or 1, got 'yes'"),
     "unknown image": (
         row(3, "images/one.png,train,1,0,0"),
         r"holds 1 images without a row in data.labels, such as images/1.png: add rows, without labels for an image",

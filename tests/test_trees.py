@@ -6,6 +6,7 @@ import random
 import tarfile
 
 import pytest
+from pictures import content
 
 from affnorm_zoo.data.index import open_index
 
@@ -40,16 +41,6 @@ def add(tar, name, content=b"", kind=tarfile.REGTYPE):
     member.type, data = kind, content if kind == tarfile.REGTYPE else b""
     member.size, member.linkname = len(data), "" if kind == tarfile.REGTYPE else content
     tar.addfile(member, io.BytesIO(data))
-
-
-def content(index):
-    """The files of a split with their labels and bytes."""
-    found = []
-    for number in range(len(index)):
-        file, label = index[number]
-        with file:
-            found.append((index.filename(number), label, file.read()))
-    return found
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -26,7 +26,7 @@ CONTENDERS = {
         "memory-sharing layer norm",
     ],
 }  # fmt: skip
-# one network of every other family; only its eager training is measured
+# one network each of other families; only its eager training is measured
 _CONVOLUTIONAL = ("efficientnet_b0", "mobilenetv3_large_100", "regnety_008", "resnetv2_50", "densenet121")
 _TRANSFORMERS = (
     "convnext_tiny", "deit3_small_patch16_224", "eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224",
@@ -47,7 +47,7 @@ def benchmark() -> None:
 @benchmark.command()
 @click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"]), show_default=True)
 @click.option("--model", "models", multiple=True, type=click.Choice([*CONTENDERS, *FAMILIES]), default=list(CONTENDERS))
-@click.option("--families", is_flag=True, help="Eager training of one network of every other family, instead.")
+@click.option("--families", is_flag=True, help="Instead: eager training of one network each of other families.")
 @click.option("--batch-size", default=8, show_default=True)
 @click.option("--img-size", type=int, help="Pixels; by default the size that a network is made for.")
 @click.option(

@@ -1,10 +1,9 @@
 """Scale the activations between layers to RMS 1, where the network computes the same with scaled ones.
 
 A divergence-free layer compares ‖x_p‖ with κ, so the scale of its input decides how much it normalises. Trained
-networks have any scale: the residual stream of EfficientNet-Lite0 reaches an RMS of 7, where κ = 4√n normalises as
-κ = 4√n/7 does at RMS 1. If everything between two layers is positively homogeneous, a(x/r) = a(x)/r, then dividing the
-weights of the first by r and multiplying those of the second by r changes nothing else. Layers whose outputs are added
-have one r.
+networks have any scale, and at an RMS of r a κ of 4√n normalises as 4√n/r does at RMS 1. If everything between two
+layers is positively homogeneous, a(x/r) = a(x)/r, then dividing the weights of the first by r and multiplying those of
+the second by r changes nothing else. Layers whose outputs are added have one r.
 """
 
 import math
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from affnorm_zoo.conversion.check import CONVOLUTIONS
@@ -81,7 +79,7 @@ class Groups(TorchFunctionMode):
         if not self._is_inside:
             groups = self._groups((args, kwargs))
             group = self._join(groups if self._keeps_scale(func, args, groups) else [_FIXED, *groups])
-            for output in _tensors(result):
+            for output in tensors(result):
                 self._group_of[output] = group
         return result
 
@@ -95,7 +93,7 @@ class Groups(TorchFunctionMode):
     def _before(self, name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:  # noqa: ARG001
             self._is_inside = True
-            (x,) = _tensors((args, kwargs))
+            (x,) = tensors((args, kwargs))
             self._read[name] = self._join([*self._groups(x), *([self._read[name]] if name in self._read else [])])
             self.squares[name] = float(x.detach().double().square().mean())
 
@@ -109,7 +107,7 @@ class Groups(TorchFunctionMode):
         return hook
 
     def _groups(self, tree: Any) -> list[int]:
-        return [self._group_of.get(tensor, _FIXED) for tensor in _tensors(tree)]
+        return [self._group_of.get(tensor, _FIXED) for tensor in tensors(tree)]
 
     def _find(self, group: int) -> int:
         while self._parents[group] != group:
@@ -177,7 +175,3 @@ def _scalable(network: nn.Module) -> Iterable[tuple[str, nn.Module]]:
             own = [parameter for parameter in (module.weight, module.bias) if parameter is not None]
             if all(owners.get(id(parameter)) == 1 for parameter in own):
                 yield name, module
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -14,7 +14,7 @@ RIDGE = 1e-4  # of the mean diagonal entry, towards the scaled weights
 _SINGULAR = 1e-9  # likewise, for two unknowns per channel: only decides where a channel never responds
 # "lstsq" takes this many positions per unknown, and never fewer than the second number, drawn at random where there
 # are more: the error of a least-squares solution exceeds the smallest one by a share of about unknowns / positions
-_POSITIONS_PER_UNKNOWN, _FEWEST_POSITIONS = 100, 2**14
+POSITIONS_PER_UNKNOWN, _FEWEST_POSITIONS = 100, 2**14
 _ENTRIES = 2**22  # of the patches that are held at once, in float64: 32 MiB
 
 
@@ -87,7 +87,7 @@ def fit_layer(
         raise UsageError(f"the activations at {name!r} are non-finite for these images: convert in float32")
     prior = _prior(view, x, weight, bias)
     equations = Equations()
-    wanted = max(_POSITIONS_PER_UNKNOWN * (view.fan_in + 1), _FEWEST_POSITIONS)
+    wanted = max(POSITIONS_PER_UNKNOWN * (view.fan_in + 1), _FEWEST_POSITIONS)
     share = min(1.0, wanted * len(weight) / targets.numel())
     generator = torch.Generator().manual_seed(0)
     for x_chunk, target_chunk in _chunks(view, x, targets):

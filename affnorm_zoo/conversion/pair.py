@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 class Pair(nn.Module):
@@ -50,14 +51,8 @@ def run_both(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """The tensors of a model's output: of one tensor, a list, a tuple or a dict."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return [tensor for part in output for tensor in tensors(part)]
-    return []
+    """The tensors in a model's output, or in any tree of lists, tuples and dicts."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def relative_error(pairs: list[tuple[Tensor, Tensor]]) -> float:

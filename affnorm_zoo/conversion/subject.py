@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from affnorm_zoo.conversion.fit import fit_layer
+from affnorm_zoo.conversion.fit import POSITIONS_PER_UNKNOWN, fit_layer
 from affnorm_zoo.conversion.pair import Pair, relative_error, run_both
 from affnorm_zoo.conversion.prepare import Prepared
 from affnorm_zoo.conversion.report import LayerReport
@@ -16,7 +16,6 @@ from affnorm_zoo.layers import BoundLayer
 
 _CLOSE = 4.0  # κ/√n from which on gain and bias per channel are as good as all weights
 _FEW = 32  # weights per channel, as of depthwise kernels, that a few images determine
-_PER_UNKNOWN = 100  # positions; the error then exceeds the smallest one by about one per cent
 
 
 class Subject:
@@ -53,7 +52,7 @@ class Subject:
     def _usual_fit(self, positions: int) -> str:
         fan_in = self.view.fan_in
         is_close = self.view.kappa >= _CLOSE * math.sqrt(fan_in) and not self.view.is_standardized
-        is_determined = fan_in <= _FEW and positions >= _PER_UNKNOWN * (fan_in + 1)
+        is_determined = fan_in <= _FEW and positions >= POSITIONS_PER_UNKNOWN * (fan_in + 1)
         return "channel" if is_close and not is_determined else "lstsq"
 
     def before(self, x: Tensor, target: Tensor) -> None:

@@ -4,7 +4,7 @@ This is the one place that chooses; :mod:`affnorm_zoo.ops.elementwise` defines e
 
 - On a GPU one kernel reads and writes each tensor once.
 - On a CPU half precision runs piece by piece. Each piece is widened to float32 and rounded once, at the end. As one
-  operation, torch multiplies half precision by a float32 map ten times as slowly; and a wide copy of the whole tensor
+  operation, torch has no fast path from half precision and a float32 map; and a wide copy of the whole tensor
   goes through memory, where a piece stays in the cache.
 - Otherwise the operations run on whole tensors: the compiler fuses them, and pieces of float32 gain nothing on a CPU.
 """

@@ -48,6 +48,7 @@ def pack(root, prefix=""):
 
 
 def content(index):
+    """The files of a split with their labels and bytes."""
     found = []
     for number in range(len(index)):
         file, label = index[number]

@@ -40,7 +40,9 @@ def test_memory_sharing_layer_norm_is_layer_norm():
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("architecture", CONTENDERS)
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(n, marks=pytest.mark.slow if n == "resnet50" else []) for n in CONTENDERS]
+)
 def test_rivals_train_and_keep_less_than_the_standard_network(architecture):
     size = 224 if architecture.startswith("vit") else 64
     bench = Bench(architecture, 2, size, torch.device("cpu"), "float32", rounds=1)

@@ -156,7 +156,7 @@ def is_gone(pid):
     return not status.is_file() or status.read_text().split()[2] == "Z"
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_killed_runner_loses_nothing_and_its_folder_is_free_again(run, tmp_path, signum):
     script, output = tmp_path / "step.py", run.output
     calls = output / "calls"

@@ -130,7 +130,11 @@ def test_unknown_options_are_named(resnet, options, message):
         convert(resnet, **{"normalizer": "patchnorm", "images": pixels(), **options})
 
 
-@pytest.mark.parametrize(("name", "options"), [("resnet18", {}), ("resnet10t", dict(output_stride=16))], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param("resnet18", {}, marks=pytest.mark.slow), ("resnet10t", dict(output_stride=16))],
+    ids=str,
+)
 def test_backbones_that_return_features_are_converted(name, options):
     images = pixels(8, size=64)
     source = settle(timm.create_model(name, features_only=True, **options), images)

@@ -116,7 +116,9 @@ def test_queries_and_keys_of_constant_length_have_the_factor_of_their_angle():
     torch.testing.assert_close(found.logits, 4.0 * (1 - cosine**2) * inverse / SIZE, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["vit_nano_patch4_32_affinelike", "vit_nano_patch4_32_layernorm"])
+@pytest.mark.parametrize(
+    "name", ["vit_nano_patch4_32_affinelike", pytest.param("vit_nano_patch4_32_layernorm", marks=pytest.mark.slow)]
+)
 def test_a_model_is_measured_and_left_as_it_was(name, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3, depth=2, embed_dim=24).train()

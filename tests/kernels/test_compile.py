@@ -49,11 +49,8 @@ OTHER_INDUCTOR = tuple(map(int, torch.__version__.split(".")[:2])) != KNOWN_INDU
 
 
 @pytest.mark.skipif(OTHER_INDUCTOR, reason="cuda_code.py patches Inductor as it is in torch 2.14")
-@pytest.mark.parametrize(
-    "blocks",
-    [("bottleneck",), pytest.param(("basic", "downsample", "norm_like", "grouped"), marks=pytest.mark.slow)],
-    ids=" ".join,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [("bottleneck",), ("basic", "downsample", "norm_like", "grouped")], ids=" ".join)
 def test_compiled_blocks_write_nothing_against_channels_last(blocks, tmp_path):
     for name, passes in run("cuda_code.py", tmp_path, *blocks).items():
         for direction, count in passes.items():

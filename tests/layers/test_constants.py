@@ -28,7 +28,10 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+QUICK = ("patch_norm_ws", "norm_like", "mixed_attention")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in LAYERS])
 def test_a_scale_stays_a_constant_of_the_graph(name):
     x = torch.randn(2, 3, 5, 6)
     seen = []

@@ -11,7 +11,11 @@ from torch.distributed import checkpoint
 import affnorm_zoo
 from affnorm_zoo.models import zoo_models
 
-NAMES = ["resnet20_cifar_patchnorm_ws", "resnet20_cifar_patchnorm_l2", "vit_nano_patch4_32_affinelike"]
+NAMES = [
+    "resnet20_cifar_patchnorm_ws",
+    pytest.param("resnet20_cifar_patchnorm_l2", marks=pytest.mark.slow),
+    "vit_nano_patch4_32_affinelike",
+]
 
 
 @pytest.fixture(params=NAMES)
@@ -46,10 +50,10 @@ def test_onnx_runtime_mixes_attention(name, images):
 LEGACY = [
     ("resnet20_cifar_patchnorm_ws", 32, True),
     ("resnet20_cifar_patchnorm_l2", 32, False),
-    ("resnext50_32x4d_patchnorm", 64, False),
+    pytest.param("resnext50_32x4d_patchnorm", 64, False, marks=pytest.mark.slow),
     ("vit_nano_patch4_32_affinelike", 32, False),
     ("mobilenetv3_small_050_patchnorm", 64, False),
-    ("resnetv2_18_patchnorm_ws", 64, False),
+    pytest.param("resnetv2_18_patchnorm_ws", 64, False, marks=pytest.mark.slow),
 ]
 RESNETS = [
     name

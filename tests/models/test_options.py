@@ -49,8 +49,13 @@ def test_without_absorbing_every_activation_is_a_module_and_the_function_the_sam
     assert not torch.equal(loaded.eval()(x), modular.eval()(x))
 
 
-@pytest.mark.parametrize("name", ["resnet20_cifar_patchnorm", "resnet50_patchnorm_ws", "resnet50d_patchnorm_l2"])
-@pytest.mark.parametrize("absorb", [True, False])
+@pytest.mark.parametrize(
+    ("name", "absorb"),
+    [("resnet20_cifar_patchnorm", False), ("resnet50_patchnorm_ws", True),
+     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+         ("resnet20_cifar_patchnorm", True), ("resnet50_patchnorm_ws", False), ("resnet50d_patchnorm_l2", True),
+         ("resnet50d_patchnorm_l2", False)))],
+)  # fmt: skip
 def test_hooks_on_every_convolution_keep_its_output_and_its_gradient(name, absorb):
     model = timm.create_model(name, num_classes=3, absorb=absorb).eval().double()
     convs = {key: module for key, module in model.named_modules() if isinstance(module, PatchNormConv2d)}

@@ -48,9 +48,10 @@ def test_activation_checkpointing_changes_no_gradient(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet20_cifar_patchnorm_ws", "vit_nano_patch4_32_affinelike",
+    ["resnet20_cifar_patchnorm_ws",
      *(pytest.param(name, marks=pytest.mark.slow) for name in (
-         "resnet20_cifar_patchnorm", "resnet20_cifar_patchnorm_l2", "vit_nano_patch4_32_normlike"))],
+         "resnet20_cifar_patchnorm", "resnet20_cifar_patchnorm_l2", "vit_nano_patch4_32_affinelike",
+         "vit_nano_patch4_32_normlike"))],
 )  # fmt: skip
 def test_networks_compile_to_one_graph_with_the_same_gradients(name):
     model = timm.create_model(name, **shallow(name)).train()

@@ -12,10 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 import affnorm_zoo  # noqa: F401
 
-NAMES = [
-    "resnet20_cifar_patchnorm_ws",
-    pytest.param("vit_nano_patch4_32_affinelike", marks=pytest.mark.slow),
-]
+NAMES = ["resnet20_cifar_patchnorm_ws", "vit_nano_patch4_32_affinelike"]
 
 
 def shard_and_compare(rank, name, store):
@@ -43,6 +40,7 @@ def shard_and_compare(rank, name, store):
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_fully_sharded_gradients(name, tmp_path):
     mp.spawn(shard_and_compare, args=(name, str(tmp_path / "store")), nprocs=2)

@@ -50,7 +50,7 @@ def test_a_stop_anywhere_changes_no_bit(at, whole, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("data.workers=2", "data.in_memory=never"),
+        pytest.param(("data.workers=2", "data.in_memory=never"), marks=pytest.mark.slow),
         ("data.in_memory=never",),
         (
             "train.micro_batch_size=64", "data.repeats=2", "optim.name=sgd", "optim.lr=0.01", "optim.schedule=step",
@@ -58,7 +58,11 @@ def test_a_stop_anywhere_changes_no_bit(at, whole, tmp_path, monkeypatch):
         ),
         ("data.drop_last=false", "model.name=resnet20_cifar_batchnorm", "data.mixup=0", "data.cutmix=0"),
         ("model.name=resnet20_cifar_patchnorm_c",),
-        ("runtime.precision=bf16", "optim.name=muon", *SMALL_VIT, "model.kwargs.depth=1", "model.kwargs.embed_dim=24"),
+        pytest.param(
+            ("runtime.precision=bf16", "optim.name=muon", *SMALL_VIT, "model.kwargs.depth=1",
+             "model.kwargs.embed_dim=24"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["workers", "worker pipeline", "accumulation", "short last window", "centred", "bf16"],
 )  # fmt: skip

@@ -7,7 +7,7 @@ import timm
 import torch
 from forks import run_forked
 from pictures import draw_folder
-from runs import ROOT, invoke, metrics, run
+from runs import ROOT, SHALLOW, invoke, metrics, run
 from safetensors.torch import load_file
 
 from affnorm_zoo.cli.evaluate import evaluate
@@ -15,7 +15,7 @@ from affnorm_zoo.cli.train import train
 from affnorm_zoo.config import load_config
 from affnorm_zoo.data import Digits, Normalize, Preprocessing, eval_loader
 
-FAST = ["model.name=resnet20_cifar_patchnorm", "train.epochs=2", "runtime.device=cpu"]
+FAST = ["model.name=resnet20_cifar_patchnorm", SHALLOW, "train.epochs=2", "runtime.device=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "least"), [(["train.epochs=5"], 0.5), pytest.param([], 0.95, marks=pytest.mark.slow)]
+    ("overrides", "least"), [(["train.epochs=3"], 0.3), pytest.param([], 0.95, marks=pytest.mark.slow)]
 )
 def test_the_default_reads_digits(tmp_path, overrides, least):
     """The embedded default, as the README's first command runs it."""
@@ -53,7 +53,7 @@ def test_the_export_loads_in_a_fresh_process_with_identical_logits(finished, tmp
         "save_file({'logits': model(torch.linspace(-1, 1, 320).reshape(5, 1, 8, 8)).detach()}, sys.argv[2])\n"
     )
     run_forked("-c", code, finished / "export", tmp_path / "out.safetensors", fresh=True)
-    model = timm.create_model("resnet20_cifar_patchnorm", in_chans=1).eval()
+    model = timm.create_model("resnet20_cifar_patchnorm", in_chans=1, layers=[1, 1, 1]).eval()
     model.load_state_dict(load_file(finished / "model.safetensors"))
     expected = model(torch.linspace(-1, 1, 320).reshape(5, 1, 8, 8))
     assert torch.equal(load_file(tmp_path / "out.safetensors")["logits"], expected)
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
     export.mkdir()
     (export / "model.safetensors").write_bytes((finished / "export/model.safetensors").read_bytes())
     config = json.loads((finished / "export/config.json").read_text())
-    config["architecture"] = "resnet56_cifar_patchnorm"
+    config["architecture"] = "resnet20_cifar_batchnorm"
     (export / "config.json").write_text(json.dumps(config))
     result = invoke(evaluate, export)
     assert result.exit_code == 2

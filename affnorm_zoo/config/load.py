@@ -1,3 +1,4 @@
+import copy
 import difflib
 import os
 import re
@@ -28,11 +29,11 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
         UsageError: a file is missing or not YAML, a key is unknown (the message names the nearest known one), or a
             value has the wrong type or lies outside its range.
     """
-    merged = _defaults()
+    merged = copy.deepcopy(_defaults())
     for file in files:
-        merged = _merge(merged, read_yaml(Path(file), RunConfig), str(file))
+        _merge(merged, read_yaml(Path(file), RunConfig), str(file))
     for override in overrides:
-        merged = _merge(merged, _read_override(override), f"override {override!r}")
+        _merge(merged, _read_override(override), f"override {override!r}")
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -43,7 +44,7 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
 
 @cache
 def _defaults() -> DictConfig:
-    """What every config begins from; merging copies it."""
+    """What every config begins from, as a copy."""
     defaults = OmegaConf.structured(RunConfig)
     OmegaConf.set_readonly(defaults, False)
     for section in defaults:
@@ -136,20 +137,19 @@ def _read_override(override: str) -> dict[str, Any]:
     return tree
 
 
-def _merge(base: DictConfig, extra: dict[str, Any], origin: str) -> DictConfig:
+def _merge(merged: DictConfig, extra: dict[str, Any], origin: str) -> None:
+    """Merge ``extra`` into ``merged``, which an error may leave with a part of it."""
     for key, value in _leaves(extra):
         _check_key(key, origin)
         if reason := wrong_kind(value, hint_of(RunConfig, key)):
             raise UsageError(f"{origin}: {key}: {reason}")
     try:
-        merged = OmegaConf.merge(base, _literal(extra))
+        merged.merge_with(_literal(extra))
     except OmegaConfBaseException as error:
         full_key = getattr(error, "full_key", None)
         raise UsageError(f"{origin}: {f'{full_key}: ' if full_key else ''}{_first_line(error)}") from error
     except (TypeError, ValueError, RecursionError) as error:  # a list for a mapping, or what lies within itself
         raise UsageError(f"{origin}: {', '.join(key for key, _ in _leaves(extra))}: {_first_line(error)}") from error
-    assert isinstance(merged, DictConfig)
-    return merged
 
 
 def _literal(tree: Any) -> Any:

@@ -1,5 +1,7 @@
 """Every kernel against the pass whose twin it is, in float64, on odd shapes, into poisoned memory."""
 
+from itertools import product
+
 import pytest
 import torch
 from twins import DEVICE, assert_twin, image
@@ -10,22 +12,31 @@ from affnorm_zoo.ops import elementwise
 kernels = pytest.importorskip("affnorm_zoo.kernels.elementwise", reason="Triton is for Linux", exc_type=ImportError)
 
 SHAPES = [(2, 12, 5, 7), (1, 6, 1, 1), (3, 78, 3, 2)]
+LAYOUTS = ["NCHW", "NHWC", "strided"]
+QUICK = [(SHAPES[0], "NCHW"), (SHAPES[0], "NHWC"), (SHAPES[1], "NCHW"), (SHAPES[2], "strided")]
 GROUPS = [1, 6, pytest.param(2, marks=pytest.mark.slow)]
 DTYPES = [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
 
 
-@pytest.fixture(params=SHAPES, ids=str)
-def shape(request):
+@pytest.fixture(
+    params=[pytest.param(p, marks=[] if p in QUICK else pytest.mark.slow) for p in product(SHAPES, LAYOUTS)], ids=str
+)
+def shape_and_layout(request):
     return request.param
+
+
+@pytest.fixture
+def shape(shape_and_layout):
+    return shape_and_layout[0]
+
+
+@pytest.fixture
+def layout(shape_and_layout):
+    return shape_and_layout[1]
 
 
 @pytest.fixture(params=DTYPES, ids=str)
 def dtype(request):
-    return request.param
-
-
-@pytest.fixture(params=["NCHW", "NHWC", "strided"])
-def layout(request):
     return request.param
 
 

@@ -18,8 +18,13 @@ def _as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # nothing is chosen by timing
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [(torch.float32, torch.channels_last), (torch.bfloat16, torch.contiguous_format),
+     pytest.param(torch.float32, torch.contiguous_format, marks=pytest.mark.slow),
+     pytest.param(torch.bfloat16, torch.channels_last, marks=pytest.mark.slow)],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_ops_err_no_more_than_twice_the_reference(case, dtype, layout):
     inputs = [t.detach().to(DEVICE).requires_grad_() for t in case.sample(dtype, layout)]

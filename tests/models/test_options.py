@@ -103,8 +103,11 @@ STEM_CASES = ["resnet18_patchnorm", "resnet18_patchnorm_l2", "resnet18_patchnorm
 
 
 @pytest.mark.parametrize("name", STEM_CASES)
-@pytest.mark.parametrize("norm_scale", ["rms", "rms4", "unit"])
-@pytest.mark.parametrize("in_chans", [1, 6])
+@pytest.mark.parametrize(
+    ("norm_scale", "in_chans"),
+    [("rms", 1), ("unit", 6),
+     *(pytest.param(*case, marks=pytest.mark.slow) for case in (("rms", 6), ("rms4", 1), ("rms4", 6), ("unit", 1)))],
+)  # fmt: skip
 def test_a_stem_keeps_its_response_to_grey_images_of_other_channel_counts(name, norm_scale, in_chans, tmp_path):
     options = dict(norm_scale=norm_scale, num_classes=4, **shallow(name))
     source = timm.create_model(name, **options).eval()

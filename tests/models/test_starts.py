@@ -117,7 +117,24 @@ EMPTIED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", EMPTIED)
+# of a kind of layers and blocks one; the others once a week
+ALIKE = {
+    "resnet20_cifar_patchnorm",
+    "resnet20_cifar_groupnorm",
+    "resnet20_cifar_layernorm",
+    "resnext50_32x4d_patchnorm",
+    "regnety_002_patchnorm",
+    "densenet121_patchnorm",
+    "vit_nano_patch4_32_affinelike",
+    "vit_nano_patch4_32_derf",
+    "convnextv2_atto_normlike",
+    "gmlp_ti16_224_affinelike",
+    "swin_tiny_patch4_window7_224_affinelike",
+    "eva02_base_patch14_224_normlike",
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else []) for n in EMPTIED])
 def test_init_weights_restores_an_emptied_model(name):
     torch.manual_seed(1)
     model = timm.create_model(name, **EMPTIED[name])

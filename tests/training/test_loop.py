@@ -178,7 +178,7 @@ def test_attention_is_fused_only_where_the_config_says_so(monkeypatch, fused, ca
 
 
 def test_bce_and_memory_layout_train(tmp_path):
-    report = train_here(tmp_path, "optim.loss=bce", "runtime.channels_last=true", "train.epochs=4", "optim.lr=4e-3",
+    report = train_here(tmp_path, "optim.loss=bce", "runtime.channels_last=true", "train.epochs=3", "optim.lr=4e-3",
                         "train.global_batch_size=32", "train.micro_batch_size=32")  # fmt: skip
     assert report["val"]["top1"] > 0.3
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from affnorm_zoo.functional.mixed_attention import divide_mixed, mixed_map, mixed_square, uses_gram
 from affnorm_zoo.functional.scale import widen
-from affnorm_zoo.ops.dispatch import autocast_inputs, use_plain_gradient, use_plain_path
+from affnorm_zoo.ops.dispatch import as_output, autocast_inputs, use_plain_gradient, use_plain_path
 from affnorm_zoo.ops.gradients import differentiable_gradients, factor_square, output_factor
 from affnorm_zoo.ops.recompute import attend_again, attention_weights
 
@@ -88,7 +88,7 @@ class MixedAttentionFunction(torch.autograd.Function):
         z = divide_mixed(attn @ values, factor, bias, what.kappa, what.norm_like)
         ctx.save_for_backward(q, k, values, x, bias, mask, factor)
         ctx.what = what
-        return z
+        return as_output(z)
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from affnorm_zoo.studies.transfer_grid import (
 )
 from affnorm_zoo.studies.transfer_report import Cell, difference, write_transfer
 
+PAGE = "docs/conversion.md"
 CONFIG = ROOT / "configs/studies/transfer.yaml"
 TINY = """
 tasks:
@@ -131,6 +133,23 @@ def test_a_task_must_have_enough_images_and_classes():
         task(num_seen=9)
     with pytest.raises(ValueError, match="num_classes"):
         task(num_classes=2)
+
+
+def test_the_readme_quotes_the_pages():
+    readme, page, conversion = (ROOT.joinpath(name).read_text() for name in ("README.md", "docs/transfer.md", PAGE))
+    quoted = re.search(
+        r"ResNet-20 keeps\s(\S+) of (\S+) %.* at batch size 4, has (\S+) %; frozen batch\s"
+        r"norms have (\S+), in training mode (\S+) ",
+        readme, re.DOTALL,
+    )  # fmt: skip
+    section = page.split("## imagenette, batch size 4")[1]
+    means = [
+        re.search(rf"^\| `{method}` .*? (\S+) ± ", section, re.MULTILINE).group(1)
+        for method in ("patchnorm4", "frozen", "batchnorm")
+    ]
+    kept = re.search(r"\| 4√n \| one shot, .*? \| (\S+) ± ", conversion).group(1)
+    source = re.search(r"has (\S+) % of the 10,000 test images", conversion).group(1)
+    assert quoted.groups() == (f"{float(kept):.1f}", f"{float(source):.1f}", *means)
 
 
 def test_the_page_is_written_from_the_runs(tmp_path):

@@ -82,6 +82,7 @@ class Client:
 def hub():
     server = Hub()
     yield server
+    server.process.kill()  # the end of its input would not reach it: workers of loaders inherit the pipe
     server.process.communicate()
 
 

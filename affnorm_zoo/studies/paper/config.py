@@ -3,6 +3,7 @@ from pathlib import Path
 
 from affnorm_zoo.config import read_yaml, to_schema
 from affnorm_zoo.config.require import require
+from affnorm_zoo.studies.paper.trial import OPTIMIZERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +13,7 @@ class PaperConfig:
     Args:
         nets: names that :func:`affnorm_zoo.studies.paper.nets.build_net` accepts.
         methods: names from :data:`affnorm_zoo.studies.paper.nets.METHODS`.
-        rates: learning rates of plain gradient descent, constant over a run.
+        rates: learning rates, constant over a run.
         seeds: runs at the tuned rate, scored on the test set; the tuning run has a different seed.
         epochs: passes over the training images.
         num_train: training images, drawn once; all that remain if the data have fewer.
@@ -21,6 +22,7 @@ class PaperConfig:
         kappas: values of κ in the scale-invariance experiment.
         probes: test images to measure the divergence of trained networks on; 0 measures none.
         fisher: training images to measure the natural cosine on, before and after training; 0 measures none.
+        optimizer: one of :data:`affnorm_zoo.studies.paper.trial.OPTIMIZERS`.
     """
 
     nets: tuple[str, ...]
@@ -34,12 +36,15 @@ class PaperConfig:
     kappas: tuple[float, ...] = ()
     probes: int = 0
     fisher: int = 0
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         for name in ("seeds", "epochs", "num_train", "num_val"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         for name in ("nets", "rates", "batch_sizes"):
             require(len(getattr(self, name)) > 0, f"{name} must name at least one")
+        known = ", ".join(OPTIMIZERS)
+        require(self.optimizer in OPTIMIZERS, f"optimizer must be one of {known}, got {self.optimizer!r}")
 
 
 def load_paper_config(path: Path, quick: bool = False) -> PaperConfig:

@@ -52,6 +52,7 @@ def batch_sizes(config: PaperConfig) -> Iterator[Cell]:
 
 EXPERIMENTS: dict[str, Callable[[PaperConfig], Iterator[Cell]]] = {
     "fc": grid,
+    "fc-adam": grid,
     "batch-size": batch_sizes,
     "conv": grid,
     "scale-invariance": kappas,
@@ -82,19 +83,8 @@ def run_experiment(name: str, config: PaperConfig, data: DataConfig, folder: Pat
 
 def tuning_trials(config: PaperConfig, cell: Cell) -> list[Trial]:
     """One run per learning rate, scored on validation images."""
-    return [
-        Trial(
-            net=cell.net,
-            method=cell.method,
-            rate=rate,
-            batch_size=config.batch_sizes[0],
-            epochs=config.epochs,
-            num_train=config.num_train,
-            seed=TUNING_SEED,
-            score="val",
-        )
-        for rate in config.rates
-    ]
+    at = replace(cell, batch_size=config.batch_sizes[0])
+    return [_trial(config, at, rate, TUNING_SEED, score="val") for rate in config.rates]
 
 
 def tuned_rate(config: PaperConfig, cell: Cell, results: Results) -> float:
@@ -106,21 +96,23 @@ def tuned_rate(config: PaperConfig, cell: Cell, results: Results) -> float:
 def final_trials(config: PaperConfig, cell: Cell, results: Results) -> list[Trial]:
     """One run per seed at the cell's learning rate, scored on the test set."""
     rate = tuned_rate(config, cell, results) * cell.rate_factor
-    return [
-        Trial(
-            net=cell.net,
-            method=cell.method,
-            rate=rate,
-            batch_size=cell.batch_size,
-            epochs=config.epochs,
-            num_train=config.num_train,
-            seed=TUNING_SEED + 1 + number,
-            score="test",
-            probes=config.probes,
-            fisher=config.fisher,
-        )
-        for number in range(config.seeds)
-    ]
+    measured = {"probes": config.probes, "fisher": config.fisher}
+    seeds = range(TUNING_SEED + 1, TUNING_SEED + 1 + config.seeds)
+    return [_trial(config, cell, rate, seed, score="test", **measured) for seed in seeds]
+
+
+def _trial(config: PaperConfig, cell: Cell, rate: float, seed: int, **scored: Any) -> Trial:
+    return Trial(
+        net=cell.net,
+        method=cell.method,
+        rate=rate,
+        batch_size=cell.batch_size,
+        epochs=config.epochs,
+        num_train=config.num_train,
+        seed=seed,
+        optimizer=config.optimizer,
+        **scored,
+    )
 
 
 def _accuracy(result: dict[str, Any] | None) -> float:

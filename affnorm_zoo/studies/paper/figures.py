@@ -8,7 +8,7 @@ from affnorm_zoo.studies.paper.table import Row, convention_rows
 
 COLOURS = {
     "none": "#777777", "batchnorm": "#d1495b", "layernorm": "#e58f1f", "rmsnorm": "#b8a100",
-    "norm_like": "#3c8d53", "norm_like_half": "#8fc79e", "affine_like": "#2a6f97",
+    "norm_like": "#3c8d53", "norm_like_half": "#8fc79e", "affine_like": "#2a6f97", "affine_like_rms": "#8e5aa8",
     "patchnorm": "#2a6f97", "patchnorm_l2": "#3c8d53", "patchnorm_rms": "#8e5aa8",
     "patchnorm_rms_gain": "#c39bd3", "patchnorm_rms_ws": "#5b2c6f",
 }  # fmt: skip
@@ -22,7 +22,7 @@ def draw(experiment: str, rows: list[Row], target: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 6.4 if experiment == "fc" else 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 6.4 if _PAINTERS[experiment] is _fc else 4.2), layout="constrained")
     _PAINTERS[experiment](figure, rows)
     for axes in figure.axes:
         axes.grid(alpha=0.25)
@@ -114,6 +114,7 @@ def _natural(figure: Any, rows: list[Row]) -> None:
 
 _PAINTERS: dict[str, Callable[[Any, list[Row]], None]] = {
     "fc": _fc,
+    "fc-adam": _fc,
     "batch-size": _batch_size,
     "conv": _conv,
     "scale-invariance": _scale_invariance,

@@ -18,6 +18,10 @@ from affnorm_zoo.studies.paper.claims import (
 )
 from affnorm_zoo.studies.paper.table import Row, convention_rows
 
+IS_BEST = "is the best of all methods"
+IS_AHEAD = "is ahead of every standard norm and of a net without one"
+STANDARD = ("none", "batchnorm", "layernorm", "rmsnorm")
+
 
 def judge(experiment: str, rows: list[Row]) -> list[Claim]:
     """The claims that an experiment's rows bear on."""
@@ -28,10 +32,15 @@ def _fc(rows: list[Row]) -> list[Claim]:
     table = {(row.cell.net, row.cell.method): row for row in rows}
     methods = list(dict.fromkeys(row.cell.method for row in rows))
     nets = _complete_nets(table, methods)
-    rivals = [method for method in methods if method != "affine_like"]
-    best = {net: max((table[net, m] for m in rivals), key=lambda row: row.accuracy.mean) for net in nets}
-    leads = {net: gap(table[net, "affine_like"], best[net]) for net in nets}
-    claims = [_lead_claim(leads), *_growth_claims(leads)]
+    rivals = [method for method in methods if not method.startswith("affine_like")]
+    claims = []
+    for ours in [method for method in methods if method.startswith("affine_like")]:
+        standard = [method for method in STANDARD if method in methods]
+        for others, statement in ((rivals, IS_BEST), (standard, IS_AHEAD)):
+            best = {net: max((table[net, m] for m in others), key=lambda row: row.accuracy.mean) for net in nets}
+            leads = {net: gap(table[net, ours], best[net]) for net in nets}
+            claims.append(_lead_claim(ours, leads, statement))
+            claims += _growth_claims(ours, leads) if statement == IS_BEST else []
 
     small = [net for net in nets if net.endswith("-3x16")] or nets[:1]
     gaps = {net: gap(table[net, "norm_like"], table[net, "affine_like"]) for net in small}
@@ -57,22 +66,25 @@ def _fc(rows: list[Row]) -> list[Claim]:
     return claims
 
 
-def _lead_claim(leads: dict[str, Estimate]) -> Claim:
-    """Whether affine_like leads the best other method; p values are adjusted for the number of networks."""
+def _lead_claim(ours: str, leads: dict[str, Estimate], statement: str) -> Claim:
+    """Whether ``ours`` leads the best of some other methods; p values are adjusted for the number of networks."""
     adjusted = holm([lead.p for lead in leads.values()])
     ahead = sum(lead.value > 0 for lead in leads.values())
     clearly = [lead.value > 0 for lead, p in zip(leads.values(), adjusted, strict=True) if p < 0.05]
     return Claim(
-        "affine_like is the best of all methods",
+        f"{ours} {statement}",
         f"highest mean in {ahead} of {len(leads)} nets, significantly (Welch, Holm, 5 %) in {sum(clearly)}; "
         f"significantly behind the best other in {len(clearly) - sum(clearly)}; lead over it "
         f"{say_range([lead.value for lead in leads.values()])}",
         majority(sum(clearly), len(clearly) - sum(clearly), len(leads)),
-        {f"affine_like - the best other, {net}": lead for net, lead in leads.items()},
+        {
+            f"{ours} - the best {'norm or none' if statement == IS_AHEAD else 'other'}, {net}": lead
+            for net, lead in leads.items()
+        },
     )
 
 
-def _growth_claims(leads: dict[str, Estimate]) -> list[Claim]:
+def _growth_claims(ours: str, leads: dict[str, Estimate]) -> list[Claim]:
     claims = []
     for axis, of, unit in (("width", _width, "doubling of the width"), ("depth", _depth, "layer")):
         if len({of(net) for net in leads}) < 2 or len(leads) < 3:
@@ -80,10 +92,10 @@ def _growth_claims(leads: dict[str, Estimate]) -> list[Claim]:
         slope = fit_slope([of(net) for net in leads], [lead.value for lead in leads.values()])
         claims.append(
             Claim(
-                f"its lead grows with {axis}",
+                f"the lead of {ours} grows with {axis}",
                 f"{say_slope(slope)} per {unit}, over {len(leads)} nets",
                 REPRODUCED if slope.sign > 0 else NOT_REPRODUCED,
-                {f"that lead, per {unit}": slope},
+                {f"lead of {ours}, per {unit}": slope},
             )
         )
     return claims
@@ -202,6 +214,7 @@ def _natural(rows: list[Row]) -> list[Claim]:
 
 _JUDGES: dict[str, Callable[[list[Row]], list[Claim]]] = {
     "fc": _fc,
+    "fc-adam": _fc,
     "batch-size": _batch_size,
     "conv": _conv,
     "scale-invariance": _scale_invariance,

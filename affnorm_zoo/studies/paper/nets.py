@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -36,6 +37,7 @@ _LINEAR: dict[str, Callable[[int, int], nn.Module]] = {
     "norm_like": NormLikeLinear,
     "norm_like_half": NormLikeLinear,
     "affine_like": AffineLikeLinear,
+    "affine_like_rms": partial(AffineLikeLinear, scale="rms"),
 }
 
 # method -> options of the convolution, or the norm before a plain one: channels -> module

@@ -9,7 +9,7 @@ from affnorm_zoo.studies.paper.config import PaperConfig, load_paper_config
 from affnorm_zoo.studies.paper.execute import PACKED, Results
 from affnorm_zoo.studies.paper.experiments import EXPERIMENTS
 from affnorm_zoo.studies.paper.figures import draw
-from affnorm_zoo.studies.paper.judges import judge
+from affnorm_zoo.studies.paper.judges import IS_AHEAD, IS_BEST, judge
 from affnorm_zoo.studies.paper.table import Row, rows_of
 
 _HEAD = """\
@@ -34,8 +34,10 @@ use fully connected networks on CIFAR-10, by design; PatchNorm is in its appendi
 These settings are ours ([normalisers.md](normalisers.md#the-paper) lists what else is):
 
 - We use plain gradient descent at a constant learning rate, without momentum, weight decay or augmentation.
+  `fc-adam` uses Adam.
+- Weights start with the variance that keeps the second moment of a plain network.
 - Every map has no parameters of its own. It stands in the hidden layers and at their input; the classifier is plain.
-- The scale is the paper's unit scale, unless a name says `rms`.
+- The scale is the paper's unit scale, unless a name says `rms`. norm_like in RMS units is `rmsnorm`.
 - With the same seed, every method gets the same weights and the same order of images.
 - The learning rate is tuned for each network and method over the same grid: one run per rate, scored on validation
   images that are held out from the training set.
@@ -57,6 +59,8 @@ _COLOURS = {REPRODUCED: "#3c8d53", MIXED: "#e58f1f", NOT_REPRODUCED: "#d1495b", 
 _ABOUT = {
     "fc": "Fully connected networks. `norm_like_half` is norm_like with every learning rate of the grid halved. Its "
     "factor of c² + 1 = 2 thereby becomes affine_like's c² = 1.",
+    "fc-adam": "Networks of `fc` trained with Adam, on the original pixels. `affine_like_rms` is affine_like with "
+    "c = κ = √n in place of 1. In unit scale and with the usual start, outputs have an RMS of about 1/√n.",
     "batch-size": "Accuracy against batch size at a fixed number of epochs. The learning rate is tuned at the first "
     "size of the config. For the other sizes it is kept, or scaled in proportion.",
     "conv": "Small convolutional networks. Layer norm and RMS norm normalise all of a sample's entries together.",
@@ -94,7 +98,7 @@ def write_report(folder: Path, configs: Path, page: Path, quick: bool = False) -
                 environments[str(result["environment"])] = result["environment"]
                 datasets.add(result["data"])
     text = _HEAD.format(
-        verdict=_verdict([claim for found in claims.values() for claim in found]),
+        verdict=_verdict(claims),
         figure=_draw_claims(claims, folder / "claims.png", page.parent),
         data=_describe(environments, datasets),
         claims="\n".join(_claim_rows(claims)),
@@ -102,15 +106,29 @@ def write_report(folder: Path, configs: Path, page: Path, quick: bool = False) -
     page.write_text("\n".join([text, *sections]), encoding="utf-8")
 
 
-def _verdict(claims: list[Claim]) -> str:
+def _verdict(by_experiment: dict[str, list[Claim]]) -> str:
+    claims = [claim for found in by_experiment.values() for claim in found]
     counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
     if not sum(counts.values()):
         return "No claim has been tested yet."
     return (
-        f"Of {sum(counts.values())} claims of the paper, {counts[REPRODUCED]} are reproduced, {counts[MIXED]} mixed "
-        f"and {counts[NOT_REPRODUCED]} not reproduced. These are small budgets on a part of the paper's grid. Other "
-        "budgets or other parts may show what these do not."
+        f"Of {sum(counts.values())} rows on claims of the paper, {counts[REPRODUCED]} are reproduced, "
+        f"{counts[MIXED]} mixed and {counts[NOT_REPRODUCED]} not reproduced. These are small budgets on a part of the "
+        "paper's grid. Other budgets or other parts may show what these do not." + _best_readings(by_experiment)
     )
+
+
+def _best_readings(by_experiment: dict[str, list[Claim]]) -> str:
+    """Under which of the readings the paper's main claims hold."""
+    lines = []
+    for statement in (IS_BEST, IS_AHEAD):
+        found = [(name, c) for name, claims in by_experiment.items() for c in claims if c.statement.endswith(statement)]
+        held = [f"{c.statement.split()[0]} in {name}" for name, c in found if c.verdict == REPRODUCED]
+        lines.append(
+            f"\n- affine_like {statement}: reproduced under {len(held)} of {len(found)} readings (experiments "
+            f"and scales){': ' if held else ''}{', '.join(held)}."
+        )
+    return "\n" + "".join(lines)
 
 
 def _draw_claims(claims: dict[str, list[Claim]], target: Path, root: Path) -> str:
@@ -139,7 +157,8 @@ def _describe(environments: dict[str, dict], datasets: set[str]) -> str:
     lines = [f"- Data: {', '.join(sorted(datasets)) or 'none'}."]
     if "cifar10" in datasets:
         lines[0] += (
-            " The images are re-encoded as JPEG, which is lossy: the accuracies are not those of the original files."
+            " The images of `cifar10` are re-encoded as JPEG, which is lossy: accuracies are lower than on the "
+            "original files."
         )
     for e in environments.values():
         lines.append(f"- Machine and versions: {', '.join(f'{key} {value}' for key, value in e.items())}.")
@@ -154,8 +173,8 @@ def _section(name: str, config: PaperConfig, rows: list[Row], root: Path, figure
         f"## {name}\n",
         f"{_ABOUT[name]}\n",
         f"{len(rows)} of {expected} cells run, {' or '.join(map(str, sorted(counts)))} seeds each; {config.epochs} "
-        f"epochs of at most {config.num_train:,} training images; learning rates {rates}. The runs are in "
-        f"`{(figure.parent / PACKED).relative_to(root)}`.\n",
+        f"epochs of at most {config.num_train:,} training images of {_names(rows)}; learning rates {rates}. The runs "
+        f"are in `{(figure.parent / PACKED).relative_to(root)}`.\n",
         f"![{name}]({figure.relative_to(root)})\n",
         *_TABLES.get(name, _plain_table)(rows),
     ]
@@ -166,6 +185,10 @@ def _section(name: str, config: PaperConfig, rows: list[Row], root: Path, figure
         f"- Cells whose tuned rate lies at the edge of the grid (*): {edge}.\n",
     ]
     return "\n".join(lines)
+
+
+def _names(rows: list[Row]) -> str:
+    return ", ".join(sorted({result["data"] for row in rows for result in row.results}))
 
 
 def _plain_table(rows: list[Row]) -> list[str]:

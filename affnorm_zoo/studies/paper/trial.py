@@ -1,4 +1,4 @@
-"""One run of a small network by plain gradient descent, from its description to its result."""
+"""One run of a small network, from its description to its result."""
 
 import copy
 from dataclasses import asdict, dataclass
@@ -17,6 +17,7 @@ from affnorm_zoo.studies.paper.natural import natural_cosine
 from affnorm_zoo.studies.paper.nets import RATE_FACTORS, build_net
 
 _SPLIT_SEED = 0
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}  # without weight decay; SGD without momentum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +34,14 @@ class Trial:
     score: str
     probes: int = 0
     fisher: int = 0
+    optimizer: str = "sgd"
 
     @property
     def name(self) -> str:
         """A file name unique to the run."""
         return (
             f"{self.net}_{self.method}_b{self.batch_size}_e{self.epochs}_n{self.num_train}_lr{self.rate:g}"
-            f"_s{self.seed}_{self.score}"
+            f"_s{self.seed}_{self.score}" + (f"_{self.optimizer}" if self.optimizer != "sgd" else "")
         )
 
 
@@ -121,18 +123,19 @@ def train_net(trial: Trial, arrays: Arrays) -> dict[str, Any]:
 
 
 def descend(net: nn.Module, trial: Trial, arrays: Arrays) -> float | None:
-    """Train with plain gradient descent. Returns the mean loss of the last epoch, or None after a non-finite loss."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=trial.rate * RATE_FACTORS.get(trial.method, 1.0))
+    """Train at a constant rate. Returns the mean loss of the last epoch, or None after a non-finite loss."""
+    optimizer = _build_optimizer(net, trial)
     generator = torch.Generator().manual_seed(trial.seed)
+    images, labels = arrays.normalised("train", slice(None)), arrays.labels["train"]
     net.train()
     losses: list[float] = []
     for _ in range(trial.epochs):
         losses = []
-        order = torch.randperm(len(arrays.labels["train"]), generator=generator)
+        order = torch.randperm(len(labels), generator=generator)
         for index in order.split(trial.batch_size):
             if len(index) < trial.batch_size:
                 break
-            loss = F.cross_entropy(net(arrays.normalised("train", index)), arrays.labels["train"][index])
+            loss = F.cross_entropy(net(images[index]), labels[index])
             losses.append(loss.item())
             if not torch.isfinite(loss):
                 return None
@@ -140,6 +143,10 @@ def descend(net: nn.Module, trial: Trial, arrays: Arrays) -> float | None:
             loss.backward()
             optimizer.step()
     return sum(losses) / len(losses)
+
+
+def _build_optimizer(net: nn.Module, trial: Trial) -> torch.optim.Optimizer:
+    return OPTIMIZERS[trial.optimizer](net.parameters(), lr=trial.rate * RATE_FACTORS.get(trial.method, 1.0))
 
 
 @torch.no_grad()
@@ -169,6 +176,6 @@ def _probe(net: nn.Module, trial: Trial, arrays: Arrays) -> list[dict[str, Any]]
     x, labels = arrays.normalised("test", slice(0, trial.probes)), arrays.labels["test"][: trial.probes]
     meter = DivergenceMeter(net, summed_cross_entropy)
     meter.update(x, labels)
-    optimizer = torch.optim.SGD(net.parameters(), lr=trial.rate * RATE_FACTORS.get(trial.method, 1.0))
+    optimizer = _build_optimizer(net, trial)
     steps = {step.name: step.summary() for step in measure_step(net, optimizer, x, labels, F.cross_entropy)}
     return [{**row, "step": steps[row["layer"]]} for row in meter.summary()]

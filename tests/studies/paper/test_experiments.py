@@ -12,9 +12,10 @@ from affnorm_zoo.errors import UsageError
 from affnorm_zoo.studies.paper import EXPERIMENTS, load_paper_config, run_experiment
 from affnorm_zoo.studies.paper.execute import Results
 from affnorm_zoo.studies.paper.experiments import batch_sizes, final_trials, tuned_rate, tuning_trials
+from affnorm_zoo.studies.paper.nets import build_net
 from affnorm_zoo.studies.paper.report import write_report
 from affnorm_zoo.studies.paper.table import rows_of
-from affnorm_zoo.studies.paper.trial import Trial, load_arrays, train_net
+from affnorm_zoo.studies.paper.trial import Trial, evaluate, load_arrays, train_net
 
 CONFIGS = ROOT / "configs/paper"
 
@@ -136,6 +137,23 @@ def test_a_diverged_run_scores_nothing_and_is_kept(arrays):
     json.dumps(result, allow_nan=False)
 
 
+def test_another_optimiser_makes_another_run_with_a_name_of_its_own(arrays):
+    usual, other = (a_run(method="norm_like", rate=0.01, optimizer=name) for name in ("sgd", "adam"))
+    assert usual.name != other.name
+    assert train_net(usual, arrays)["loss"] != train_net(other, arrays)["loss"]
+
+
+def test_adam_is_torchs_adam(arrays):
+    trial = a_run(method="none", optimizer="adam", rate=0.01, epochs=1, batch_size=200)
+    net = build_net(trial.net, "none", (1, 8, 8), 10, seed=0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    x, labels = arrays.normalised("train", order), arrays.labels["train"][order]
+    torch.nn.functional.cross_entropy(net(x), labels).backward()
+    optimizer.step()
+    assert train_net(trial, arrays)["loss"] == pytest.approx(evaluate(net, arrays, "val")[1], rel=1e-6)
+
+
 def test_scaled_rates_are_in_proportion_to_the_batch():
     config = quick("batch-size")
     cells = [cell for cell in batch_sizes(config) if cell.method == "affine_like"]
@@ -164,6 +182,7 @@ def test_results_of_other_data_are_not_mixed_in(tmp_path, folder):
         ("nets: [tanh-1x2]\nmethods: [none]\nrates: [1]\nrate: 2", "rate"),
         ("nets: []\nmethods: [none]\nrates: [1]", "nets must name"),
         ("nets: [tanh-1x2]\nmethods: [none]\nrates: [1]\nseeds: 0", "seeds must be positive"),
+        ("nets: [tanh-1x2]\nmethods: [none]\nrates: [1]\noptimizer: lion", "optimizer must be one of sgd, adam, got"),
         ("nets: [", "fc.yaml"),
     ],
 )

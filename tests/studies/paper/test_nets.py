@@ -17,6 +17,7 @@ DENSE = [
     "norm_like",
     "norm_like_half",
     "affine_like",
+    "affine_like_rms",
     "kappa=0",
     "kappa=3",
 ]

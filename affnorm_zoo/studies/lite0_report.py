@@ -10,8 +10,10 @@ from affnorm_zoo.studies.lite0_study import SOURCE, Lite0Config
 BAR = -1.5  # points among ten, one-shot at κ = 4√n
 _BAR_KAPPA = 4
 _TUNED = """\
-- Fine-tuned: {updates} updates of AdamW on {batch} training images without labels, each seen once as a random crop of
-  {crop} px, to the source's probabilities. We tried one learning rate, {rate:g}.
+- Fine-tuned: {updates} updates of AdamW on {batch} training images each, without labels, to the source's probabilities.
+  Every image is seen once, as a random crop of {crop} px. We tried one learning rate, {rate:g}.
+- The training images show the ten classes alone, as the validation images do. Fine-tuning comes to prefer these, which
+  raises *of 1,000* above the source.
 """
 _PAGE = """\
 # Converting ImageNet weights: EfficientNet-Lite0 to PatchNorm

@@ -19,7 +19,8 @@ NUM_CLASSES = 1000
 # the norm of timm's own architecture, by the letters that its name begins with
 STANDARD = {
     **dict.fromkeys(("resnet", "resnetv", "efficientnet", "mobilenetv", "regnety", "densenet"), "batchnorm"),
-    **dict.fromkeys(("vit", "deit", "eva", "swin", "swinv", "convnext", "mixer", "gmlp"), "layernorm"),
+    **dict.fromkeys(("vit", "deit", "eva", "beit", "swin", "swinv", "convnext", "mixer", "gmlp"), "layernorm"),
+    "resmlp": "affine",  # a factor and a shift per channel
 }
 OPAQUE = ", opaque"  # appended to a normaliser's name: its layers are opaque to the compiler
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs", "max-autotune", "reduce-overhead")

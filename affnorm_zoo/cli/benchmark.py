@@ -29,12 +29,13 @@ CONTENDERS = {
 # one network each of other families; only its eager training is measured
 _CONVOLUTIONAL = ("efficientnet_b0", "mobilenetv3_large_100", "regnety_008", "resnetv2_50", "densenet121")
 _TRANSFORMERS = (
-    "convnext_tiny", "deit3_small_patch16_224", "eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224",
-    "swinv2_tiny_window8_256", "mixer_s32_224", "gmlp_s16_224",
+    "convnext_tiny", "deit3_small_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224",
+    "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "mixer_s32_224", "gmlp_s16_224",
 )  # fmt: skip
 FAMILIES = {
     **{name: ["batchnorm", "patchnorm", "patchnorm_ws"] for name in _CONVOLUTIONAL},
     **{name: ["layernorm", "affinelike", "normlike"] for name in _TRANSFORMERS},
+    "resmlp_12_224": ["affine", "affinelike", "normlike"],
 }
 _path = click.Path(path_type=Path)
 

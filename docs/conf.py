@@ -35,7 +35,7 @@ apidoc_automodule_options = ["members", "show-inheritance"]
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # torch's point into torch's own pages
 autodoc_typehints_format = "short"
-autodoc_use_type_comments = False  # there are none to look for
+autodoc_use_type_comments = False  # the package has no type comments
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 

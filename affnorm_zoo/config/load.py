@@ -44,7 +44,7 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
 
 @cache
 def _defaults() -> DictConfig:
-    """What every config begins from, as a copy."""
+    """The defaults of every config; whoever merges into them copies them first."""
     defaults = OmegaConf.structured(RunConfig)
     OmegaConf.set_readonly(defaults, False)
     for section in defaults:
@@ -138,7 +138,7 @@ def _read_override(override: str) -> dict[str, Any]:
 
 
 def _merge(merged: DictConfig, extra: dict[str, Any], origin: str) -> None:
-    """Merge ``extra`` into ``merged``, which an error may leave with a part of it."""
+    """Merge ``extra`` into ``merged``. After an error ``merged`` may hold a part of ``extra``."""
     for key, value in _leaves(extra):
         _check_key(key, origin)
         if reason := wrong_kind(value, hint_of(RunConfig, key)):

@@ -117,7 +117,7 @@ EMPTIED = {
 }  # fmt: skip
 
 
-# of a kind of layers and blocks one; the others once a week
+# layers and blocks like those of another entry: tested once a week
 ALIKE = {
     "resnet20_cifar_patchnorm",
     "resnet20_cifar_groupnorm",

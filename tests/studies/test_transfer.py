@@ -23,7 +23,6 @@ from affnorm_zoo.studies.transfer_grid import (
 )
 from affnorm_zoo.studies.transfer_report import Cell, difference, write_transfer
 
-PAGE = "docs/conversion.md"
 CONFIG = ROOT / "configs/studies/transfer.yaml"
 TINY = """
 tasks:
@@ -136,16 +135,18 @@ def test_a_task_must_have_enough_images_and_classes():
 
 
 def test_the_readme_quotes_the_pages():
-    readme, page, conversion = (ROOT.joinpath(name).read_text() for name in ("README.md", "docs/transfer.md", PAGE))
+    readme, page, conversion = (
+        ROOT.joinpath(name).read_text() for name in ("README.md", "docs/transfer.md", "docs/conversion.md")
+    )
     quoted = re.search(
-        r"ResNet-20 keeps\s(\S+) of (\S+) %.* at batch size 4, has (\S+) %; frozen batch\s"
-        r"norms have (\S+), in training mode (\S+) ",
+        r"ResNet-20 keeps\s(\S+) of (\S+) %.* updates of 4 images, has (\S+) %, at κ = √n\s(\S+)\. "
+        r"Frozen batch norms have (\S+), .* in training mode they have (\S+)\s\(\[transfer",
         readme, re.DOTALL,
     )  # fmt: skip
     section = page.split("## imagenette, batch size 4")[1]
     means = [
         re.search(rf"^\| `{method}` .*? (\S+) ± ", section, re.MULTILINE).group(1)
-        for method in ("patchnorm4", "frozen", "batchnorm")
+        for method in ("patchnorm4", "patchnorm", "frozen", "batchnorm")
     ]
     kept = re.search(r"\| 4√n \| one shot, .*? \| (\S+) ± ", conversion).group(1)
     source = re.search(r"has (\S+) % of the 10,000 test images", conversion).group(1)

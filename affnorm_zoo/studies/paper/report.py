@@ -114,11 +114,11 @@ def _verdict(by_experiment: dict[str, list[Claim]]) -> str:
     return (
         f"Of {sum(counts.values())} rows on claims of the paper, {counts[REPRODUCED]} are reproduced, "
         f"{counts[MIXED]} mixed and {counts[NOT_REPRODUCED]} not reproduced. These are small budgets on a part of the "
-        "paper's grid. Other budgets or other parts may show what these do not." + _best_readings(by_experiment)
+        "paper's grid. Other budgets or other parts may show what these do not." + _say_readings(by_experiment)
     )
 
 
-def _best_readings(by_experiment: dict[str, list[Claim]]) -> str:
+def _say_readings(by_experiment: dict[str, list[Claim]]) -> str:
     """Under which of the readings the paper's main claims hold."""
     lines = []
     for statement in (IS_BEST, IS_AHEAD):
@@ -157,7 +157,7 @@ def _describe(environments: dict[str, dict], datasets: set[str]) -> str:
     lines = [f"- Data: {', '.join(sorted(datasets)) or 'none'}."]
     if "cifar10" in datasets:
         lines[0] += (
-            " The images of `cifar10` are re-encoded as JPEG, which is lossy: accuracies are lower than on the "
+            " The images of `cifar10` are re-encoded as JPEG, which is lossy: the accuracies are not those of the "
             "original files."
         )
     for e in environments.values():

@@ -89,7 +89,7 @@ def _draw_datasets(folder: Path) -> dict[str, Path]:
             for number in range(8):
                 pixels = generator.integers(256, size=(32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / split / label / f"{number}.png")
-    return {"cifar10": folder, "imagenette": folder}
+    return {"cifar10": folder, "cifar100": folder}
 
 
 @gpu_evidence.command(hidden=True)
@@ -113,7 +113,7 @@ def list_steps() -> None:
 
 @gpu_evidence.command("pack")
 @click.option("--output", type=_path, required=True, help="The folder to create.")
-@click.option("--data", "datasets", multiple=True, metavar="NAME=PATH", help="cifar10=FOLDER or imagenette=FOLDER.")
+@click.option("--data", "datasets", multiple=True, metavar="NAME=PATH", help="cifar10=FOLDER or cifar100=FOLDER.")
 @click.option("--wheel", "wheels", multiple=True, default=WHEELS, show_default=True, help="Package to include.")
 def pack_command(output: Path, datasets: tuple[str, ...], wheels: tuple[str, ...]) -> None:
     """Pack what a bare GPU machine lacks: wheels, data, and run.sh, the command to run there."""

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import StdConv2d
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -33,9 +34,11 @@ class NormalizedResNet(Described, ResNet):
             module of its own, the same function.
         zero_init_last: damp the end of every residual branch at initialisation. A separable norm starts at zero there,
             a divergence-free layer at a fifth of its size.
+        weight_standardization: of separable norms: standardise the kernel of every convolution before a norm, as
+            timm's StdConv2d does. With ``"groupnorm"``: Qiao et al. 2019, https://arxiv.org/abs/1903.10520.
 
     Raises:
-        ValueError: the normaliser is unknown or not made for convolutions, or ``norm_scale`` does not apply to it.
+        ValueError: the normaliser is unknown or not made for convolutions, or an option does not apply to it.
     """
 
     is_built = False
@@ -50,15 +53,22 @@ class NormalizedResNet(Described, ResNet):
         norm_scale: str = "rms",
         absorb: bool = True,
         zero_init_last: bool = True,
+        weight_standardization: bool = False,
         **kwargs: Any,
     ) -> None:
         self.normalizer = normalizer
         spec = get_normalizer(normalizer)
         check_norm_scale(norm_scale, spec)
+        if weight_standardization and spec.is_bound:
+            raise ValueError(
+                f"weight_standardization is for separable norms and does not apply to {normalizer!r}: use patchnorm_ws"
+            )
         super().__init__(
             block, layers, in_chans=in_chans, norm_layer=norm_layer(normalizer), zero_init_last=zero_init_last, **kwargs
         )
         self._build_stem(in_chans)
+        if weight_standardization:
+            self._standardize_weights()
         if spec.is_bound:
             bind(self, scale=norm_scale, init=False, stem_scale=stem_scale(norm_scale, in_chans), absorb=absorb)
         self.init_weights(zero_init_last)
@@ -66,6 +76,13 @@ class NormalizedResNet(Described, ResNet):
 
     def _build_stem(self, in_chans: int) -> None:
         """Change the stem before the slots are bound; an ImageNet stem is timm's own."""
+
+    def _standardize_weights(self) -> None:
+        for name, conv in list(self.named_modules()):
+            if type(conv) is nn.Conv2d and conv.bias is None:  # with a norm behind it
+                sizes = {key: getattr(conv, key) for key in ("kernel_size", "stride", "padding", "dilation", "groups")}
+                like = dict(device=conv.weight.device, dtype=conv.weight.dtype)
+                self.set_submodule(name, StdConv2d(conv.in_channels, conv.out_channels, **sizes, **like))
 
     def init_weights(self, zero_init_last: bool = True) -> None:
         """Initialise all weights: timm's layers by timm's rule, the divergence-free ones by their own.

@@ -162,9 +162,10 @@ def read_result(folder: Path, trial: Trial) -> dict[str, Any]:
 
 def config_of(sweep: SweepConfig, trial: Trial, overrides: tuple[str, ...] = ()) -> RunConfig:
     """The config of a trial's run."""
-    parts = [*sweep.shared, *sweep.arms[trial.arm], *overrides]
+    held_out = [] if trial.is_final else [f"data.hold_out={sweep.hold_out}"]
+    parts = [*sweep.shared, *sweep.arms[trial.arm], *held_out, *overrides]
     parts += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in trial.point.items()]
-    parts += () if trial.is_final else (*sweep.tuning, f"data.hold_out={sweep.hold_out}")
+    parts += () if trial.is_final else sweep.tuning
     files = [part for part in parts if not is_override(part)]
     config = load_config(files, [*(part for part in parts if part not in files), f"train.seed={trial.seed}"])
     require(config.data.task == "classification", "a sweep compares top-1, which data.task=multilabel does not measure")

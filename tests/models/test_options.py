@@ -7,6 +7,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from shallow import shallow
+from timm.layers import StdConv2d
 from timm.models import save_for_hf
 from timm.optim import param_groups_layer_decay
 from torch import nn
@@ -158,3 +159,19 @@ def test_a_step_along_a_familys_gradient_lowers_the_loss_by_what_it_says(name):
             parameter -= rate * gradient
         fall = loss.item() - nn.functional.cross_entropy(model(x), labels).item()
     assert fall == pytest.approx(1e-3 * loss.item(), rel=0.2)
+
+
+def test_standardised_weights_of_a_baseline_ignore_shift_and_scale_of_every_kernel(tmp_path):
+    model = timm.create_model("resnet20_cifar_groupnorm", weight_standardization=True, zero_init_last=False).double()
+    assert {type(m) for m in model.modules() if isinstance(m, nn.Conv2d)} == {StdConv2d}
+    assert model.state_dict().keys() == timm.create_model("resnet20_cifar_groupnorm").state_dict().keys()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    before = model(x)
+    with torch.no_grad():
+        for conv in [m for m in model.modules() if isinstance(m, nn.Conv2d)]:
+            kernels = (-1, 1, 1, 1)
+            conv.weight.mul_(3 + torch.rand(conv.out_channels).view(kernels))  # longer, so that eps counts for less
+            conv.weight.add_(torch.randn(conv.out_channels).view(kernels))
+    torch.testing.assert_close(model(x), before, rtol=1e-3, atol=1e-3)
+    save_for_hf(model.float(), tmp_path, safe_serialization=True)
+    assert any(isinstance(m, StdConv2d) for m in timm.create_model(f"local-dir:{tmp_path}", pretrained=True).modules())

@@ -122,6 +122,8 @@ def test_wrong_options_are_named():
             timm.create_model("resnet18_patchnorm", norm_scale=norm_scale)
     with pytest.raises(ValueError, match="does not apply to 'batchnorm'"):
         timm.create_model("resnet20_cifar_batchnorm", norm_scale="unit")
+    with pytest.raises(ValueError, match="does not apply to 'patchnorm': use patchnorm_ws"):
+        timm.create_model("resnet20_cifar_patchnorm", weight_standardization=True)
     for option in ({"damp_branches": False}, {"enlarge_tokens": True}):
         with pytest.raises(ValueError, match=r"enlarge_tokens are for .* do not apply to 'layernorm'"):
             timm.create_model("vit_nano_patch4_32_layernorm", **option)

@@ -75,7 +75,7 @@ GPU = Sizes(
     rounds=12,
     steps=5,
     backend="inductor",
-    processes=3,
+    processes=6,
     most_seeds=3,
     pack_workers=16,
     overrides=(
@@ -108,6 +108,7 @@ REHEARSAL = Sizes(
         "runtime.compile=false",
         "train.global_batch_size=4",
         "data.image_size=32",
+        "data.hold_out=4",
         "optim.warmup_epochs=0",
         "optim.name=adamw",  # Muon's products are in bfloat16, which is slow on most CPUs
     ),

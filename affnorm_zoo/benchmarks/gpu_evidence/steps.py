@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 
 from affnorm_zoo.benchmarks.gpu_evidence import measures
@@ -65,13 +66,16 @@ def _compile(network: measures.Network) -> Step:
     )
 
 
-def _sweep(name: str, data: str) -> Callable[[StepRecord, Sizes, Place], None]:
+def _train(sweep: str, data: str, about: str) -> Step:
+    """The runs of a sweep; those that the limit cuts off resume in the next call."""
+
     def measure(record: StepRecord, sizes: Sizes, place: Place) -> None:
         folder = place.output / "data"
         packed, find = folder / f"{data}.safetensors", partial(find_data, place.carried, folder, data)
-        train_sweep(record, sizes, Path("configs/sweeps", f"{name}.yaml"), packed, find, place.output / "sweeps" / name)
+        output = place.output / "sweeps" / sweep
+        train_sweep(record, sizes, Path("configs/sweeps", f"{sweep}.yaml"), packed, find, output)
 
-    return measure
+    return Step(name=f"train_{sweep}", about=about, seconds=150, limit=400, measure=measure)
 
 
 STEPS = (
@@ -104,14 +108,16 @@ STEPS = (
         name="vit_small", about="ViT-S likewise",
         seconds=50, limit=200, measure=_network(VIT_SMALL, "amp_bfloat16"),
     ),
-    Step(
-        name="train_resnet18_cifar", about="ResNet-18 on CIFAR-10 against its twin",
-        seconds=150, limit=400, measure=_sweep("cifar10_resnet18_e15", "cifar10"),
-    ),
-    Step(
-        name="train_resnet20_cifar", about="ResNet-20 on CIFAR-10 against its twins, three seeds each",
-        seconds=150, limit=400, measure=_sweep("cifar10_resnet20_e30", "cifar10"),
-    ),
+    *starmap(_train, (
+        ("cifar10_resnet18_e15", "cifar10", "ResNet-18 on CIFAR-10 against its twin"),
+        ("cifar10_resnet20_e60", "cifar10", "ResNet-20 on CIFAR-10, the networks to publish"),
+        ("cifar10_vit_nano_e60", "cifar10", "a small ViT on CIFAR-10, the networks to publish"),
+        ("cifar10_resnet20_e30", "cifar10", "ResNet-20 on CIFAR-10 against its twins, tuned, three seeds each"),
+        ("cifar100_resnet20_e30", "cifar100", "the same on CIFAR-100"),
+        ("cifar10_vit_nano_muon", "cifar10", "a small ViT on CIFAR-10 against its twins, tuned, three seeds each"),
+        ("cifar10_vit_nano_adamw", "cifar10", "the same under AdamW"),
+        ("cifar100_vit_nano_e30", "cifar100", "a small ViT on CIFAR-100 against its twin, tuned, three seeds each"),
+    )),
     Step(
         name="resnet50_graphs", about="ResNet-50 compiled with CUDA graphs",
         seconds=90, limit=240, measure=_network(RESNET50, "amp_bfloat16", compile_mode="reduce-overhead"),

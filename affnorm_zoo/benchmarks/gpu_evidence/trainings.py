@@ -15,14 +15,14 @@ from filelock import FileLock
 from affnorm_zoo.benchmarks.gpu_evidence.record import StepRecord
 from affnorm_zoo.benchmarks.gpu_evidence.sizes import Sizes
 from affnorm_zoo.data import pack
-from affnorm_zoo.studies.sweep import SweepConfig, config_of, final_trials, load_sweep, read_result
+from affnorm_zoo.studies.sweep import FINAL_SEED, SweepConfig, Trial, config_of, final_trials, load_sweep, read_result
 from affnorm_zoo.training.interrupt import die_with_parent
 
 
 def train_sweep(
     record: StepRecord, sizes: Sizes, file: Path, packed: Path, find_data: Callable[[], Path], output: Path
 ) -> None:
-    """Make the final runs of a sweep that has one setting. A run that was stopped resumes from its checkpoint.
+    """Make the runs of a sweep. A run that was stopped resumes from its checkpoint.
 
     Args:
         file: the sweep's YAML.
@@ -47,7 +47,8 @@ def _pack(sweep: SweepConfig, sizes: Sizes, packed: Path, find_data: Callable[[]
     with FileLock(packed.with_suffix(".lock")):
         if not packed.is_file():
             overrides = (f"data.path={find_data()}", *sizes.overrides, f"data.workers={sizes.pack_workers}")
-            pack(config_of(sweep, final_trials(sweep, sweep.baseline, packed.parent)[0], overrides).data, packed)
+            trial = Trial(arm=sweep.baseline, point=sweep.points[0], seed=FINAL_SEED, is_final=True)
+            pack(config_of(sweep, trial, overrides).data, packed)
     return packed.name
 
 
@@ -63,4 +64,4 @@ def _run_all(command: Sequence[str], count: int) -> dict[str, Any]:
 def _scores(sweep: SweepConfig, arm: str, folder: Path) -> dict[str, Any]:
     """Top-1 of an arm's runs in the order of their seeds."""
     results = [read_result(folder, trial) for trial in final_trials(sweep, arm, folder)]
-    return {"ok": all(results), "top1": [result["top1"] for result in results if result]}
+    return {"ok": results != [] and all(results), "top1": [result["top1"] for result in results if result]}

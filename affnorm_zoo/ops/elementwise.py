@@ -40,7 +40,11 @@ def scale_output(
     if bias is not None and kappa is not None:
         vector = kappa * bias.reshape(-1, 1, 1)
         y, keep = y + vector if keep else y.add_(vector), False
-    if keep:
+    if shortcut is not None:  # product and sum in one pass
+        new = keep or torch.is_grad_enabled()  # autograd refuses to write into a tensor
+        view_factor, view, view_shortcut = by_group(factor, y, shortcut)
+        z = torch.addcmul(view_shortcut, view, view_factor, out=None if new else view).view(y.shape)
+    elif keep:
         z = scale_groups(y, factor)
     else:
         view_factor, view = by_group(factor, y)
@@ -48,8 +52,10 @@ def scale_output(
         z = y
     if bias is not None and kappa is None:
         z.add_(bias.reshape(-1, 1, 1))
+    if shortcut is not None:
+        return z.relu_()
     activate_(z, activation)
-    return z if shortcut is None else z.add_(shortcut).relu_()
+    return z
 
 
 def scale_cotangent(
@@ -91,11 +97,13 @@ def scale_cotangent(
     may_reuse = not torch.compiler.is_compiling() and dz.dtype == factor.dtype
     g = dz
     if output is not None:
-        if shortcut is not None:
-            output = output - shortcut
         if activation == "relu6":
             g = activation_backward(dz, output, activation)
-        products = widen(g) * output
+        if shortcut is None:
+            products = widen(g) * output
+        else:
+            products = output - shortcut  # a tensor of our own
+            products = products.mul_(g) if may_reuse else widen(g) * products
         s = group_sum(products, groups)
         spare = products if may_reuse and s is not products else None
         if activation not in ("none", "relu6"):

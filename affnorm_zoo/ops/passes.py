@@ -27,11 +27,10 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def bias_in_library(x: Tensor, kappa: float | None) -> bool:
-    """Whether the library's product of x adds κ b and sums its gradient; otherwise the passes after it do.
+    """Whether the library's product of x adds κ b, and a sum is its gradient; otherwise the passes after it do both.
 
-    On a CPU the library has the values in registers, so both are free there. On other devices each would be a separate
-    pass, but our passes read the values anyway. As plain sums the compiler can fuse them with others. Our passes always
-    add a bias that comes after the factor (κ is None).
+    On a CPU the library has the values in registers, so the bias is free there. On other devices it would be a separate
+    pass, but our passes read the values anyway. Our passes always add a bias that comes after the factor (κ is None).
     """
     return kappa is not None and x.is_cpu
 

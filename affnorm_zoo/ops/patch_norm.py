@@ -209,12 +209,16 @@ class PatchNormFunction(torch.autograd.Function):
             from_input = True
             given["bias"] = None if what.norm_like else bias
         h, s, dbias = passes.scale_cotangent(dz, factor, **given)
-        dx, dkernel, dbias_in_library = aten.convolution_backward.default(
+        # for a 1x1 kernel the library takes longer than a sum
+        library_sums = in_library and (torch.compiler.is_compiling() or not what.is_pointwise(weight))
+        dx, dkernel, sums = aten.convolution_backward.default(
             h, x, kernel.value, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups,
-            [needs_x, needs_kernel, needs_bias and in_library],
+            [needs_x, needs_kernel, needs_bias and library_sums],
         )  # fmt: skip
-        if needs_bias:
-            dbias = what.kappa * dbias_in_library if in_library else dbias.to(bias.dtype)
+        if needs_bias and in_library:
+            dbias = what.kappa * (sums if library_sums else h.sum((0, 2, 3)))
+        elif needs_bias:
+            dbias = dbias.to(bias.dtype)
         if needs_x:
             square, rate = factor_square(factor, what.c, what.norm_like), 1 / what.c**2
             if from_input:

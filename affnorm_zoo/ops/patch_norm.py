@@ -42,7 +42,7 @@ from affnorm_zoo.ops.dispatch import (
 from affnorm_zoo.ops.gradients import differentiable_gradients, factor_square, output_factor
 from affnorm_zoo.ops.patch_map import IntPair, PatchMap
 from affnorm_zoo.ops.recompute import convolve_again, standardize_again
-from affnorm_zoo.ops.weight_standardization import Kernel, gained_parts, kernel_gradients, standardized_parts
+from affnorm_zoo.ops.weight_standardization import Kernel, gained_kernel, kernel_gradients, standardized_kernel
 
 aten = torch.ops.aten
 
@@ -133,8 +133,8 @@ def _kernel(
     if standardized:
         if again and torch.compiler.is_compiling():
             return Kernel(*standardize_again(weight, gain, what.c, dtype))
-        return standardized_parts(weight, gain, what.c, dtype)
-    return Kernel(weight, weight, None) if gain is None else gained_parts(weight, gain, dtype)
+        return standardized_kernel(weight, gain, what.c, dtype)
+    return Kernel(weight) if gain is None else gained_kernel(weight, gain, dtype)
 
 
 def _forward(

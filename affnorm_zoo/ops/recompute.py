@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from affnorm_zoo.functional.scale import widen
-from affnorm_zoo.ops.weight_standardization import standardized_parts
+from affnorm_zoo.ops.weight_standardization import standardized_kernel
 
 
 @torch.library.custom_op("affnorm_zoo::convolve_again", mutates_args=())
@@ -37,8 +37,11 @@ def gelu_again(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("affnorm_zoo::standardize_again", mutates_args=())
 def standardize_again(weight: Tensor, gain: Tensor | None, c: float, dtype: torch.dtype) -> list[Tensor]:
-    """The parts of :func:`affnorm_zoo.ops.weight_standardization.standardized_parts`."""
-    return [part for part in standardized_parts(weight, gain, c, dtype) if part is not None]
+    """The parts of :func:`affnorm_zoo.ops.weight_standardization.standardized_kernel`."""
+    value, mean, inv_std = standardized_kernel(weight, gain, c, dtype)
+    assert mean is not None
+    assert inv_std is not None
+    return [value, mean, inv_std]
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
@@ -72,4 +75,4 @@ def _(x):
 
 @standardize_again.register_fake
 def _(weight, gain, c, dtype):
-    return [part for part in standardized_parts(weight, gain, c, dtype) if part is not None]
+    return list(standardized_kernel(weight, gain, c, dtype))

@@ -4,9 +4,11 @@ With x̂ = (W - mean) / σ, the kernel is Ŵ = gain x̂ / c. G is a cotangent of
 
     dgain = Σ G x̂ / c        dW = gain / (c σ) (G - mean(G) - x̂ mean(G x̂))
 
+This is batch norm of one image whose channels are the output channels and whose pixels are a kernel's weights. torch's
+operation for it takes the gain along, and so does its gradient. Both take differences to the mean: where the mean is
+much larger than σ, a variance as a difference of squares would be lost.
+
 Without standardisation Ŵ = gain W, dgain = Σ G W and dW = gain G. The backward computes Ŵ again instead of saving it.
-x̂ is a difference and then a quotient: with the variance as a difference of squares it would be lost where the mean is
-much larger than σ.
 """
 
 from typing import NamedTuple
@@ -17,72 +19,73 @@ from torch import Tensor
 from affnorm_zoo.functional.scale import widen
 from affnorm_zoo.functional.weight_standardization import EPS
 
+aten = torch.ops.aten
+
 
 class Kernel(NamedTuple):
-    """A kernel Ŵ in the shape and layout of its weight, and what its gradient needs, in float32 or wider."""
+    """A kernel Ŵ in the shape and layout of its weight; if standardised, mean and 1/σ, (C_out,), float32 or wider."""
 
     value: Tensor
-    normalized: Tensor  # x̂ in rows, one per output channel; W without standardisation
-    inv_std: Tensor | None  # 1/σ, (C_out, 1)
+    mean: Tensor | None = None
+    inv_std: Tensor | None = None
 
 
-def standardized_parts(weight: Tensor, gain: Tensor | None, c: float, dtype: torch.dtype) -> Kernel:
+def standardized_kernel(weight: Tensor, gain: Tensor | None, c: float, dtype: torch.dtype) -> Kernel:
     """The kernel for ``dtype`` of a layer with weight standardisation."""
-    last = _is_channels_last(weight)
-    rows = _rows(widen(weight), last)
-    # one pass over memory: a row stays in the cache between its statistics and its quotient
-    normalized, _, inv_std = torch.native_layer_norm(rows, [rows.shape[1]], None, None, EPS)
-    value = normalized * _factor(gain, normalized, c)
-    return Kernel(_from_rows(value.to(dtype), weight, last), normalized, inv_std)
+    image = _as_image(widen(weight), weight)
+    value, mean, inv_std = torch.native_batch_norm(image, _scale(gain, image, c), None, None, None, True, 0.0, EPS)
+    return Kernel(_from_image(value.to(dtype), weight), mean, inv_std)
 
 
-def gained_parts(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Kernel:
+def gained_kernel(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Kernel:
     """The kernel for ``dtype`` of a layer that has only a gain."""
-    last = _is_channels_last(weight)
-    rows = _rows(widen(weight), last)
-    return Kernel(_from_rows((rows * _factor(gain, rows, 1.0)).to(dtype), weight, last), rows, None)
+    return Kernel((widen(weight) * _per_kernel(gain)).to(dtype))
 
 
 def effective_weight(weight: Tensor, gain: Tensor | None, c: float, standardized: bool) -> Tensor:
     """The kernel that :func:`affnorm_zoo.ops.patch_norm.patch_norm` convolves with, to the bit; without a graph."""
     if standardized:
-        return standardized_parts(weight, gain, c, weight.dtype).value
-    return weight if gain is None else gained_parts(weight, gain, weight.dtype).value
+        return standardized_kernel(weight, gain, c, weight.dtype).value
+    return weight if gain is None else gained_kernel(weight, gain, weight.dtype).value
 
 
 def kernel_gradients(
     dkernel: Tensor, kernel: Kernel, weight: Tensor, gain: Tensor | None, c: float
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of weight and gain from that of the kernel."""
-    last = _is_channels_last(weight)
-    g = _rows(widen(dkernel), last)
-    # a product of matrices would be one pass less, but round its operands where TensorFloat-32 is allowed
-    along = (g * kernel.normalized).sum(1, keepdim=True)  # Σ G x̂
-    if kernel.inv_std is None:
-        dweight, dgain = g * _factor(gain, g, 1.0), along
-    else:
-        rate = _factor(gain, g, c) * kernel.inv_std
-        by_entry = rate / -g.shape[1]
-        dweight = torch.addcmul(by_entry * g.sum(1, keepdim=True), kernel.normalized, by_entry * along)
-        dweight, dgain = dweight.addcmul_(g, rate), along / c
-    dweight = _from_rows(dweight, weight, last).to(weight.dtype)
-    return dweight, None if gain is None else dgain.squeeze(1).to(gain.dtype)
+    """The gradients of weight and gain from that of the kernel; ``gain`` is None only under standardisation."""
+    g = widen(dkernel)
+    if kernel.mean is None:
+        assert gain is not None
+        dgain = (g * weight).flatten(1).sum(1)
+        return (g * _per_kernel(gain)).to(weight.dtype), dgain.to(gain.dtype)
+    image = _as_image(widen(weight), weight)
+    dweight, dscale, _ = aten.native_batch_norm_backward.default(
+        _as_image(g, weight), image, _scale(gain, image, c), None, None, kernel.mean, kernel.inv_std, True, EPS,
+        [True, gain is not None, False],
+    )  # fmt: skip
+    return _from_image(dweight, weight).to(weight.dtype), None if gain is None else (dscale / c).to(gain.dtype)
 
 
-def _factor(gain: Tensor | None, rows: Tensor, c: float) -> Tensor:
-    """gain / c, (C_out, 1), or (1, 1) without a gain."""
-    return rows.new_full((1, 1), 1 / c) if gain is None else gain.to(rows.dtype).unsqueeze(1) / c
+def _scale(gain: Tensor | None, image: Tensor, c: float) -> Tensor:
+    """gain / c, (C_out,), without a gain 1 / c."""
+    return image.new_full((image.shape[1],), 1 / c) if gain is None else gain.to(image.dtype) / c
+
+
+def _per_kernel(gain: Tensor) -> Tensor:
+    return gain.reshape(-1, 1, 1, 1)
 
 
 def _is_channels_last(weight: Tensor) -> bool:
     return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
-def _rows(t: Tensor, channels_last: bool) -> Tensor:
-    """(C_out, n) in the order of memory; a view if ``t`` has that order."""
-    return t.permute(0, 2, 3, 1).flatten(1) if channels_last else t.flatten(1)
+def _as_image(t: Tensor, weight: Tensor) -> Tensor:
+    """(1, C_out, n) in the weight's order of memory; a view if ``t`` has that order."""
+    return (t.permute(0, 2, 3, 1) if _is_channels_last(weight) else t).flatten(1).unsqueeze(0)
 
 
-def _from_rows(rows: Tensor, weight: Tensor, channels_last: bool) -> Tensor:
+def _from_image(image: Tensor, weight: Tensor) -> Tensor:
     n, channels, height, width = weight.shape
-    return rows.view(n, height, width, channels).permute(0, 3, 1, 2) if channels_last else rows.view(weight.shape)
+    if _is_channels_last(weight):
+        return image.view(n, height, width, channels).permute(0, 3, 1, 2)
+    return image.view(weight.shape)

@@ -23,6 +23,7 @@ STANDARD = {
     "resmlp": "affine",  # a factor and a shift per channel
 }
 OPAQUE = ", opaque"  # appended to a normaliser's name: its layers are opaque to the compiler
+MIXED = ", mixed attention"  # appended likewise: values are divided after attention has mixed them
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs", "max-autotune", "reduce-overhead")
 CUDA_GRAPH_MODES = ("max-autotune", "reduce-overhead")
 # timm's names -> dtype of weights and images, and dtype of the arithmetic if autocast sets another
@@ -43,8 +44,10 @@ def build(architecture: str, normalizer: str) -> nn.Module:
     if normalizer in RIVALS:
         return RIVALS[normalizer](architecture, NUM_CLASSES)
     family = architecture.partition("_")[0].rstrip("0123456789d")
-    if timm.is_model(f"{architecture}_{normalizer}"):
-        return timm.create_model(f"{architecture}_{normalizer}", num_classes=NUM_CLASSES)
+    own = f"{architecture}_{normalizer.removesuffix(MIXED)}"
+    if timm.is_model(own):
+        options = {"attention": "mixed"} if normalizer.endswith(MIXED) else {}
+        return timm.create_model(own, num_classes=NUM_CLASSES, **options)
     if normalizer == STANDARD.get(family):
         return timm.create_model(architecture, num_classes=NUM_CLASSES)
     layout = "NCHW" if family == "resnet" else "NLC"

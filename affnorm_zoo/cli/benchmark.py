@@ -9,7 +9,7 @@ import click
 import torch
 
 from affnorm_zoo.benchmarks.loop import measure_loop
-from affnorm_zoo.benchmarks.networks import COMPILE_MODES, OPAQUE, PRECISIONS, Bench
+from affnorm_zoo.benchmarks.networks import COMPILE_MODES, MIXED, OPAQUE, PRECISIONS, Bench
 from affnorm_zoo.benchmarks.overview import draw_overview
 from affnorm_zoo.benchmarks.report import write_report
 from affnorm_zoo.cli.report import fail, reported_errors, split_config
@@ -20,10 +20,10 @@ from affnorm_zoo.runs.files import write_json
 _RESNET = ("batchnorm", "patchnorm", "patchnorm_ws", "groupnorm", "none")
 CONTENDERS = {
     "resnet50": [*_RESNET, "batchnorm, checkpointed", "in-place ABN"],
-    "resnet18": [*_RESNET, "batchnorm, checkpointed", "in-place ABN"],
+    "resnet18": [*_RESNET, "patchnorm_c", "batchnorm, checkpointed", "in-place ABN"],
     "vit_small_patch16_224": [
-        "layernorm", "affinelike", "normlike", "rmsnorm", "dyt", "derf", "layernorm, checkpointed",
-        "memory-sharing layer norm",
+        "layernorm", "affinelike", "normlike", "affinelike" + MIXED, "rmsnorm", "dyt", "derf",
+        "layernorm, checkpointed", "memory-sharing layer norm",
     ],
 }  # fmt: skip
 # one network each of other families; only its eager training is measured

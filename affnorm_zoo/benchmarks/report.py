@@ -25,7 +25,8 @@ _PAGE = """# Performance
 - All models of a table run in one process and take turns.
 - **ratio** is the model's median step time over that of the table's first row. The first row is timm's own model with
   its standard norm.
-- **quartiles** are those of the ratios of single turns. **of minima** is the ratio of the fastest steps.
+- **quartiles** are those of the ratios of single turns. **of minima** is the ratio of the fastest steps. **n** is the
+  number of turns.
 - If median and minimum disagree, or 1 lies between the quartiles, timing noise hides any difference.
 - **saved** counts the bytes of all distinct tensors that autograd keeps for the backward pass, without parameters and
   buffers. Autograd's hooks count them.

@@ -28,8 +28,8 @@ Written by `affnorm-zoo list --table`.
 
 These come with the package: `timm.create_model(NAME, pretrained=True)`.
 
-- The stored file is the median of a recipe's runs, which differ in their seed. Beside its own accuracy, in float32,
-  stand the mean ± the standard deviation of these runs.
+- The stored file is the median of a recipe's runs, which differ in their seed. The table has its own accuracy, in
+  float32, and the mean ± standard deviation of these runs.
 - Card, config and report are in `affnorm_zoo/weights/NAME`. `manifest.json` there has the sha256 of every file.
 
 | name | top-1, % | runs: mean ± standard deviation (n) | data | bytes |
@@ -38,7 +38,8 @@ These come with the package: `timm.create_model(NAME, pretrained=True)`.
 _ARCHITECTURES = """
 ## Architectures
 
-Names are `<architecture>_<normaliser>`. Each architecture is timm's of that name, but for the small ones for 32 px.
+Names are `<architecture>_<normaliser>`. Each architecture is timm's of that name, except the small ones for 32 px:
+these are ours.
 
 | file | architectures | normalisers |
 |---|---|---|
@@ -46,7 +47,7 @@ Names are `<architecture>_<normaliser>`. Each architecture is timm's of that nam
 _SIZES = """
 ## Sizes
 
-Parameters and multiply-adds of each model at its own size.
+Parameters and multiply-adds of each model at its default image size.
 
 | model | parameters, M | GMACs | pixels | weights |
 |---|---|---|---|---|

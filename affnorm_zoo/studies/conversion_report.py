@@ -8,7 +8,7 @@ from affnorm_zoo.runs.files import read_json
 from affnorm_zoo.studies.conversion import FINE_TUNED, FINE_TUNED_IMAGES, ONE_SHOT
 
 BEGIN, END = "<!-- conversion: scripts/conversion.py report -->\n", "<!-- end of conversion -->\n"
-# what is compared: (scale, fit or way of fine-tuning) -> largest loss of top-1, in points: bar and aim
+# what is compared: (scale, fit or way of fine-tuning) -> largest loss of top-1, in points: allowed and targeted
 TARGETS = {("rms4", "channel"): (0.6, 0.3), ("rms", "lstsq"): (1.9, 0.7), ("rms", "labels"): (0.9, 0.3),
            ("rms", "distilled"): (0.9, 0.3)}  # fmt: skip
 _KAPPA = {"rms": "√n", "rms4": "4√n", "rms10": "10√n"}
@@ -32,7 +32,7 @@ def tables(results: dict[str, Any]) -> str:
         f"{results['data']}. A conversion reads {results['num_images']} training images, without labels. ± is the "
         "standard deviation over conversions with other images.",
         "",
-        "| κ | how | top-1, % | n | points lost | output error | mean share | bar, aim |",
+        "| κ | how | top-1, % | n | points lost | output error | mean share | allowed loss, target |",
         "|---" * 8 + "|",
     ]
     for scale, fit in ONE_SHOT:

@@ -21,7 +21,7 @@ _PAGE = """\
 `scripts/study.py report` writes this page from [{file}]({file}).
 The weights are those of the package `{package}` (Apache-2.0), trained with batch
 norm on ImageNet. The images are {num_test:,} validation images of Imagenette, ten of ImageNet's classes, enlarged from
-128 px and seen at {size} px.
+128 px and evaluated at {size} px. The twin is the converted network.
 
 {verdict}
 
@@ -60,8 +60,8 @@ def _verdict(rows: list[dict[str, Any]]) -> str:
         return f"κ = {_BAR_KAPPA}√n, one-shot: not run."
     loss = 100 * (twin["among_ten"] - source["among_ten"])
     return (
-        f"One-shot at κ = {_BAR_KAPPA}√n the twin is {loss:+.1f} points from the source among ten; at least {BAR:g} "
-        f"was wanted: {'met' if loss >= BAR else 'missed'}."
+        f"One-shot at κ = {_BAR_KAPPA}√n, the twin is {loss:+.1f} points from the source among ten. The target was at "
+        f"least {BAR:g}: {'met' if loss >= BAR else 'missed'}."
     )
 
 
@@ -94,5 +94,5 @@ def _cost(cost: list[dict[str, Any]], config: Lite0Config) -> str:
         f"- The twin saves {twin['saved_mib']:.0f} MiB for the backward at batch size {config.batch_size}, the source "
         f"{source['saved_mib']:.0f}: {twin['saved_ratio']:.2f}x.\n"
         f"- Forward and backward take {twin['step_ratio']:.2f}x as long as the source's (quartiles {low:.2f} to "
-        f"{high:.2f}; steps in turns, eager, on a machine that was busy with other work).\n"
+        f"{high:.2f}; steps alternate, eager, on a machine that was busy with other work).\n"
     )

@@ -37,7 +37,7 @@ What one change does to a method; nothing is tuned in these ablations:
 - Every method is tuned over the same hyperparameter settings: one run per setting, scored on validation images that are
   held out from the training set.
 - The final runs have other seeds, train on all training images and are scored once on the test set.
-- Accuracies are top-1 in per cent: the mean ± the standard deviation of one run. p is from Welch's test.
+- Accuracies are top-1 in per cent: the mean ± the standard deviation over runs. p is from Welch's test.
 - A run that diverges counts as 0. No run is dropped.
 """
 _SECTION = """

@@ -38,18 +38,19 @@ images, with small batches.
 
 ## Protocol
 
-- Every run starts from the logistic regression of its own method's features. A random classifier would distort the
-  trained features, and then the method that moves least would win.
+- In every run the classifier starts as a logistic regression on that method's features. A random classifier would
+  distort the trained features, and then the method that moves least would win.
 - The optimiser is AdamW, weight decay {weight_decay:g}, with 10 % warm-up and a cosine schedule. An SGD step depends on
   how a method scales its weights: fitting a twin at κ = 4√n multiplies them by about 4, which divides an SGD step by 16
-  and one of AdamW by 4. The five rates span a factor of {span:g}. The biases of the twins have the rate over κ.
+  and one of AdamW by 4. The five learning rates span a factor of {span:g}. The learning rate of the twins' biases is
+  divided by κ.
 - Both batch sizes see the same number of images, each once, mirrored at random.
 - Each method has one run per rate (seed {tuning}), scored on held-out training images. Then it has {seeds} runs at its
   best rate, with other seeds, scored on the test images. With the same seed all methods see the same images in the same
   order.
-- A rate *falls apart* (†) if its tuning run meets a non-finite loss, or stays below half of the best held-out accuracy
-  of any method at that task and batch size.
-- Accuracies are means ± the standard deviation of one run, in per cent. Differences are paired by seed, ± the standard
+- A learning rate *fails* (†) if its tuning run meets a non-finite loss, or stays below half of the best held-out
+  accuracy of any method at that task and batch size.
+- Accuracies are means ± the standard deviation over runs, in per cent. Differences are paired by seed, ± the standard
   error of their mean; p is from Student's paired test. A difference with p ≥ 0.05 is within the noise.
 """
 _SECTION = """

@@ -23,7 +23,8 @@ use fully connected networks on CIFAR-10, by design; PatchNorm is in its appendi
 
 {verdict}
 
-{figure}Each line is one estimate with its 95 % interval. Only the verdicts adjust for the number of networks.
+{figure}The figure has one estimate per line, with its 95 % interval. Only the verdicts adjust for the number of
+networks. In the table, an average is followed by its range over networks, and a slope by its 95 % interval.
 
 | experiment | the paper says | measured | verdict |
 |---|---|---|---|
@@ -42,8 +43,10 @@ These settings are ours ([normalisers.md](normalisers.md#the-paper) lists what e
 - The learning rate is tuned for each network and method over the same grid: one run per rate, scored on validation
   images that are held out from the training set.
 - Only the final runs see the test set. They have other seeds.
-- Accuracies are means ± the standard deviation of one run, in per cent of the test set.
+- Accuracies are means ± the standard deviation over runs, in per cent of the test set.
 - A run that diverges counts as 0. No run is dropped.
+- A claim on several networks is reproduced if most show it and none shows the opposite. It is not reproduced if none
+  shows it, or if at least as many show the opposite. Otherwise it is mixed.
 {data}
 
 To repeat it (after an interruption, run the command again: finished runs are kept):
@@ -60,7 +63,7 @@ _ABOUT = {
     "fc": "Fully connected networks. `norm_like_half` is norm_like with every learning rate of the grid halved. Its "
     "factor of c² + 1 = 2 thereby becomes affine_like's c² = 1.",
     "fc-adam": "Networks of `fc` trained with Adam, on the original pixels. `affine_like_rms` is affine_like with "
-    "c = κ = √n in place of 1. In unit scale and with the usual start, outputs have an RMS of about 1/√n.",
+    "c = κ = √n in place of 1. In unit scale and with the usual initialisation, outputs have an RMS of about 1/√n.",
     "batch-size": "Accuracy against batch size at a fixed number of epochs. The learning rate is tuned at the first "
     "size of the config. For the other sizes it is kept, or scaled in proportion.",
     "conv": "Small convolutional networks. Layer norm and RMS norm normalise all of a sample's entries together.",

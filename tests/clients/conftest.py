@@ -9,11 +9,11 @@ PAGE = Path(__file__).parents[2] / "docs/compatibility.md"
 _HEAD = """\
 # Compatibility
 
-Written by `pytest -m clients`: each row is a test in `tests/clients/`, as it went when it was last run. `pip install
+Written by `pytest -m clients`: each row is a test in `tests/clients/` with its latest outcome. `pip install
 affnorm-zoo[clients]` installs the packages. torch's and timm's own tools are tested with the package itself.
 
-The layers are no subclasses of `nn.Linear` and `nn.Conv2d`. Tools that replace these by a layer of their own would
-leave the quotient out; they pass ours over, or refuse them.
+Our layers are not subclasses of `nn.Linear` and `nn.Conv2d`. A tool that replaces these classes by a layer of its own
+would drop the quotient. Such tools skip our layers or refuse them.
 
 | package | version | what | outcome |
 |---|---|---|---|
@@ -27,26 +27,26 @@ _FOOT = """
   `filter_fn=lambda module, _: isinstance(module, affnorm_zoo.layers.BoundLayer)`. Activations inside the quotient must
   not be quantised: the length of the input would be rounded too.
 - **Guided backpropagation and other tools that replace or hook activations**: build the model with `absorb=False`,
-  or call `bind(model, absorb=False)`. Every ReLU and GELU then is a module. DeepLift's sum rule does not hold: it
-  takes all modules but activations for linear, and the quotient is not.
-- **Dilating a backbone**: ask timm, `timm.create_model(..., output_stride=8)`, or set `stride`, `dilation` and
-  `padding` of the layers. A tool that looks for `nn.Conv2d` passes ours over, except for
-  `replace_strides_with_dilation` of segmentation-models-pytorch, which the layers know.
-- **Pruning**: `torch.nn.utils.prune` and parametrizations work in training. What writes into a weight that they compute
-  (`reparameterize`, `damp`, `init_bound_weights`) is refused until they are removed. torch-pruning is given
-  `affnorm_zoo.pruning.pruners()` and an importance in `affnorm_zoo.pruning.weighing(...)`: by themselves its
-  importances leave our layers out. For a vision transformer also pass
-  `forward_fn=lambda model, x: model.head(model.forward_features(x))`: torch-pruning learns from a `nn.Linear` with an
-  output of three axes that there are tokens, and ours are none.
-- **nncf on the torch model**: pass `disable_bias_correction=True`. It looks for a constant bias, and ours is
-  multiplied by κ: otherwise it stops with "Could not find a constant node". Vision transformers also need
+  or call `bind(model, absorb=False)`. Every ReLU and GELU is then a module. DeepLift's sum rule does not hold: it
+  assumes that every module except an activation is linear, and the quotient is not.
+- **Dilating a backbone**: use timm's `timm.create_model(..., output_stride=8)`, or set `stride`, `dilation` and
+  `padding` of the layers. A tool that looks for `nn.Conv2d` skips ours. The exception is
+  `replace_strides_with_dilation` of segmentation-models-pytorch, which our layers support.
+- **Pruning**: `torch.nn.utils.prune` and parametrizations work in training. They compute weights from other tensors:
+  `reparameterize`, `damp` and `init_bound_weights` raise an error until they are removed. Give torch-pruning
+  `affnorm_zoo.pruning.pruners()`, and wrap its importance in `affnorm_zoo.pruning.weighing(...)`: alone it leaves our
+  layers out. For a vision transformer also pass
+  `forward_fn=lambda model, x: model.head(model.forward_features(x))`: torch-pruning recognises tokens by an `nn.Linear`
+  with a three-dimensional output, and our layers are not of that class.
+- **nncf on the torch model**: pass `disable_bias_correction=True`. Otherwise nncf stops with "Could not find a constant
+  node": it looks for a constant bias, and ours is multiplied by κ. Vision transformers also need
   `model_type=nncf.ModelType.TRANSFORMER`: without it outputs are off by 76 % (`normlike`) to 101 % (`affinelike`), and
   nncf does not say so. With it they are off by 2 %.
 - **AutoBackbone with batch norm**: transformers 5.24 resets the running statistics of every timm network that it has
   just loaded. Load the weights into `backbone._backbone` again. Ours have no such statistics.
 - **transformers on other folders**: timm 1.0.31's `save_for_hf` and `push_to_hf_hub` repeat the number of classes in
-  `config.json`, of timm's own networks too. Delete `num_classes` below `model_args`; exports of this package have none.
-  transformers' `pipeline` turns every picture to RGB, so that a network of one channel stops with an error there.
+  `config.json`, for timm's own networks too. Delete `num_classes` below `model_args`; our exports have none.
+  transformers' `pipeline` converts every picture to RGB, so a network with one input channel fails there.
 - **timm's scripts** do not know our models by themselves: `python -m affnorm_zoo.run SCRIPT ...` registers them first.
   `onnx_export.py` works as it is. `bulk_runner.py` starts a process per model, which must register them too: give it
   `affnorm_zoo/run.py` as its script and timm's as the first argument, `python -m affnorm_zoo.run bulk_runner.py

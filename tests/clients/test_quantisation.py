@@ -1,4 +1,4 @@
-"""Tools that replace layers: ours are passed over or refused, never computed without their quotient."""
+"""Tools that replace layers: ours are skipped or refused, never computed without their quotient."""
 
 import copy
 
@@ -31,7 +31,7 @@ def check_close_with_ours_untouched(changed, model, tolerance):
         assert relative(changed(x), model(x)) < tolerance
 
 
-@client("torchao", "quantisation-aware training, `QATConfig`", "passes our layers over")
+@client("torchao", "quantisation-aware training, `QATConfig`", "skips our layers")
 @pytest.mark.parametrize("name", VITS)
 def test_torchao_qat(name):
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
@@ -43,7 +43,7 @@ def test_torchao_qat(name):
     check_close_with_ours_untouched(changed, model, 0.05)
 
 
-@client("torchao", "float8 training", "passes our layers over")
+@client("torchao", "float8 training", "skips our layers")
 @pytest.mark.parametrize("name", VITS)
 def test_torchao_float8(name):
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
@@ -68,7 +68,7 @@ def test_torchao_weight_only(name):
         assert 0 < relative(changed(x), model(x)) < 0.05
 
 
-@client("torchao", "8-bit weights and activations by default", "passes our layers over")
+@client("torchao", "8-bit weights and activations by default", "skips our layers")
 def test_torchao_dynamic():
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
@@ -78,7 +78,7 @@ def test_torchao_dynamic():
     check_close_with_ours_untouched(changed, model, 0.05)
 
 
-@client("optimum-quanto", "`quantize` of weights and activations", "passes our layers over")
+@client("optimum-quanto", "`quantize` of weights and activations", "skips our layers")
 @pytest.mark.parametrize("name", [*VITS, RESNET])
 def test_quanto(name):
     from optimum.quanto import freeze, qint8, quantize
@@ -90,7 +90,7 @@ def test_quanto(name):
     check_close_with_ours_untouched(changed, model, 0.05)
 
 
-@client("accelerate", "conversion to 8-bit floats by torchao, `convert_model_to_fp8_ao`", "passes our layers over")
+@client("accelerate", "conversion to 8-bit floats by torchao, `convert_model_to_fp8_ao`", "skips our layers")
 @pytest.mark.parametrize("name", VITS)
 def test_accelerate_fp8(name):
     pytest.importorskip("torchao")

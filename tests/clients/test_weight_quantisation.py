@@ -29,7 +29,7 @@ def check_passed_over(changed, model, classifier):
     assert 0 < (getattr(logits, "logits", logits) - expected).norm() / expected.norm() < 0.05
 
 
-@client("transformers", "`QuantoConfig` (optimum-quanto)", "passes our layers over")
+@client("transformers", "`QuantoConfig` (optimum-quanto)", "skips our layers")
 @pytest.mark.parametrize("name", VITS)
 def test_quanto_config(name):
     pytest.importorskip("optimum.quanto")
@@ -43,7 +43,7 @@ def test_quanto_config(name):
     check_passed_over(changed, model, changed.timm_model.head)
 
 
-@client("hqq", "`quantize_model`", "passes our layers over")
+@client("hqq", "`quantize_model`", "skips our layers")
 @pytest.mark.parametrize("name", VITS)
 def test_hqq(name):
     from hqq.core.quantize import BaseQuantizeConfig
@@ -58,7 +58,7 @@ def test_hqq(name):
     check_passed_over(changed, model, changed.head)
 
 
-@client("neural-compressor-pt", "weights by rounding, `RTNConfig`", "passes our layers over")
+@client("neural-compressor-pt", "weights by rounding, `RTNConfig`", "skips our layers")
 @pytest.mark.parametrize("name", VITS)
 def test_neural_compressor(name):
     from neural_compressor.torch.quantization import RTNConfig, convert, prepare
@@ -68,7 +68,7 @@ def test_neural_compressor(name):
     check_passed_over(changed, model, changed.head)
 
 
-@client("torchao", "SmoothQuant and AWQ, `SmoothQuantConfig` and `AWQConfig`", "passes our layers over")
+@client("torchao", "SmoothQuant and AWQ, `SmoothQuantConfig` and `AWQConfig`", "skips our layers")
 @pytest.mark.parametrize("name", VITS)
 @pytest.mark.parametrize("method", ["smoothquant", "awq"])
 def test_torchao_calibrated(method, name):

@@ -18,8 +18,8 @@ def pruners() -> dict[type[nn.Module], Any]:
         group.prune()
 
     Importances need :func:`weighing`, and vision transformers a ``forward_fn`` that applies the classifier to all
-    tokens, ``lambda model, x: model.head(model.forward_features(x))``: from a linear layer of three axes torch-pruning
-    learns that there are tokens, and in ours it sees none.
+    tokens, ``lambda model, x: model.head(model.forward_features(x))``: torch-pruning recognises tokens by an
+    ``nn.Linear`` with a three-dimensional output, and our layers are not of that class.
 
     The gain goes with the weight. The scale c and κ of a layer stay those of its full size, so that an input channel
     that is zero everywhere can go without a change of the outputs.

@@ -63,7 +63,7 @@ class Bench:
         img_size: their size in pixels; None takes the size that the architecture is made for.
         device: device of the measurement.
         precision: one of ``PRECISIONS``; ``"amp_bfloat16"`` is mixed-precision training.
-        rounds: turns of each contender; the first one is a warm-up and is not counted.
+        rounds: turns of each contender; one more at the start is a warm-up and is not counted.
         steps: steps per turn, between two device synchronisations.
         compile_mode, backend: options of ``torch.compile``.
     """

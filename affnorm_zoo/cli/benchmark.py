@@ -48,13 +48,13 @@ def benchmark() -> None:
 @benchmark.command()
 @click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"]), show_default=True)
 @click.option("--model", "models", multiple=True, type=click.Choice([*CONTENDERS, *FAMILIES]), default=list(CONTENDERS))
-@click.option("--families", is_flag=True, help="Instead: eager training of one network each of other families.")
+@click.option("--families", is_flag=True, help="Measure eager training of one network of each other family instead.")
 @click.option("--batch-size", default=8, show_default=True)
-@click.option("--img-size", type=int, help="Pixels; by default the size that a network is made for.")
+@click.option("--img-size", type=int, help="Pixels. Default: the network's own size.")
 @click.option(
     "--precision", "--dtype", "precision", default="float32", type=click.Choice(list(PRECISIONS)), show_default=True
 )
-@click.option("--rounds", default=15, show_default=True, help="Steps of each network; the first is not counted.")
+@click.option("--rounds", default=15, show_default=True, help="Steps of each network; one extra step is not counted.")
 @click.option("--no-compile", is_flag=True, help="Skip everything that takes minutes to compile.")
 @click.option("--opaque", is_flag=True, help="Only compare layers that the compiler traces with opaque ones.")
 @click.option("--compile-mode", default="default", type=click.Choice(COMPILE_MODES), show_default=True)
@@ -74,7 +74,7 @@ def measure(
 ) -> None:
     """Measure time and memory. For all measurements on a GPU use gpu-evidence.
 
-    In autotuning modes the compiler chooses, per matrix product, between the library's and its own.
+    In autotuning modes the compiler chooses, per matrix product, between the library's kernel and its own.
     """
     place = torch.device(device)
     results: dict[str, Any] = {

@@ -15,8 +15,8 @@ from affnorm_zoo.registry import get_normalizer, list_normalizers
 @click.command("list")
 @click.argument("pattern", default="*")
 @click.option("--pretrained", is_flag=True, help="Only names with published weights, tags included.")
-@click.option("--namespace", help="Instead what this user or organisation of the Hub has published.")
-@click.option("--table", is_flag=True, help="The page docs/models.md.")
+@click.option("--namespace", help="List what this user or organisation of the Hub has published instead.")
+@click.option("--table", is_flag=True, help="Print the page docs/models.md.")
 def list_models(pattern: str, pretrained: bool, namespace: str | None, table: bool) -> None:
     """Print the zoo's model names, or those that match PATTERN ('resnet50*')."""
     if table:

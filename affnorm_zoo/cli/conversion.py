@@ -25,7 +25,11 @@ def conversion() -> None:
 @click.option("--work", type=USER_PATH, default=Path("runs/conversion"), show_default=True, help="Networks and runs.")
 @click.option("--seeds", type=COUNT, default=3, show_default=True, help="Conversions per scale and fit.")
 @click.option(
-    "--fine-tuned-seeds", type=click.IntRange(min=0), default=1, show_default=True, help="Fine-tuning runs per way."
+    "--fine-tuned-seeds",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Fine-tuning runs with labels, and as many without.",
 )
 @_results
 def measure(

@@ -23,8 +23,16 @@ from affnorm_zoo.hub import export_conversion
 @click.option("--output", type=USER_PATH, required=True, metavar="FOLDER", help="New folder, which timm then loads.")
 @click.option("--normalizer", default="patchnorm", show_default=True)
 @click.option("--scale", default="rms4", show_default=True, help="rms, rms4, rms<r> for κ = r√n, or unit.")
-@click.option("--fit", type=click.Choice(FITS), help="Default: lstsq below κ = 4√n, channel from there on.")
-@click.option("--unnormed", type=click.Choice(UNNORMED), default="plain", show_default=True)
+@click.option(
+    "--fit", type=click.Choice(FITS), help="Default: lstsq below κ = 4√n and for small kernels, channel otherwise."
+)
+@click.option(
+    "--unnormed",
+    type=click.Choice(UNNORMED),
+    default="plain",
+    show_default=True,
+    help="Linear layers of a transformer with no norm before them: convert (bind) or keep (plain).",
+)
 @click.option(
     "--images",
     "num_images",
@@ -33,7 +41,7 @@ from affnorm_zoo.hub import export_conversion
     show_default=True,
     help="Training images to fit and measure with.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the choice of these images.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of images.")
 def convert(
     name: str,
     overrides: tuple[str, ...],

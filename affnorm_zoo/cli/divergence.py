@@ -75,7 +75,7 @@ def divergence(
     """Measure how unevenly a gradient step moves the activations of each layer.
 
     MODELS are export folders, hf-hub:ORG/NAME or timm names, mixed with overrides such as data.path=PATH. Models from
-    timm names are untrained and sized for the data. Without a path the images are the embedded digits.
+    timm names are untrained and sized for the data. Without data.path the images are scikit-learn's digits.
 
     For an affine layer the factor of a sample is its squared length plus one. A divergence-free layer has the same
     factor for all samples, and a cv of 0.

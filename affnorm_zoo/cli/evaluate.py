@@ -22,7 +22,7 @@ def evaluate(models: tuple[str, ...], batch_size: int, labels_by_position: bool,
 
     MODELS are export folders, local-dir:PATH, hf-hub:ORG/NAME or timm names with weights, all with wildcards
     ('runs/*/export', 'resnet20_cifar_*'), mixed with overrides such as data.path=PATH data.val_split=test. Without
-    data.path the images are the embedded digits. A model that does not match the data is reported and skipped.
+    data.path the images are scikit-learn's digits. A model that does not match the data is reported and skipped.
     """
     names, overrides = split_config(models)
     with reported_errors():

@@ -23,7 +23,7 @@ def reproduce(
 ) -> None:
     """Repeat the paper's experiments on the data that OVERRIDES name, such as data.path=PATH data.val_split=test.
 
-    Without data.path they run on the embedded digits. Finished runs in the output folder are kept, so an interrupted
+    Without data.path they run on scikit-learn's digits. Finished runs in the output folder are kept, so an interrupted
     experiment can be resumed. `report` writes OUTPUT.md with tables, figures and verdicts.
     """
     with reported_errors():

@@ -14,17 +14,21 @@ _WEIGHTS = "Folder for the package with the weights of EfficientNet-Lite0, which
 
 @click.group()
 def study() -> None:
-    """Studies of networks that exist: what becomes of trained batch norms."""
+    """Studies of trained networks: what to do with their batch norms."""
 
 
 @study.command()
-@click.option("--cifar100", type=USER_PATH, help="Folder with train/CLASS and test/CLASS; without it, not that task.")
-@click.option("--imagenette", type=USER_PATH, help="Folder with train/CLASS and val/CLASS; without it, not that task.")
+@click.option(
+    "--cifar100", type=USER_PATH, help="Folder with train/CLASS and test/CLASS; without it the task is skipped."
+)
+@click.option(
+    "--imagenette", type=USER_PATH, help="Folder with train/CLASS and val/CLASS; without it the task is skipped."
+)
 @click.option("--weights", type=USER_PATH, default=Path("runs/lite0"), show_default=True, help=_WEIGHTS)
 @click.option("--config", type=USER_PATH, default=Path("configs/studies/transfer.yaml"), show_default=True)
 @click.option("--output", type=USER_PATH, default=Path("docs/transfer"), show_default=True)
 def transfer(cifar100: Path | None, imagenette: Path | None, weights: Path, config: Path, output: Path) -> None:
-    """Fine-tune by every method; finished runs are kept, so an interrupted study can be resumed."""
+    """Fine-tune with every method. Finished runs are kept, so an interrupted study can be resumed."""
     data = {"cifar100": cifar100, "imagenette": imagenette}
     with reported_errors():
         run_transfer(load_transfer_config(config), output, {k: path for k, path in data.items() if path}, weights)

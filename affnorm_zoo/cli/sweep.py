@@ -12,10 +12,10 @@ from affnorm_zoo.studies.sweep_report import sweep_table
 @click.argument("sweep", type=USER_PATH)
 @click.argument("overrides", nargs=-1)
 @click.option("--output", type=USER_PATH, help="Folder. Default: runs/sweeps/NAME.")
-@click.option("--seeds", type=click.IntRange(min=1), help="Final runs of each arm. Default: as many as SWEEP says.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Final runs of each method. Default: as many as SWEEP says.")
 @click.option("--table", is_flag=True, help="Only print the results so far.")
 def sweep(sweep: Path, overrides: tuple[str, ...], output: Path | None, seeds: int | None, table: bool) -> None:
-    """Compare the arms of SWEEP, a YAML file, each with the same tuning and the same seeds.
+    """Compare the methods (`arms`) of SWEEP, a YAML file, each with the same tuning and the same seeds.
 
     Finished runs are not repeated, and interrupted runs are resumed: repeat the command. Start it several times at once
     to share the runs. OVERRIDES, such as data.path=PATH, apply to all runs.

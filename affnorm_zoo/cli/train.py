@@ -37,7 +37,7 @@ def train(
     """Train one model, then export it.
 
     CONFIG are YAML files, of which later ones win, and overrides such as optim.lr=0.2. Without any, a small PatchNorm
-    network learns handwritten digits that come with the installation. For several processes put `accelerate launch`
+    network learns scikit-learn's handwritten digits. For several processes put `accelerate launch`
     before the script.
     """
     output = output or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -19,7 +19,7 @@ class DataConfig:
     path: str | None = None  # folder of splits or tars, hfds/NAME, wds/FOLDER or a packed FILE.safetensors; ~ is home
     task: Literal["classification", "multilabel"] = "classification"  # multilabel: any number of classes per image
     labels: str | None = None  # of task=multilabel: a CSV; {split} in its path stands for the name of the split
-    num_classes: int | None = None  # of wds/FOLDER, which does not say; others do
+    num_classes: int | None = None  # needed for wds/FOLDER only; other data know their classes
     note: str | None = None  # what a reader of the model card should know of the images, such as how they were made
     hub_id: str | None = None  # ORG/NAME or ORG/NAME:TASK of these very images on the Hub, to file the result under
     train_split: str = "train"
@@ -42,7 +42,7 @@ class DataConfig:
     drop_last: bool = True  # leave out what does not fill a last global batch
     in_memory: Literal["auto", "always", "never"] = "auto"  # decode once, augment on the device
     cache: bool = False  # keep what in_memory decodes beside the folder or tar, for other processes and runs
-    workers: int = 0  # processes that decode images, a rank
+    workers: int = 0  # processes that decode images, per rank
     timeout_seconds: int = 300  # longest wait for a batch from a worker
     max_bad_images: int = 0  # training images that a run may fail to decode and replace by their neighbours
 

@@ -1,4 +1,4 @@
-"""What a run is made of. The defaults train a small PatchNorm network on the embedded digits."""
+"""What a run is made of. The defaults train a small PatchNorm network on scikit-learn's digits."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,7 +23,7 @@ class ModelConfig:
     weights: str | None = None  # start from those of an export folder, such as affnorm-zoo convert writes
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
     grad_checkpointing: bool = False  # less memory for about a third more time
-    ema_decay: float | None = None  # of a moving average of the weights, an update; None: no average
+    ema_decay: float | None = None  # decay per update of the weights' moving average; None: no average
     ema_warmup: bool = True  # a shorter average at first
 
     def __post_init__(self) -> None:
@@ -39,7 +39,7 @@ class TrainConfig:
 
     epochs: int = 20
     global_batch_size: int = 64  # images per update, over all processes
-    micro_batch_size: int | None = None  # images a forward pass on one process; None: no accumulation
+    micro_batch_size: int | None = None  # images per forward pass on one process; None: no accumulation
     seed: int = 0
     eval_epochs: int = 1  # epochs between evaluations; the last epoch is always evaluated
     max_updates: int | None = None  # stop there, skipped updates counted; the schedule stays that of all epochs
@@ -100,7 +100,7 @@ class RuntimeConfig:
     fused_attn: bool = True  # torch's fused attention where timm uses it; a CPU may be faster without
     sync_bn: bool = False  # batch statistics over all processes, for the batch-norm baselines
     deterministic: bool = False  # torch's deterministic algorithms, at the cost of speed, and none chosen by timing
-    log_updates: int = 50  # updates a line of metrics.jsonl
+    log_updates: int = 50  # updates between writes to metrics.jsonl, which has one line per update
     divergence_updates: int | None = None  # updates between measurements of the divergence; None: none
     divergence_images: int = 16  # of the validation set, to measure it on
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio and whatever else accelerate knows

@@ -31,12 +31,12 @@ def convert(
     fit: str | None = None,
     unnormed: str = "plain",
 ) -> Conversion:
-    """Put a divergence-free normaliser in the place of a trained network's norms, and keep what the network computes.
+    """Replace a trained network's norms by a divergence-free normaliser, and keep what it computes as far as possible.
 
-    A convolutional network: every batch norm is folded into its convolution, a divergence-free layer takes the place
-    of both, and its weights are fitted so that it gives the folded layer's outputs: one layer after the other, in the
-    order of execution, on inputs of the twin so far. No labels and no training are needed; a few hundred images are.
-    Where a factor between two layers changes nothing else, the activations of the twin are scaled to RMS 1.
+    A convolutional network: every batch norm is folded into its convolution, and a divergence-free layer takes the
+    place of both. Its weights are fitted to the folded layer's outputs. Layers are fitted in the order of execution,
+    each on inputs from the layers fitted before it. This needs a few hundred images, but no labels and no training.
+    Where it does not change what the network computes, activations of the twin are scaled to RMS 1.
 
     A transformer with layer norms: ``"normlike"`` is exact, up to the norms' eps, and needs no images. ``"affinelike"``
     is fitted as convolutions are.
@@ -57,7 +57,7 @@ def convert(
         fit: ``"layer"`` scales a layer's weights by one factor, ``"channel"`` fits gain and bias per output channel,
             ``"lstsq"`` all weights; None takes ``"lstsq"`` below κ = 4√n, and for kernels of at most 32 weights
             per channel, such as depthwise ones, if there are 100 positions per weight; ``"channel"`` otherwise.
-        unnormed: what becomes of the linear layers of a transformer that have no norm before them: ``"plain"`` keeps
+        unnormed: what happens to the linear layers of a transformer that have no norm before them: ``"plain"`` keeps
             them, ``"bind"`` converts and fits them too.
 
     Returns:

@@ -65,7 +65,7 @@ class Source:
 
 
 def open_source(config: DataConfig) -> Source:
-    """Open the data that ``config`` names; the embedded digits if it names none.
+    """Open the data that ``config`` names; scikit-learn's digits if it names none.
 
     ``data.path`` is a folder with one subfolder or one tar file per split, whose own subfolders name the classes, or
     ``hfds/NAME``, a dataset of the Hugging Face Hub or the path of one, with columns ``image`` and ``label``, or

@@ -28,13 +28,13 @@ def bind(
 ) -> list[Binding]:
     """Replace every slot of ``model``, in place, by the divergence-free layer it stands for.
 
-    Which layer that is, the network's family says: the convolution in front of the slot, the linear layers or the
-    convolutions that read it; and further layers of a transformer block, which read no norm. A slot with no layer
-    becomes a parameter-free L2 norm of RMS 1 over the channels. Parameters keep their identity; a layer without a
-    bias gets one, as the norm that it replaces would have had, and as a uniform factor needs. The classifier stays
-    as it is. A normaliser that is not made for a layer leaves it to its partner, if it has one. A layer takes over
-    an activation beside it where it can, and the norm's own activation otherwise stays a module in the slot's
-    place.
+    The network's family decides which layer that is: the convolution in front of the slot, or the linear layers or
+    convolutions that read it. In a transformer block it also binds layers that read no norm. A slot with no layer
+    becomes a parameter-free L2 norm of RMS 1 over the channels. The classifier stays as it is.
+
+    Parameters keep their identity. A layer without a bias gets one: the norm would have had one, and a uniform factor
+    needs it. A normaliser that is not made for a layer leaves it to its partner, if it has one. A layer takes over the
+    activation beside it where it can. Otherwise the norm's own activation stays a module in the slot's place.
 
     timm's own ``init_weights`` of a bound model does not know the layers: call :func:`init_bound_weights` after it.
 
@@ -43,9 +43,9 @@ def bind(
             :func:`affnorm_zoo.slot_norms`.
         scale: ``"rms"``, ``"unit"`` or a pair (c, κ); see :func:`affnorm_zoo.functional.resolve_scale`.
         stem_scale: scale of the first bound layer, if it differs.
-        absorb: take activations into the layers, and let blocks and poolings of the family save less. Without, every
+        absorb: take activations into the layers, and let blocks and poolings of the family save less. With False, every
             activation stays a module of its own, to be hooked or replaced: the same function, more memory.
-        unnormed: what becomes of the layers of a block that read no norm: ``"bind"`` or ``"plain"``, as they are.
+        unnormed: what happens to the layers of a block that read no norm: ``"bind"``, or ``"plain"`` to keep them.
         init: initialise the bound layers, by :func:`init_bound_weights`, as suits the family.
 
     Returns:
@@ -54,8 +54,7 @@ def bind(
     Raises:
         ValueError: ``unnormed`` is unknown, there is no slot, a slot cannot be paired with a layer, the channel counts
             differ, the normaliser is not made for such layers, or a layer has hooks or a weight computed from
-            others, which would be lost.
-            The model is then unchanged.
+            others, which would be lost. The model is then unchanged.
     """
     if unnormed not in UNNORMED:
         raise ValueError(f"unnormed must be {' or '.join(map(repr, UNNORMED))}, got {unnormed!r}")

@@ -10,7 +10,7 @@ from affnorm_zoo.layers import BoundLayer, check_writable
 
 # The factor on the initial queries and keys. A divergence-free layer's outputs start with an RMS of up to 1, and
 # attention over their products would start at random; this leaves the logits 1/25 of their size, so that every token
-# starts by looking at all. Yang et al. 2022, https://arxiv.org/abs/2203.03466, start the queries at zero.
+# starts by attending to all. Yang et al. 2022, https://arxiv.org/abs/2203.03466, start the queries at zero.
 QUERY_KEY_START = 0.2
 
 # The factor on timm's initial embeddings of patches and positions, which leave tokens with an RMS of about 0.3. To a

@@ -10,8 +10,7 @@ ATTENTIONS = ("plain", "mixed")
 def mix_attention(model: nn.Module) -> list[str]:
     """Replace every timm Attention of a bound ``model``, in place, by a :class:`affnorm_zoo.layers.MixedAttention`.
 
-    Parameters and state dict stay. Without ``init_bound_weights`` the function changes: trained weights do not carry
-    over.
+    Parameters and state dict stay, but the network computes another function: trained weights do not carry over.
 
     Returns:
         The paths of the attentions.

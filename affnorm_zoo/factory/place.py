@@ -8,7 +8,7 @@ from affnorm_zoo.factory.slot import is_norm, slot_for
 def slot_norms(model: nn.Module, normalizer: str) -> list[str]:
     """Put a slot in the place of every norm of ``model``, in place, for :func:`affnorm_zoo.bind` to bind.
 
-    This needs no ``norm_layer=``, so that it also serves networks whose norms hold their activation, and trained ones.
+    This needs no ``norm_layer=``, so it also serves networks whose norms hold their activation, and trained ones.
     What the norms have learned is dropped. Norms inside modules that no family covers stay, such as those of an
     attention over channels.
 

@@ -23,7 +23,7 @@ _TOKEN_NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm, norm.RmsNormFp32, Affine)
 
 
 class NormSlot(nn.Module):
-    """Stands where a norm will be until :func:`affnorm_zoo.bind` fuses it with the layer that it normalises.
+    """Placeholder for a norm, until :func:`affnorm_zoo.bind` fuses it with the layer that it normalises.
 
     It has no parameters and refuses to run.
 
@@ -74,15 +74,15 @@ def norm_layer(
 ) -> Callable[..., nn.Module]:
     """Return the norm-layer factory that timm's constructors take as ``norm_layer=``.
 
-    A separable norm is given as it is. A divergence-free one is given as a slot, to be bound after the model is
-    built: ``bind(timm.create_model("resnet50", norm_layer=norm_layer("patchnorm")))``.
+    A separable norm is returned as it is. For a divergence-free one the factory makes slots, to be bound after the
+    model is built: ``bind(timm.create_model("resnet50", norm_layer=norm_layer("patchnorm")))``.
 
     Args:
         name: a registered normaliser.
         layout: ``"NCHW"`` for convolutional networks, ``"NLC"`` for tokens, ``"NHWC"``. A slot needs it only where the
             family of the network does not say.
-        act_layer: the activation of networks whose norms hold one, such as EfficientNet, in timm's words. timm does
-            not pass it to a factory from outside; :func:`slot_norms` needs no such help.
+        act_layer: the activation of networks whose norms hold one, such as EfficientNet, by timm's name. timm does not
+            pass it to a factory given by the user. :func:`slot_norms` does not need it.
 
     Raises:
         ValueError: the name or the layout is unknown, the norm does not exist for the layout, or ``act_layer`` is

@@ -43,7 +43,7 @@ def standardize_weight_map(weight: Tensor, gain: Tensor | None, c: float, eps: f
 
 
 def effective_weight_map(weight: Tensor, gain: Tensor | None, c: float, standardized: bool) -> Tensor:
-    """The kernel that a convolution sees: W, standardised and multiplied by the gain where asked for."""
+    """The kernel that a convolution uses: W, standardised and multiplied by the gain where the layer has these."""
     if standardized:
         return standardize_weight_map(weight, gain, c, 1e-6)  # EPS; TorchScript cannot read the global
     if gain is not None:

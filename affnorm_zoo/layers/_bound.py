@@ -21,7 +21,7 @@ _CONV_ARGUMENTS = (
 class BoundLayer(Scaled, nn.Module):
     """A linear layer or a convolution whose result is divided by a norm.
 
-    It is no subclass of :class:`torch.nn.Linear` or :class:`torch.nn.Conv2d`, though it has their parameters and
+    It is not a subclass of :class:`torch.nn.Linear` or :class:`torch.nn.Conv2d`, but has their parameters and
     attributes. Quantisers, adapters and converters look for these classes and copy weight and bias into one of their
     own. They would silently drop the quotient.
 
@@ -58,7 +58,7 @@ class BoundLayer(Scaled, nn.Module):
         """Build the layer that replaces a plain one of the same size and takes its parameters.
 
         Args:
-            layer: a linear layer or a convolution of torch or timm. Without a bias, it gets one.
+            layer: a linear layer or a convolution of torch or timm. If it has no bias, the new layer still gets one.
             options: further arguments of the constructor.
         """
         names = _CONV_ARGUMENTS if isinstance(layer, nn.Conv2d) else ("in_features", "out_features")

@@ -1,8 +1,8 @@
 """PatchNorm on inputs from which a slow mean is taken. The construction is ours, not the paper's.
 
-A step on a batch moves z_i by -η Σ_j (⟨x_i, x_j⟩ + 1) g_j. PatchNorm makes the part of j = i uniform. The rest, by
-which samples move each other, grows with the mean of the inputs, and behind a ReLU that mean is large. Without it the
-uniform part stays uniform.
+A step on a batch moves z_i by -η Σ_j (⟨x_i, x_j⟩ + 1) g_j. PatchNorm makes the term j = i uniform. The other terms, by
+which samples move each other, grow with the mean of the inputs, and behind a ReLU that mean is large. Subtracting the
+mean leaves the term j = i uniform.
 """
 
 import torch
@@ -21,7 +21,7 @@ class CentredPatchNormConv2d(PatchNormConv2d):
 
         z_p = c (W∗(x - μ) + κ b)_p / √(‖(x - μ)_p‖² + κ²)
 
-    Padding adds what reads as μ. The result for a batch never depends on the batch itself: in training the layer uses
+    Padded positions count as μ. The result for a batch never depends on the batch itself: in training the layer uses
     the mean of the batches before it, and then updates it. In evaluation it uses the mean of the last training step.
     The first 100 batches have equal weight, each further one has 1/100.
 
@@ -40,7 +40,7 @@ class CentredPatchNormConv2d(PatchNormConv2d):
     num_batches: Tensor
 
     def reset_parameters(self) -> None:
-        """Draw the weight as without a mean, and forget the mean."""
+        """Draw the weight as for :class:`PatchNormConv2d`, and reset the mean."""
         super().reset_parameters()
         self._reset_mean()
 
@@ -55,13 +55,13 @@ class CentredPatchNormConv2d(PatchNormConv2d):
         self.register_buffer("num_batches", torch.zeros((), device=self.weight.device, dtype=torch.int64))
 
     def adapt_inputs(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        """As of every bound layer; each new channel has the average of the means."""
+        """As for every bound layer; each new channel gets the average of the means."""
         means = {name: parameters[name] for name in ("mean", "next_mean") if name in parameters}
         averages = {name: mean.mean().expand(self.in_channels).clone() for name, mean in means.items()}
         return super().adapt_inputs(parameters) | averages
 
     def prepare_input(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As of every PatchNorm; in training the mean moves on."""
+        """As for every PatchNorm; in training this also updates the mean."""
         if torch.jit.is_scripting():
             pass  # scripted, the mean stays
         else:  # TorchScript skips code only in an else branch

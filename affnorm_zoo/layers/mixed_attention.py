@@ -25,11 +25,11 @@ class MixedAttention(nn.Module):
     A step on the value rows then moves every head's z_t alike, which dividing the tokens does not give. With norm_like
     in ``qkv``: z_t = c W_V x̄_t / ‖x̄_t‖ + b_V. See :func:`affnorm_zoo.functional.affine_like_mixed`.
 
-    It takes over what a :class:`timm.layers.Attention` holds, with its options, and has its children, attributes,
-    arguments and state dict. ``qkv`` still divides its queries and keys itself. As in timm, ``fused_attn`` chooses
+    It takes over the children and options of a :class:`timm.layers.Attention`, and has its attributes, arguments and
+    state dict. ``qkv`` still divides its queries and keys itself. As in timm, ``fused_attn`` chooses
     between an op that saves nothing of size L² and one whose weights pass through ``attn_drop`` as a module; active
-    dropout always takes the latter. Like our layers it is no subclass of timm's: tools that look for that class put
-    plain attention in its place.
+    dropout always takes the latter. It is not a subclass of timm's class: tools that look for that class would
+    put plain attention in its place.
 
     Args:
         attention: its ``qkv`` is an :class:`affnorm_zoo.AffineLikeLinear` or :class:`affnorm_zoo.NormLikeLinear`.

@@ -127,13 +127,13 @@ class PatchNormConv2d(EditedInPlace):
 
     @classmethod
     def replacing(cls, layer: nn.Module, **options: Any) -> BoundLayer:
-        """As of every bound layer; a convolution whose output would have to be kept recomputes it."""
+        """As for every bound layer; a convolution whose output would have to be kept recomputes it."""
         return super().replacing(layer, **{"recompute": True, **options})
 
     def adapt_inputs(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        """As of every bound layer; a standardised kernel would be standardised again.
+        """As for every bound layer; a standardised kernel would be standardised again.
 
-        It is replaced by its effective kernel, and the gain by that kernel's deviation.
+        It is replaced by its effective kernel, and the gain by that kernel's standard deviation.
         """
         adapted = super().adapt_inputs(parameters)
         if not self.weight_standardization:
@@ -181,7 +181,7 @@ class PatchNormConv2d(EditedInPlace):
 
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
-        """The kernel that the convolution uses, without a gradient: W, if so set standardised and times the gain."""
+        """The kernel that the convolution uses, detached: W, standardised and times the gain if so set."""
         return effective_weight(self.weight, self.gain, self.c, self.weight_standardization)
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ class NormalizedConvNeXt(Normalized, ConvNeXt):
 
     @classmethod
     def build(cls, architecture: str, **kwargs: Any) -> "NormalizedConvNeXt":
-        """As of every network; it remembers how its branches' scales start, which timm's blocks do not."""
+        """As for every network; it remembers how its branches' scales start, which timm's blocks do not."""
         model = super().build(architecture, **kwargs)
         model.ls_init_value = kwargs.get("ls_init_value", 1e-6)  # timm's, where a network has such scales
         return model

@@ -139,8 +139,8 @@ def test_the_readme_quotes_the_pages():
         ROOT.joinpath(name).read_text() for name in ("README.md", "docs/transfer.md", "docs/conversion.md")
     )
     quoted = re.search(
-        r"ResNet-20 keeps\s(\S+) of (\S+) %.* updates of 4 images, has (\S+) %, at κ = √n\s(\S+)\. "
-        r"Frozen batch norms have (\S+), .* in training mode they have (\S+)\s\(\[transfer",
+        r"keeps\s(\S+) of its (\S+) % at κ = 4√n.* at κ = 4√n it reaches (\S+) %, at κ = √n (\S+) %\..*"
+        r"frozen batch norms it reaches (\S+) %.* in training mode it reaches (\S+) %\.",
         readme, re.DOTALL,
     )  # fmt: skip
     section = page.split("## imagenette, batch size 4")[1]

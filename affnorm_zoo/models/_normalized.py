@@ -141,4 +141,5 @@ def _names(architectures: tuple[str, ...], kind: str) -> dict[str, tuple[str, st
 def _create(
     build: Any, filter_fn: Any, features: dict[str, Any], name: str, pretrained: bool, **kwargs: Any
 ) -> nn.Module:
-    return build_model_with_cfg(build, name, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=features, **kwargs)
+    own = dict(features)  # timm takes entries out and puts the caller's out_indices in
+    return build_model_with_cfg(build, name, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=own, **kwargs)

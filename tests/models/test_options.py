@@ -99,6 +99,21 @@ def test_cifar_stages_and_reductions():
     assert [tuple(f.shape[2:]) for f in model(torch.randn(1, 3, 32, 32))] == [(32, 32), (32, 32), (16, 16), (8, 8)]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18_patchnorm", "resnetv2_18_patchnorm", "mobilenetv3_small_050_patchnorm", "convnext_atto_affinelike",
+     "vit_tiny_patch16_224_affinelike"],
+)  # fmt: skip
+def test_feature_extractors_of_one_name_do_not_change_each_other(name):
+    with torch.device("meta"):
+        whole, part, again = (
+            timm.create_model(name, features_only=True, **options) for options in ({}, {"out_indices": (0, 1)}, {})
+        )
+    assert part.feature_info.module_name() == [info["module"] for info in whole.feature_info.info[:2]]
+    assert again.feature_info.module_name() == whole.feature_info.module_name() != part.feature_info.module_name()
+    assert type(again) is type(part) is type(whole)
+
+
 STEM_CASES = ["resnet18_patchnorm", "resnet18_patchnorm_l2", "resnet18_patchnorm_ws", "resnet50d_patchnorm",
               "tf_efficientnet_lite0_patchnorm", "resnetv2_18_patchnorm"]  # fmt: skip
 

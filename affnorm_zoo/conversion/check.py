@@ -48,7 +48,7 @@ def batch_norms(model: nn.Module) -> list[str]:
         UsageError: there are none, one cannot be folded, or another norm would stay.
     """
     found = []
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):  # one norm may stand in several places
         if type(module) in BATCH_NORMS:
             if module.running_mean is None or module.running_var is None:
                 raise UsageError(

@@ -22,7 +22,7 @@ def slot_norms(model: nn.Module, normalizer: str) -> list[str]:
     Raises:
         ValueError: there is no such norm, or the normaliser is not divergence-free. The model is then unchanged.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))  # one norm may stand in several places
     names = [b.slot for b in candidate_bindings(model) if b.slot in modules and is_norm(modules[b.slot])]
     if not names:
         raise ValueError(f"the model has no norm that a slot could replace; supported: {supported()}")

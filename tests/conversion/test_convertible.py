@@ -36,6 +36,15 @@ def test_layers_are_fitted_in_the_order_of_execution_inside_any_module():
     torch.testing.assert_close(conversion.model(pixels())["maps"], source(pixels())["maps"])
 
 
+def test_a_norm_in_several_places_is_converted_in_each():
+    norm, relu = nn.BatchNorm2d(4), nn.ReLU()
+    source = settle(nn.Sequential(nn.Conv2d(3, 4, 3), norm, relu, nn.Conv2d(4, 4, 3), norm, relu), pixels())
+    conversion = convert(source, "patchnorm", images=pixels(), scale=NEARLY_AFFINE, fit="lstsq")
+    assert [row.name for row in conversion.layers] == ["0", "3"]
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in conversion.model.modules())
+    torch.testing.assert_close(conversion.model(pixels()), source(pixels()))
+
+
 def twice():
     part = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
     return nn.Sequential(part, part)

@@ -10,6 +10,7 @@ from torch import nn
 
 from affnorm_zoo import L2Norm, L2Norm2d, PatchNormConv2d, bind, norm_layer, slot_norms
 from affnorm_zoo.factory import NormSlot, slot_for
+from affnorm_zoo.factory.plan import candidate_bindings
 
 NORMS = {
     "BatchNorm2d": (nn.BatchNorm2d, "NCHW", nn.Identity),
@@ -61,6 +62,31 @@ def test_slots_may_take_the_place_of_a_networks_own_norms():
     assert bind(given) == bind(own)
     assert len(names) == 20
     assert own.layer1[0].conv1.weight is weight
+
+
+def test_a_norm_in_several_places_gives_way_in_each():
+    norm = nn.BatchNorm2d(4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 4, 3), norm)
+    assert slot_norms(model, "patchnorm") == ["1", "3"]
+    bind(model)
+    assert [type(module) for module in model] == [PatchNormConv2d, nn.Identity] * 2
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda relu: nn.Sequential(nn.Conv2d(3, 4, 3), relu(), nn.Conv2d(4, 4, 3), relu(), nn.BatchNorm2d(4)),
+        lambda relu: nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, 4, 3), relu(), nn.Conv2d(4, 4, 3), relu()), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+        ),
+    ],
+)
+def test_an_activation_that_runs_twice_stands_between_a_layer_and_its_norm_both_times(build):
+    shared = nn.ReLU()
+    once, twice = build(nn.ReLU), build(lambda: shared)
+    assert [b for b in candidate_bindings(once) if "." not in b.slot] == [
+        b for b in candidate_bindings(twice) if "." not in b.slot
+    ]
 
 
 def test_norms_that_no_family_covers_stay():

@@ -12,7 +12,7 @@ from affnorm_zoo.factory.families._family import Binding, Family
 
 
 def _in_order(parent: nn.Module) -> Iterator[Binding]:
-    children = list(parent.named_children())
+    children = _children(parent)
     for before, here, after in zip([None, *children], children, [*children[1:], None], strict=False):
         name, last = _last_of(*before) if before is not None else ("", None)
         if isinstance(last, nn.Conv2d):
@@ -21,10 +21,15 @@ def _in_order(parent: nn.Module) -> Iterator[Binding]:
             yield Binding(here[0], (after[0],), norm_first=True)
 
 
+def _children(parent: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What runs, in order; ``named_children`` leaves out where a module runs again, as one ReLU may."""
+    return [(name, module) for name, module in parent._modules.items() if module is not None]
+
+
 def _last_of(name: str, module: nn.Module) -> tuple[str, nn.Module]:
     """What runs last in a child, such as the convolution at the end of a deep stem."""
     while type(module) is nn.Sequential and len(module) > 0:
-        last, module = list(module.named_children())[-1]
+        last, module = _children(module)[-1]
         name = f"{name}.{last}"
     return name, module
 

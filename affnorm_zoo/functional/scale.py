@@ -53,7 +53,7 @@ def resolve_scale(scale: str | tuple[float, float], fan_in: int) -> Scale:
     if isinstance(scale, str) and is_scale_name(scale):
         root = math.sqrt(fan_in)
         return Scale(1.0, 1.0) if scale == "unit" else Scale(root, _ratio(scale) * root)
-    if isinstance(scale, str) or len(scale) != 2:
+    if not isinstance(scale, tuple | list) or len(scale) != 2:
         raise ValueError(f"scale must be {SCALE_NAMES}, or a pair (c, κ), got {scale!r}")
     c, kappa = (float(value) for value in scale)
     if not (math.isfinite(c) and c > 0):

@@ -130,6 +130,7 @@ def test_wrongly_normalised_images_are_refused_or_questioned(resnet):
         (dict(fit="best"), "fit must be"),
         (dict(unnormed="keep"), "unnormed must be"),
         (dict(scale="large"), "scale must be"),
+        (dict(scale=4), "scale must be 'unit'.*got 4"),
         (dict(normalizer="batchnorm"), "divergence-free one, affinelike.*got 'batchnorm'"),
         (dict(normalizer="patchnorm_ws", fit="channel"), "sum to zero"),
     ],

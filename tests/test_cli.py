@@ -10,7 +10,7 @@ import torch
 from forks import run_forked
 from pictures import draw_folder
 from runs import ROOT, TINY, invoke, train_here
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from yaml import safe_load
 
 import affnorm_zoo
@@ -49,6 +49,15 @@ def test_it_lists_the_zoo_and_says_what_a_model_is():
     assert "none published" in text
     assert "patchnorm: " in text
     assert "did you mean resnet50_patchnorm" in call("info", "resnet50_pachnorm", code=2)
+
+
+def test_it_says_what_the_model_of_an_export_is(exports, tmp_path):
+    text = call("info", exports / "one" / "export")
+    size = sum(tensor.numel() for tensor in load_file(exports / "one" / "export" / "model.safetensors").values())
+    assert f"{size / 1e6:.2f} M" in text
+    assert "image of 8 px" in text
+    assert "patchnorm: " in text
+    assert "is not an export folder: it has no config.json" in call("info", tmp_path, code=2)
 
 
 def test_the_page_of_models_has_every_model_and_the_sizes_that_they_have(monkeypatch):

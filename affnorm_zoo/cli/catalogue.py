@@ -1,11 +1,13 @@
 import fnmatch
+from pathlib import Path
 
 import click
 import timm
 import torch
 
 from affnorm_zoo.cli.report import reported_errors
-from affnorm_zoo.evaluation import check_model_name
+from affnorm_zoo.config import expand_home, is_folder
+from affnorm_zoo.evaluation import check_export, check_model_name
 from affnorm_zoo.evaluation.flops import count_flops
 from affnorm_zoo.hub import list_pretrained, model_table
 from affnorm_zoo.models import zoo_models
@@ -32,19 +34,25 @@ def list_models(pattern: str, pretrained: bool, namespace: str | None, table: bo
 @click.command()
 @click.argument("name")
 def info(name: str) -> None:
-    """Describe a model: its normaliser, size, cost and weights."""
+    """Describe a model: its normaliser, size, cost and weights. NAME is a timm name or an export folder."""
+    name = expand_home(name)
     with reported_errors():
-        check_model_name(name)
-    with torch.device("meta"):
-        model = timm.create_model(name.split(".")[0])
+        if is_folder(name):
+            name = f"local-dir:{check_export(Path(name))}"
+        else:
+            check_model_name(name)
+            name = name.split(".")[0]
+        with torch.device("meta"):
+            model = timm.create_model(name)
     cfg = model.pretrained_cfg
+    architecture = cfg["architecture"]
     rows = {
         "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M",
         "forward": f"{count_flops(model, cfg['input_size']) / 2e9:.2f} GMACs per image of {cfg['input_size'][-1]} px",
-        "weights": ", ".join(list_pretrained(f"{name.split('.')[0]}.*")) or "none published",
+        "weights": ", ".join(list_pretrained(f"{architecture}.*")) or "none published",
     }
     for normalizer in sorted(list_normalizers(), key=len, reverse=True):
-        if name.split(".")[0].endswith("_" + normalizer):
+        if architecture.endswith("_" + normalizer):
             spec = get_normalizer(normalizer)
             rows["normaliser"] = f"{spec.name}: {spec.formula} ({spec.summary})"
             break

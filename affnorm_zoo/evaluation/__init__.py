@@ -2,6 +2,7 @@ from .labels import match_labels as match_labels
 from .metrics import evaluate as evaluate
 from .metrics import is_sharded as is_sharded
 from .models import check_classifier as check_classifier
+from .models import check_export as check_export
 from .models import check_fit as check_fit
 from .models import check_model_name as check_model_name
 from .models import expand_names as expand_names

@@ -109,6 +109,17 @@ def test_the_readme_quotes_the_measured_ratios():
         assert compiled.strip() == (f"{found[True]['ratio']:.2f}" if True in found else "")
 
 
+@pytest.mark.parametrize(("model", "batch_size", "pattern"), [
+    ("resnet50", 16, r"`resnet50_patchnorm_ws` takes (\S+) of batch norm's step at batch size 16"),
+    ("resnet18", 32, r"`resnet18_patchnorm_ws` (\S+) at 32"),
+])  # fmt: skip
+def test_the_readme_quotes_larger_batches(model, batch_size, pattern):
+    rows = json.loads((ROOT / f"docs/benchmarks/cpu_batch{batch_size}.json").read_text())["rows"]
+    wanted = {"model": model, "normalizer": "patchnorm_ws", "mode": "train", "train_batch_size": batch_size}
+    (found,) = [row for row in rows if wanted.items() <= row.items()]
+    assert re.search(pattern, (ROOT / "README.md").read_text()).group(1) == f"{found['ratio']:.2f}"
+
+
 NETWORK = {
     "model": "resnet50", "mode": "train", "compiled": True, "precision": "amp_bfloat16", "train_batch_size": 256,
     "train_img_size": 224, "step_time_min": 1.0, "step_time_max": 1.0, "n": 12, "ratio_of_minima": 1.0,

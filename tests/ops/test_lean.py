@@ -7,6 +7,8 @@ from torch.autograd import forward_ad
 
 from affnorm_zoo import AffineLikeLinear, PatchNormConv2d
 from affnorm_zoo.evaluation.memory import saved_bytes
+from affnorm_zoo.functional.weight_standardization import effective_weight_map
+from affnorm_zoo.ops.weight_standardization import kernel_gradients, standardized_kernel
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -229,3 +231,17 @@ def test_compiled_ops_are_one_graph_and_agree(name):
     actual, expected = forward_backward(compiled, inputs, dz), forward_backward(case.lean, inputs, dz)
     for key in expected:
         torch.testing.assert_close(actual[key], expected[key])
+
+
+def test_standardised_weights_round_in_proportion_to_their_mean():
+    """With a variance as a difference of squares the error would grow with the square of the mean over σ."""
+    ratio, c = 100.0, 2.0
+    weight, gain, g = ratio + torch.randn(8, 5, 3, 3), 0.5 + torch.rand(8), torch.randn(8, 5, 3, 3)
+    kernel = standardized_kernel(weight, gain, c, torch.float32)
+    actual = (kernel.value, *kernel_gradients(g, kernel, weight, gain, c))
+    exact = [t.double().requires_grad_() for t in (weight, gain)]
+    value = effective_weight_map(*exact, c, standardized=True)
+    expected = (value, *torch.autograd.grad(value, exact, g.double()))
+    eps = torch.finfo(torch.float32).eps
+    for got, wanted in zip(actual, expected, strict=True):  # sums of 45 entries of that size
+        torch.testing.assert_close(got.double(), wanted, rtol=0, atol=45 * eps * ratio * wanted.abs().max().item())

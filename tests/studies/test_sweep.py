@@ -147,6 +147,16 @@ def test_a_wrong_arm_is_told_before_anything_runs(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_only_tuning_runs_hold_out_images_and_an_override_decides_how_many():
+    config = load_sweep(ROOT / "configs/sweeps/digits.yaml")
+    tuning, final = (
+        Trial(arm=config.baseline, point=config.points[0], seed=1, is_final=last) for last in (False, True)
+    )
+    assert sweep.config_of(config, tuning).data.hold_out == config.hold_out > 0
+    assert sweep.config_of(config, final).data.hold_out == 0
+    assert sweep.config_of(config, tuning, ("data.hold_out=7",)).data.hold_out == 7
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_sweeps_make_valid_runs(file, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -12,12 +12,14 @@ from affnorm_zoo.functional.scale import widen
 from affnorm_zoo.ops.activation import activate_, activation_backward
 
 
-def square_sum(x: Tensor, groups: int) -> Tensor:
-    """Σ_c x² per pixel and group."""
+def square_sum(x: Tensor, groups: int, out: Tensor | None = None) -> Tensor:
+    """Σ_c x² per pixel and group; written into ``out`` if given."""
     if groups == 1 and x.device.type == "cpu" and x.stride(1) == 1 and not torch.compiler.is_compiling():
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide).square_()  # one pass, no tensor of squares
-    return group_sum(widen(x).square(), groups)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide, out=out)  # one pass, no tensor of squares
+        return norm.square_()
+    squares = group_sum(widen(x).square(), groups)
+    return squares if out is None else out.copy_(squares)
 
 
 def scale_output(

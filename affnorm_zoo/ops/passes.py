@@ -22,7 +22,7 @@ from affnorm_zoo.kernels._launch import can_launch
 from affnorm_zoo.ops import elementwise
 from affnorm_zoo.ops.activation import activate_
 
-PIECE = 1 << 18  # elements: 1 MiB of float32
+PIECE = 1 << 20  # elements: 4 MiB of float32. Smaller pieces lose more to calls than they gain from the cache
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -43,7 +43,7 @@ def square_sum(x: Tensor, groups: int) -> Tensor:
         return elementwise.square_sum(x, groups)
     out = torch.empty(x.shape[0], groups, *x.shape[2:], dtype=torch.float32)
     for x_, out_ in pieces(x, out):
-        out_.copy_(elementwise.square_sum(x_, groups))
+        elementwise.square_sum(x_, groups, out_)
     return out
 
 

@@ -38,10 +38,8 @@ def gelu_again(x: Tensor) -> Tensor:
 @torch.library.custom_op("affnorm_zoo::standardize_again", mutates_args=())
 def standardize_again(weight: Tensor, gain: Tensor | None, c: float, dtype: torch.dtype) -> list[Tensor]:
     """The parts of :func:`affnorm_zoo.ops.weight_standardization.standardized_kernel`."""
-    value, mean, inv_std = standardized_kernel(weight, gain, c, dtype)
-    assert mean is not None
-    assert inv_std is not None
-    return [value, mean, inv_std]
+    kernel = standardized_kernel(weight, gain, c, dtype)
+    return [part for part in kernel if part is not None]
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:

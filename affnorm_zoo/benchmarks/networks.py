@@ -12,6 +12,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from affnorm_zoo.benchmarks.rivals import RIVALS
+from affnorm_zoo.benchmarks.small_layers import LAYERS, small_layers
 from affnorm_zoo.evaluation.memory import saved_bytes
 from affnorm_zoo.factory import bound_layers, norm_layer
 
@@ -23,7 +24,9 @@ STANDARD = {
     "resmlp": "affine",  # a factor and a shift per channel
 }
 OPAQUE = ", opaque"  # appended to a normaliser's name: its layers are opaque to the compiler
-MIXED = ", mixed attention"  # appended likewise: values are divided after attention has mixed them
+# appended likewise: another attention
+MIXED, RECOMPUTED = ", mixed attention", ", recomputed attention"
+_ATTENTIONS = {MIXED: "mixed", RECOMPUTED: "recomputed"}
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs", "max-autotune", "reduce-overhead")
 CUDA_GRAPH_MODES = ("max-autotune", "reduce-overhead")
 # timm's names -> dtype of weights and images, and dtype of the arithmetic if autocast sets another
@@ -44,9 +47,12 @@ def build(architecture: str, normalizer: str) -> nn.Module:
     if normalizer in RIVALS:
         return RIVALS[normalizer](architecture, NUM_CLASSES)
     family = architecture.partition("_")[0].rstrip("0123456789d")
-    own = f"{architecture}_{normalizer.removesuffix(MIXED)}"
+    if architecture in LAYERS:
+        return small_layers(architecture, normalizer, NUM_CLASSES)
+    plain, comma, kind = normalizer.partition(", ")
+    own = f"{architecture}_{plain}"
     if timm.is_model(own):
-        options = {"attention": "mixed"} if normalizer.endswith(MIXED) else {}
+        options = {"attention": _ATTENTIONS[comma + kind]} if kind else {}
         return timm.create_model(own, num_classes=NUM_CLASSES, **options)
     if normalizer == STANDARD.get(family):
         return timm.create_model(architecture, num_classes=NUM_CLASSES)
@@ -58,9 +64,9 @@ class Bench:
     """One batch, and the steps timed on it.
 
     Args:
-        architecture: one of timm that the zoo also has.
+        architecture: one of timm that the zoo also has, or one of ``LAYERS``.
         batch_size: images of the random batch.
-        img_size: their size in pixels; None takes the size that the architecture is made for.
+        img_size: their size in pixels; None takes the size that the architecture is made for, 4 for ``LAYERS``.
         device: device of the measurement.
         precision: one of ``PRECISIONS``; ``"amp_bfloat16"`` is mixed-precision training.
         rounds: turns of each contender; one more at the start is a warm-up and is not counted.
@@ -82,7 +88,8 @@ class Bench:
         backend: str = "inductor",
     ) -> None:
         self.architecture = architecture
-        img_size = img_size or timm.get_pretrained_cfg(architecture).input_size[-1]
+        own_size = 4 if architecture in LAYERS else timm.get_pretrained_cfg(architecture).input_size[-1]
+        img_size = img_size or own_size
         self.batch_size, self.img_size, self.device = batch_size, img_size, device
         self.precision, self.rounds, self.steps = precision, rounds, steps
         self.compile_mode, self.backend = compile_mode, backend

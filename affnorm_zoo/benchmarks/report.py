@@ -6,6 +6,7 @@ from typing import Any
 
 from affnorm_zoo.benchmarks.gpu_report import gpu_bars, gpu_section, gpu_summary, read_steps
 from affnorm_zoo.benchmarks.networks import OPAQUE
+from affnorm_zoo.benchmarks.bars import cpu_bars
 from affnorm_zoo.benchmarks.tables import VERDICTS, Bar, network_table, table
 from affnorm_zoo.studies.forest import Effect, draw_forest
 
@@ -36,12 +37,13 @@ To repeat it:
 
 ```bash
 python scripts/benchmark.py measure --rounds 12 --output docs/benchmarks/cpu.json
-python scripts/benchmark.py measure --precision bfloat16 --no-compile --rounds 2 --batch-size 4 \\
-    --output docs/benchmarks/cpu_bf16.json
-python scripts/benchmark.py measure --model resnet18 --batch-size 32 --no-compile --rounds 6 \\
+python scripts/benchmark.py measure --precision bfloat16 --no-compile --rounds 12 --output docs/benchmarks/cpu_bf16.json
+python scripts/benchmark.py measure --model resnet18 --batch-size 32 --no-compile --rounds 12 \\
     --output docs/benchmarks/cpu_batch32.json
-python scripts/benchmark.py measure --model resnet50 --batch-size 16 --no-compile --rounds 5 \\
+python scripts/benchmark.py measure --model resnet50 --batch-size 16 --no-compile --rounds 12 \\
     --output docs/benchmarks/cpu_batch16.json
+python scripts/benchmark.py measure --model conv3x3 --model conv1x1 --batch-size 2 --rounds 200 \\
+    --output docs/benchmarks/host.json
 python scripts/benchmark.py measure --families --rounds 4 --batch-size 4 --output docs/benchmarks/families.json
 python scripts/benchmark.py measure --model resnet50 --opaque --batch-size 4 --output docs/benchmarks/cpu_opaque.json
 python scripts/gpu_evidence.py  # on a GPU, into docs/benchmarks/gpu
@@ -57,31 +59,6 @@ _MAIN = "cpu"  # the file whose figure leads the page
 _STANDARD = ("batchnorm", "layernorm")
 _COLOURS = {"bytes saved for the backward": "#2a6f97", "time of a training step, with quartiles": "#c1666b"}
 
-# measure, file, filter on a row, column, required value, target
-_BARS: tuple[tuple[str, str, dict[str, Any], str, float, float], ...] = (
-    ("saved bytes, resnet50_patchnorm / resnet50", "cpu",
-     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=False), "saved_ratio", 0.50, 0.45),
-    ("the same, bfloat16", "cpu_bf16",
-     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=False), "saved_ratio", 0.50, 0.45),
-    ("the same, compiled", "cpu",
-     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=True), "saved_ratio", 0.50, 0.45),
-    ("saved bytes, resnet18_patchnorm / resnet18", "cpu",
-     dict(model="resnet18", normalizer="patchnorm", mode="train", compiled=False), "saved_ratio", 0.60, 0.50),
-    ("saved bytes, vit_small affinelike / layernorm", "cpu",
-     dict(model="vit_small_patch16_224", normalizer="affinelike", mode="train", compiled=False),
-     "saved_ratio", 0.85, 0.75),
-    ("the same, compiled", "cpu",
-     dict(model="vit_small_patch16_224", normalizer="affinelike", mode="train", compiled=True),
-     "saved_ratio", 0.85, 0.75),
-    ("training step, resnet50_patchnorm / resnet50, eager", "cpu",
-     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=False), "ratio", 1.05, 0.95),
-    ("the same, compiled", "cpu",
-     dict(model="resnet50", normalizer="patchnorm", mode="train", compiled=True), "ratio", 1.05, 0.95),
-    ("inference, resnet50_patchnorm / batch norm folded, compiled", "cpu",
-     dict(model="resnet50", normalizer="patchnorm", mode="infer", compiled=True), "ratio", 1.15, 1.05),
-)  # fmt: skip
-
-
 def write_report(folder: Path, page: Path, readme: Path | None = None) -> None:
     """Write the page, one figure of ratios next to each JSON file, and the README's lines on the GPU."""
     results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
@@ -91,7 +68,7 @@ def write_report(folder: Path, page: Path, readme: Path | None = None) -> None:
     for name, result in results.items():
         if _draw(result["rows"], folder / f"{name}.png"):
             figures[name] = f"![ratios of {name}]({(folder / f'{name}.png').relative_to(page.parent)})\n"
-    bars = [*_cpu_bars(results), *gpu_bars(files)]
+    bars = [*cpu_bars(results), *gpu_bars(files)]
     text = _PAGE.format(
         verdict=_verdict(results, bars, note),
         figure=figures.pop(_MAIN, ""),
@@ -135,13 +112,6 @@ def _opaque(results: dict[str, Any]) -> Iterator[str]:
                 f"{traced['saved_ratio']:.2f} of the bytes. With opaque layers it takes {opaque['ratio']:.2f} times "
                 f"as long and keeps {opaque['saved_ratio']:.2f} of the bytes."
             )
-
-
-def _cpu_bars(results: dict[str, Any]) -> Iterator[Bar]:
-    for label, file, wanted, column, required, target in _BARS:
-        rows = results.get(file, {}).get("rows", [])
-        values = [row[column] for row in rows if wanted.items() <= row.items() and column in row]
-        yield Bar(label, file, values[0] if values else None, required, target, digits=3)
 
 
 def _section(name: str, result: dict[str, Any], figure: str | None) -> str:

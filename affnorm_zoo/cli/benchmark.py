@@ -9,9 +9,10 @@ import click
 import torch
 
 from affnorm_zoo.benchmarks.loop import measure_loop
-from affnorm_zoo.benchmarks.networks import COMPILE_MODES, MIXED, OPAQUE, PRECISIONS, Bench
+from affnorm_zoo.benchmarks.networks import COMPILE_MODES, MIXED, OPAQUE, PRECISIONS, RECOMPUTED, Bench
 from affnorm_zoo.benchmarks.overview import draw_overview
 from affnorm_zoo.benchmarks.report import write_report
+from affnorm_zoo.benchmarks.small_layers import LAYERS
 from affnorm_zoo.cli.report import fail, reported_errors, split_config
 from affnorm_zoo.config import load_config
 from affnorm_zoo.evidence.environment import describe_environment
@@ -22,11 +23,12 @@ CONTENDERS = {
     "resnet50": [*_RESNET, "batchnorm, checkpointed", "in-place ABN"],
     "resnet18": [*_RESNET, "patchnorm_c", "batchnorm, checkpointed", "in-place ABN"],
     "vit_small_patch16_224": [
-        "layernorm", "affinelike", "normlike", "affinelike" + MIXED, "rmsnorm", "dyt", "derf",
-        "layernorm, checkpointed", "memory-sharing layer norm",
+        "layernorm", "affinelike", "normlike", "affinelike" + MIXED, "affinelike" + RECOMPUTED, "rmsnorm", "dyt",
+        "derf", "layernorm, checkpointed", "memory-sharing layer norm",
     ],
 }  # fmt: skip
-# one network each of other families; only its eager training is measured
+# eager training is all that is measured of the following: small layers, and one network each of other families
+SMALL = dict.fromkeys(LAYERS, ["batchnorm", "patchnorm", "patchnorm_ws"])
 _CONVOLUTIONAL = ("efficientnet_b0", "mobilenetv3_large_100", "regnety_008", "resnetv2_50", "densenet121")
 _TRANSFORMERS = (
     "convnext_tiny", "deit3_small_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224",
@@ -47,7 +49,7 @@ def benchmark() -> None:
 
 @benchmark.command()
 @click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"]), show_default=True)
-@click.option("--model", "models", multiple=True, type=click.Choice([*CONTENDERS, *FAMILIES]), default=list(CONTENDERS))
+@click.option("--model", "models", multiple=True, type=click.Choice([*CONTENDERS, *FAMILIES, *SMALL]), default=list(CONTENDERS))
 @click.option("--families", is_flag=True, help="Measure eager training of one network of each other family instead.")
 @click.option("--batch-size", default=8, show_default=True)
 @click.option("--img-size", type=int, help="Pixels. Default: the network's own size.")
@@ -107,8 +109,8 @@ Table = tuple[str, Callable[[], list[dict[str, Any]]]]
 
 
 def _tables(bench: Bench, no_compile: bool) -> Iterator[Table]:
-    if bench.architecture in FAMILIES:
-        yield "train, eager", partial(bench.train, FAMILIES[bench.architecture], compiled=False)
+    if bench.architecture not in CONTENDERS:
+        yield "train, eager", partial(bench.train, (FAMILIES | SMALL)[bench.architecture], compiled=False)
         return
     contenders = CONTENDERS[bench.architecture]
     for compiled in (False,) if no_compile else (False, True):

@@ -1,3 +1,5 @@
+from .attention import mix_attention as mix_attention
+from .attention import recompute_attention as recompute_attention
 from .bind import bind as bind
 from .families import FAMILIES as FAMILIES
 from .families import Binding as Binding
@@ -6,7 +8,6 @@ from .families import supported as supported
 from .families.vision_transformer import LARGE_START as LARGE_START
 from .init import bound_layers as bound_layers
 from .init import init_bound_weights as init_bound_weights
-from .mix import mix_attention as mix_attention
 from .place import slot_norms as slot_norms
 from .plan import plan_bindings as plan_bindings
 from .slot import NormSlot as NormSlot

@@ -17,3 +17,4 @@ from .mixed_attention import MixedAttention as MixedAttention
 from .norm_like import NormLikeLinear as NormLikeLinear
 from .patch_norm import PatchNormConv2d as PatchNormConv2d
 from .patch_norm import PatchNormConv2dSame as PatchNormConv2dSame
+from .recomputed_attention import RecomputedAttention as RecomputedAttention

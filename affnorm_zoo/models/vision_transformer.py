@@ -7,8 +7,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from affnorm_zoo.factory import LARGE_START, bind, init_bound_weights, mix_attention, norm_layer
-from affnorm_zoo.factory.mix import ATTENTIONS
+from affnorm_zoo.factory import LARGE_START, bind, init_bound_weights, mix_attention, norm_layer, recompute_attention
+from affnorm_zoo.factory.attention import ATTENTIONS
 from affnorm_zoo.models._entrypoints import check_norm_scale, register_entrypoint
 from affnorm_zoo.models._weights import pretrained_cfgs
 from affnorm_zoo.models.resnet import CIFAR10_MEAN, CIFAR10_STD
@@ -32,9 +32,10 @@ class NormalizedVisionTransformer(VisionTransformer):
             ``"plain"``, as :func:`affnorm_zoo.convert` leaves them.
         damp_branches, damp_attention: of divergence-free normalisers: let residual branches start at a tenth of their
             size, and queries and keys at a fifth.
-        attention: of divergence-free normalisers: ``"plain"``, or ``"mixed"``, which divides the values after they are
-            mixed and not before; see :class:`affnorm_zoo.layers.MixedAttention`. Add timm's ``qk_norm=True`` for
-            queries and keys of constant length.
+        attention: of divergence-free normalisers: ``"plain"``; ``"recomputed"``, the same function, whose training
+            saves fewer bytes and takes longer (:class:`affnorm_zoo.layers.RecomputedAttention`); or ``"mixed"``, which
+            divides the values after they are mixed and not before (:class:`affnorm_zoo.layers.MixedAttention`). Add
+            timm's ``qk_norm=True`` for queries and keys of constant length.
         enlarge_tokens: of divergence-free normalisers: let the embeddings of patches and positions start at ten times
             timm's.
 
@@ -58,7 +59,7 @@ class NormalizedVisionTransformer(VisionTransformer):
         spec = get_normalizer(normalizer)
         check_norm_scale(norm_scale, spec)
         if attention not in ATTENTIONS:
-            raise ValueError(f"attention must be {' or '.join(map(repr, ATTENTIONS))}, got {attention!r}")
+            raise ValueError(f"attention must be one of {', '.join(map(repr, ATTENTIONS))}, got {attention!r}")
         if not spec.is_bound and attention != "plain":
             raise ValueError(
                 f"attention={attention!r} is for divergence-free normalizers and does not apply to {spec.name!r}"
@@ -74,6 +75,8 @@ class NormalizedVisionTransformer(VisionTransformer):
             bind(self, scale=norm_scale, init=False, absorb=absorb, unnormed=unnormed)
             if attention == "mixed":
                 mix_attention(self)
+            elif attention == "recomputed":
+                recompute_attention(self)
             if kwargs.get("weight_init") != "skip":
                 init_bound_weights(self, **self.start)
 

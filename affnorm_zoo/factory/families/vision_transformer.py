@@ -9,7 +9,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from affnorm_zoo.factory.families._family import Absorption, Binding, Family
-from affnorm_zoo.layers import MixedAttention
+from affnorm_zoo.layers import MixedAttention, RecomputedAttention
 
 # A vision transformer's start for AdamW at rates of about 1e-4, by which embeddings hardly grow: over ten epochs of
 # ViT-S by 5 %. At Muon's 0.01 they do by themselves, those of the package's vit_nano 3-fold for patches and 20-fold for
@@ -115,7 +115,7 @@ FAMILY = Family(
     layout="NLC",
     # at a tenth, the 48 branches of a ViT-L add up to an RMS of at most 0.7
     branch_ends={Block: (("attn.proj", "mlp.fc2"), 0.1)},
-    queries_keys=dict.fromkeys((Attention, AttentionRope, MixedAttention), queries_and_keys),
+    queries_keys=dict.fromkeys((Attention, AttentionRope, MixedAttention, RecomputedAttention), queries_and_keys),
     patches=_patches,
     positions=lambda model: [] if model.pos_embed is None else [model.pos_embed],
     start=LARGE_START,

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from affnorm_zoo.benchmarks.bars import cpu_bars
 from affnorm_zoo.benchmarks.gpu_report import gpu_bars, gpu_section, gpu_summary, read_steps
 from affnorm_zoo.benchmarks.networks import OPAQUE
-from affnorm_zoo.benchmarks.bars import cpu_bars
 from affnorm_zoo.benchmarks.tables import VERDICTS, Bar, network_table, table
 from affnorm_zoo.studies.forest import Effect, draw_forest
 
@@ -58,6 +58,7 @@ python scripts/benchmark.py report
 _MAIN = "cpu"  # the file whose figure leads the page
 _STANDARD = ("batchnorm", "layernorm")
 _COLOURS = {"bytes saved for the backward": "#2a6f97", "time of a training step, with quartiles": "#c1666b"}
+
 
 def write_report(folder: Path, page: Path, readme: Path | None = None) -> None:
     """Write the page, one figure of ratios next to each JSON file, and the README's lines on the GPU."""

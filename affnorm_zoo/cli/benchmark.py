@@ -28,7 +28,7 @@ CONTENDERS = {
     ],
 }  # fmt: skip
 # eager training is all that is measured of the following: small layers, and one network each of other families
-SMALL = dict.fromkeys(LAYERS, ["batchnorm", "patchnorm", "patchnorm_ws"])
+SMALL = {name: ["batchnorm", "patchnorm", "patchnorm_ws"] for name in LAYERS}
 _CONVOLUTIONAL = ("efficientnet_b0", "mobilenetv3_large_100", "regnety_008", "resnetv2_50", "densenet121")
 _TRANSFORMERS = (
     "convnext_tiny", "deit3_small_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224",
@@ -39,6 +39,7 @@ FAMILIES = {
     **{name: ["layernorm", "affinelike", "normlike"] for name in _TRANSFORMERS},
     "resmlp_12_224": ["affine", "affinelike", "normlike"],
 }
+_MODELS = [*CONTENDERS, *FAMILIES, *SMALL]
 _path = click.Path(path_type=Path)
 
 
@@ -49,7 +50,7 @@ def benchmark() -> None:
 
 @benchmark.command()
 @click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"]), show_default=True)
-@click.option("--model", "models", multiple=True, type=click.Choice([*CONTENDERS, *FAMILIES, *SMALL]), default=list(CONTENDERS))
+@click.option("--model", "models", multiple=True, type=click.Choice(_MODELS), default=list(CONTENDERS))
 @click.option("--families", is_flag=True, help="Measure eager training of one network of each other family instead.")
 @click.option("--batch-size", default=8, show_default=True)
 @click.option("--img-size", type=int, help="Pixels. Default: the network's own size.")

@@ -22,7 +22,7 @@ _FUSED = [
 ]
 # let saved_tensors_hooks see what is kept, as they see every other saved tensor; torch asks for it since 2.14
 _VISIBLE = {"respect_saved_tensors_hooks": True}
-_OPTIONS = _VISIBLE if _VISIBLE.keys() <= inspect.signature(checkpoint).parameters.keys() else {}
+_OPTIONS: Any = _VISIBLE if _VISIBLE.keys() <= inspect.signature(checkpoint).parameters.keys() else {}
 
 
 @register_notrace_module
@@ -58,9 +58,7 @@ class RecomputedAttention(Attention):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         gate = self.gate(x).sigmoid() if self.gate is not None else None
-        if torch.jit.is_scripting():
-            z = self.attend(x, attn_mask, is_causal)
-        elif use_plain_path() or not torch.is_grad_enabled():
+        if torch.jit.is_scripting() or use_plain_path() or not torch.is_grad_enabled():
             z = self.attend(x, attn_mask, is_causal)
         else:
             z = _recomputed(self.attend, x, attn_mask, is_causal)

@@ -158,21 +158,20 @@ class PatchNormConv2d(EditedInPlace):
         return output.clone() if watched or _has_any_global_hook() else output
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name is nn.Conv2d's
-        return self.forward_residual(input, None, shortcut_is_kept=False)
+        return self.forward_residual(input, None)
 
-    def forward_residual(self, x: Tensor, shortcut: Tensor | None, *, shortcut_is_kept: bool) -> Tensor:
+    def forward_residual(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         """relu(z + shortcut) as one op, for a layer without an activation of its own; no hook of the layer runs.
 
         Args:
             x: as in ``forward``.
             shortcut: of the output's shape; None gives z with the layer's own activation.
-            shortcut_is_kept: whether another layer saves the shortcut for its gradient anyway.
         """
         padded, shift = self.prepare_input(x)
         return patch_norm(
             padded, self.weight, self.bias, self.stride, self.conv_padding, self.dilation, self.groups,
             self.c, self.kappa, self.norm_like, self.activation, self.recompute, self.gain,
-            self.weight_standardization, shortcut, shortcut_is_kept, shift,
+            self.weight_standardization, shortcut, shift,
         )  # fmt: skip
 
     def prepare_input(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

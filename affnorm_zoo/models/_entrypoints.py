@@ -26,10 +26,15 @@ def register_entrypoint(module_name: str, name: str, doc: str, build: Callable[.
     """Make ``build(name, pretrained, **kwargs)`` the timm entry point ``name`` of a module.
 
     timm takes the name, the module and the pretrained configs from the function, so each one is made and placed in
-    the module as if it had been written out.
+    the module as if it had been written out. It raises ValueError for ``norm_layer``, which the name decides.
     """
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if "norm_layer" in kwargs:
+            raise ValueError(
+                f"norm_layer does not apply to {name!r}, whose name decides its norms: choose another name, or give "
+                "norm_layer=affnorm_zoo.norm_layer(...) to timm's own architecture"
+            )
         if pretrained:
             check_weights(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
         args = tag_args(name, kwargs.get("pretrained_cfg"))

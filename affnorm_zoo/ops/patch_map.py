@@ -41,12 +41,12 @@ class PatchMap(NamedTuple):
         """Whether the gradient needs the convolution's own output W∗x."""
         return self.activation in FROM_INPUT or (self.activation == "none" and not self.is_pointwise(weight))
 
-    def gives_z(self, weight: Tensor, dtype: torch.dtype, shortcut: Tensor, is_kept: bool) -> bool:
+    def gives_z(self, weight: Tensor, dtype: torch.dtype, shortcut: Tensor) -> bool:
         """Whether the gradient of relu(z + shortcut) takes z from the output, by subtracting the shortcut.
 
-        Only for kernels that need z; and not if that would save the shortcut for this alone, where no other layer does.
-        And not in half precision: the output is rounded in proportion to the shortcut, which may be any times as large
-        as z, so that 2⁻⁸ of it can be all of z. In float32, 1,000 times as large still leaves z to 2⁻¹⁴.
+        Only for kernels that need z, and not in half precision: the output is rounded in proportion to the shortcut,
+        which may be any times as large as z, so that 2⁻⁸ of it can be all of z. In float32, 1,000 times as large still
+        leaves z to 2⁻¹⁴.
         """
         wide = dtype in (torch.float32, torch.float64)
-        return self.needs_inner(weight) and is_kept and wide and shortcut.dtype == dtype
+        return self.needs_inner(weight) and wide and shortcut.dtype == dtype

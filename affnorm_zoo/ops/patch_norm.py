@@ -10,7 +10,8 @@ or ReLU6 it follows from the activation's output, which the next layer keeps any
 z or a known multiple of it. Otherwise W∗x is kept, or recomputed.
 
 With a shortcut the op is relu(z + shortcut), the end of a residual block. Where its output is not zero, z is the output
-minus the shortcut, and elsewhere g is zero: s = Σ g (output - shortcut), from two tensors that other layers keep.
+minus the shortcut, and elsewhere g is zero: s = Σ g (output - shortcut). Other layers keep both tensors, except for the
+output of a downsampling layer; to save that costs less than to convolve again.
 :meth:`PatchMap.gives_z` says when; otherwise W∗x is recomputed.
 
 SiLU, hard swish and GELU always need W∗x. They fall before they rise, so one output belongs to two inputs. A bit per
@@ -63,7 +64,6 @@ def patch_norm(
     gain: Tensor | None = None,
     standardized: bool = False,
     shortcut: Tensor | None = None,
-    shortcut_is_kept: bool = False,
     shift: Tensor | None = None,
 ) -> Tensor:
     """The lean form of :func:`affnorm_zoo.functional.patch_norm.patch_norm_map`, with the same values.
@@ -74,7 +74,6 @@ def patch_norm(
         standardized: standardise the kernel first. The backward computes the effective kernel again.
         shortcut: (N, C_out, H_out, W_out). The result is then relu(z + shortcut), in the dtype of z; ``activation``
             must be ``"none"``.
-        shortcut_is_kept: whether another layer saves the shortcut anyway.
         shift: (C_in,), subtracted from x first; it gets no gradient. The difference is not saved but taken again.
         others: as in the reference, resolved; x may also be one image, (C_in, H, W).
 
@@ -89,7 +88,7 @@ def patch_norm(
         z = z if shortcut is None else F.relu(z + shortcut).to(z.dtype)
     else:
         what = PatchMap(stride, padding, dilation, groups, c, kappa, norm_like, activation)
-        z = _lean(batch, weight, bias, gain, shortcut, shift, what, standardized, recompute, shortcut_is_kept)
+        z = _lean(batch, weight, bias, gain, shortcut, shift, what, standardized, recompute)
     return z if x.dim() == 4 else z.squeeze(0)
 
 
@@ -100,7 +99,7 @@ def shifted(x: Tensor, shift: Tensor | None) -> Tensor:
 
 def _lean(
     x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, shortcut: Tensor | None, shift: Tensor | None,
-    what: PatchMap, standardized: bool, recompute: bool, shortcut_is_kept: bool,
+    what: PatchMap, standardized: bool, recompute: bool,
 ) -> Tensor:  # fmt: skip
     if use_plain_path():
         return _plain(x, weight, bias, gain, shortcut, shift, what, standardized)
@@ -111,7 +110,7 @@ def _lean(
         dtype = autocast_dtype(x) or weight.dtype
         x, bias = autocast_inputs(x, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, gain)):
-        gives_z = shortcut is not None and what.gives_z(weight, dtype, shortcut, shortcut_is_kept)
+        gives_z = shortcut is not None and what.gives_z(weight, dtype, shortcut)
         keep = what.needs_inner(weight) and not recompute and not gives_z
         return PatchNormFunction.apply(x, weight, bias, gain, shortcut, shift, what, standardized, dtype, keep, gives_z)
     kernel = _kernel(weight, gain, what, standardized, dtype).value

@@ -9,11 +9,14 @@ import pytest
 import timm
 import torch
 from runs import invoke
+from torch import nn
 
 from affnorm_zoo import cli
+from affnorm_zoo.benchmarks.bars import cpu_bars
 from affnorm_zoo.benchmarks.networks import OPAQUE, Bench, build
 from affnorm_zoo.benchmarks.report import write_report
 from affnorm_zoo.benchmarks.rivals import RIVALS
+from affnorm_zoo.benchmarks.small_layers import LAYERS, small_layers
 from affnorm_zoo.cli.benchmark import CONTENDERS, FAMILIES, benchmark
 from affnorm_zoo.factory import bound_layers
 
@@ -69,6 +72,34 @@ def test_the_first_of_a_family_is_timms_own_and_the_others_the_zoos(architecture
     assert all(timm.is_model(f"{architecture}_{normalizer}") for normalizer in ours)
 
 
+@pytest.mark.parametrize(("name", "size"), LAYERS.items())
+def test_small_layers_are_twenty_of_a_kind(name, size):
+    standard = small_layers(name, "batchnorm", 10)
+    ours = small_layers(name, "patchnorm_ws", 10)
+    assert [sum(isinstance(m, kind) for m in standard.modules()) for kind in (nn.Conv2d, nn.BatchNorm2d, nn.ReLU)] == [
+        20, 20, 20
+    ]  # fmt: skip
+    layers = list(bound_layers(ours))
+    assert len(layers) == 20
+    assert all(layer.activation == "relu" and tuple(layer.weight.shape[2:]) == (size, size) for layer in layers)
+
+
+def test_a_requirement_may_be_over_another_row():
+    def rows(ours, theirs):
+        shared = {"model": "resnet50", "mode": "infer", "compiled": False}
+        return {"rows": [
+            shared | {"normalizer": "patchnorm", "infer_step_time": ours},
+            shared | {"normalizer": "batchnorm", "infer_step_time": theirs},
+        ]}  # fmt: skip
+
+    bars = list(cpu_bars({"cpu": rows(105.0, 100.0), "cpu_bf16": rows(3.0, 2.0)}))
+    assert [(bar.measure, bar.value, bar.verdict) for bar in bars if bar.value is not None] == [
+        ("inference, resnet50_patchnorm / resnet50", 1.05, "met"),
+        ("the same, bfloat16", 1.5, "missed"),
+    ]
+    assert {bar.verdict for bar in bars} == {"met", "missed", "not measured"}
+
+
 def test_what_is_measured_outlives_what_comes_after(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -98,11 +129,11 @@ def test_a_table_that_fails_is_recorded_and_the_next_is_measured(tmp_path, monke
 def test_the_readme_quotes_the_measured_ratios():
     measured = json.loads((ROOT / "docs/benchmarks/cpu.json").read_text())["rows"]
     quoted = re.findall(
-        r"\| `(resnet\d+|vit_\w+?_224)_(\w+)` / .*?\|(.*)\|(.*)\|(.*)\|", (ROOT / "README.md").read_text()
+        r"\| `(resnet\d+|vit_\w+?_224)_(\w+)`(.*) / .*?\|(.*)\|(.*)\|(.*)\|", (ROOT / "README.md").read_text()
     )
-    assert len(quoted) == 5
-    for model, normalizer, saved, eager, compiled in quoted:
-        wanted = {"model": model, "normalizer": normalizer, "mode": "train"}
+    assert len(quoted) == 6
+    for model, normalizer, option, saved, eager, compiled in quoted:
+        wanted = {"model": model, "normalizer": normalizer + option, "mode": "train"}
         found = {row["compiled"]: row for row in measured if wanted.items() <= row.items()}
         assert saved.strip() == f"{found[False]['saved_ratio']:.3f}"
         assert eager.strip() == f"{found[False]['ratio']:.2f}"

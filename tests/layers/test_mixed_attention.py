@@ -191,7 +191,7 @@ def test_checkpointing_changes_no_gradient():
 
 
 def test_what_cannot_be_mixed_is_refused():
-    with pytest.raises(ValueError, match="attention must be 'plain' or 'mixed', got 'none'"):
+    with pytest.raises(ValueError, match="attention must be one of 'plain', 'mixed', 'recomputed', got 'none'"):
         timm.create_model(NAME, attention="none")
     with pytest.raises(ValueError, match="does not apply to 'layernorm'"):
         timm.create_model("vit_nano_patch4_32_layernorm", attention="mixed")

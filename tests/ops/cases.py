@@ -62,7 +62,7 @@ def conv(name, x, weight, bias=True, stride=(1, 1), padding=(0, 0), dilation=(1,
     return Case(name, lean, reference, shapes, KINKS.get(activation, (0.0,)))
 
 
-def residual(name, x, weight, is_kept, **options):
+def residual(name, x, weight, **options):
     """relu(conv + shortcut): the shortcut is the last input."""
     plain = conv(name, x, weight, **options)
     (height, width), kernel = x[2:], weight[2:]
@@ -70,7 +70,7 @@ def residual(name, x, weight, is_kept, **options):
     size = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip((height, width), padding, kernel, stride, strict=True)]
 
     def lean(*tensors, **shift):
-        return plain.lean(*tensors[:-1], shortcut=tensors[-1], shortcut_is_kept=is_kept, **shift)
+        return plain.lean(*tensors[:-1], shortcut=tensors[-1], **shift)
 
     def reference(*tensors):
         z = plain.reference(*tensors[:-1])
@@ -173,16 +173,16 @@ CASES = [
     conv("ws-pointwise-norm_like", (2, 5, 7, 3), (6, 5, 1, 1), norm_like=True, gain=True, standardized=True),
     conv("ws-no-gain-no-bias", (2, 5, 7, 3), (6, 5, 1, 1), bias=False, standardized=True),
     conv("gain", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1), gain=True, activation="silu"),
-    residual("residual-relu", (2, 3, 4, 5), (4, 3, 3, 3), True, padding=(1, 1)),
-    residual("residual-relu-ws", (2, 4, 5, 4), (4, 2, 3, 3), True, groups=2, gain=True, standardized=True),
-    residual("residual-relu-norm_like", (2, 3, 4, 5), (4, 3, 3, 3), True, norm_like=True),
-    residual("residual-relu-recomputed", (2, 3, 4, 5), (4, 3, 3, 3), False, padding=(1, 1), recompute=True),
-    residual("residual-relu-kept", (2, 3, 4, 5), (4, 3, 3, 3), False, stride=(2, 2), bias=False),
-    residual("residual-relu-pointwise", (2, 3, 4, 5), (4, 3, 1, 1), True),
+    residual("residual-relu", (2, 3, 4, 5), (4, 3, 3, 3), padding=(1, 1)),
+    residual("residual-relu-ws", (2, 4, 5, 4), (4, 2, 3, 3), groups=2, gain=True, standardized=True),
+    residual("residual-relu-norm_like", (2, 3, 4, 5), (4, 3, 3, 3), norm_like=True),
+    residual("residual-relu-recomputed", (2, 3, 4, 5), (4, 3, 3, 3), padding=(1, 1), recompute=True),
+    residual("residual-relu-kept", (2, 3, 4, 5), (4, 3, 3, 3), stride=(2, 2), bias=False),
+    residual("residual-relu-pointwise", (2, 3, 4, 5), (4, 3, 1, 1)),
     centred(conv("pointwise", (2, 5, 7, 3), (6, 5, 1, 1))),
     centred(conv("relu", (2, 6, 7, 9), (6, 3, 3, 3), padding=(1, 1), groups=2, activation="relu")),
     centred(conv("recomputed", (2, 5, 7, 9), (6, 5, 3, 3), padding=(1, 1), recompute=True)),
-    centred(residual("residual-relu", (2, 3, 4, 5), (4, 3, 3, 3), True, padding=(1, 1))),
+    centred(residual("residual-relu", (2, 3, 4, 5), (4, 3, 3, 3), padding=(1, 1))),
     linear("affine_like", False),
     linear("affine_like-no-bias", False, bias=False, rows=()),
     linear("affine_like-gelu", False, activation="gelu"),

@@ -17,8 +17,8 @@ from affnorm_zoo.models._entrypoints import zoo_models
         ("resnet50_patchnorm", "resnet50", 0.47),
         ("resnet50_patchnorm_l2", "resnet50", 0.47),
         ("resnet50_patchnorm_ws", "resnet50", 0.47),
-        ("resnet18_patchnorm", "resnet18", 0.49),
-        ("resnet18_patchnorm_ws", "resnet18", 0.49),
+        ("resnet18_patchnorm", "resnet18", 0.52),
+        ("resnet18_patchnorm_ws", "resnet18", 0.52),
         ("vit_small_patch16_224_affinelike", "vit_small_patch16_224", 0.75),
     ],
 )

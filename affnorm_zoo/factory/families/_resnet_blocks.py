@@ -75,5 +75,4 @@ def _may_join(block: nn.Module, x: Tensor, conv: nn.Module, norm: nn.Module, act
 
 def _join(block: nn.Module, x: Tensor, conv: nn.Module, y: Tensor) -> Tensor:
     shortcut = x if block.downsample is None else block.downsample(x)
-    # the first convolution saves x; the output of a downsampling layer is not saved
-    return conv.forward_residual(y, shortcut, shortcut_is_kept=shortcut is x)
+    return conv.forward_residual(y, shortcut)

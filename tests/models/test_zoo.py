@@ -127,7 +127,12 @@ def test_wrong_options_are_named():
     for option in ({"damp_branches": False}, {"enlarge_tokens": True}):
         with pytest.raises(ValueError, match=r"enlarge_tokens are for .* do not apply to 'layernorm'"):
             timm.create_model("vit_nano_patch4_32_layernorm", **option)
-    for name in ("resnet18_patchnorm", "resnet20_cifar_batchnorm", "vit_nano_patch4_32_layernorm", "swin_tiny_patch4_window7_224_affinelike"):
+    for name in (
+        "resnet18_patchnorm",
+        "resnet20_cifar_batchnorm",
+        "vit_nano_patch4_32_layernorm",
+        "swin_tiny_patch4_window7_224_affinelike",
+    ):
         with pytest.raises(ValueError, match=f"norm_layer does not apply to '{name}', whose name decides its norms"):
             timm.create_model(name, norm_layer=nn.Identity)
     with pytest.raises(RuntimeError, match="there are no pretrained weights for resnet18_patchnorm"):

@@ -58,7 +58,7 @@ class RecomputedAttention(Attention):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         gate = self.gate(x).sigmoid() if self.gate is not None else None
-        if torch.jit.is_scripting() or use_plain_path() or not torch.is_grad_enabled():
+        if torch.jit.is_scripting():
             z = self.attend(x, attn_mask, is_causal)
         else:
             z = _recomputed(self.attend, x, attn_mask, is_causal)
@@ -84,5 +84,7 @@ class RecomputedAttention(Attention):
 
 
 def _recomputed(attend: Any, *args: Any) -> Tensor:
+    if use_plain_path() or not torch.is_grad_enabled():
+        return attend(*args)
     contexts = partial(create_selective_checkpoint_contexts, _FUSED)
     return checkpoint(attend, *args, use_reentrant=False, context_fn=contexts, **_OPTIONS)

@@ -100,7 +100,7 @@ def test_a_joined_block_saves_no_more_than_timms_but_for_downsampling_outputs(im
             if hasattr(module, "forward_apart"):
                 (module.bn3 if name == "bottleneck" else module.bn2).register_forward_hook(lambda *_: None)
                 if name == "basic" and module.downsample is not None:
-                    module.downsample.register_forward_hook(lambda *call: shortcuts.append(call[2].nbytes))
+                    module.downsample.register_forward_hook(lambda *call, sizes=shortcuts: sizes.append(call[2].nbytes))
         assert join <= saved_bytes(joined, small) + sum(shortcuts)
         assert saved_bytes(joined, small) <= saved_bytes(apart, small)
 

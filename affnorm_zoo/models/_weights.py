@@ -17,9 +17,22 @@ _OF_THE_DATA = ("num_classes", "input_size", "mean", "std", "crop_pct", "interpo
 
 
 def pretrained_cfgs(name: str, cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The pretrained configs of a model by name and tag: those of its weights here, else ``cfg`` as ``untrained``."""
-    found = {folder.name: {**cfg, **_cfg_of(folder)} for folder in sorted(WEIGHTS_FOLDER.glob(f"{name}.*"))}
+    """The pretrained configs of a model by name and tag: those of its weights here, else ``cfg`` as ``untrained``.
+
+    timm takes the first one for a name without a tag. That is the most accurate one of those that need no arguments.
+    """
+    folders = sorted(WEIGHTS_FOLDER.glob(f"{name}.*"), key=_rank)
+    found = {folder.name: {**cfg, **_cfg_of(folder)} for folder in folders}
     return found or {f"{name}.untrained": cfg}
+
+
+def _rank(folder: Path) -> tuple[bool, float]:
+    manifest = _manifest(folder)
+    return bool(manifest["model_args"]), -manifest["evaluation"]["top1"]
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
 
 
 def _cfg_of(folder: Path) -> dict[str, Any]:
@@ -39,8 +52,8 @@ def tag_args(name: str, pretrained_cfg: Any = None) -> dict[str, Any]:
     if not isinstance(pretrained_cfg, str | None):
         return {}
     tag = resolve_pretrained_cfg(name, pretrained_cfg=pretrained_cfg).tag
-    manifest = WEIGHTS_FOLDER / f"{name}.{tag}" / MANIFEST_FILE
-    return json.loads(manifest.read_text(encoding="utf-8"))["model_args"] if manifest.is_file() else {}
+    folder = WEIGHTS_FOLDER / f"{name}.{tag}"
+    return _manifest(folder)["model_args"] if folder.is_dir() else {}
 
 
 def check_weights(name: str, pretrained_cfg: Any = None, pretrained_cfg_overlay: dict[str, Any] | None = None) -> None:

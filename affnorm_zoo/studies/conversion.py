@@ -23,7 +23,7 @@ from affnorm_zoo.runs.layout import WEIGHTS_FILE
 from affnorm_zoo.runs.model import build_model
 from affnorm_zoo.training import train
 
-SOURCE = "resnet20_cifar_batchnorm"
+SOURCE = "resnet20_cifar_batchnorm.c10_e15"
 NORMALIZER = "patchnorm"
 NUM_IMAGES = 512  # of the training set, per conversion
 ONE_SHOT = (("rms", "lstsq"), ("rms4", "channel"), ("rms10", "channel"), ("rms", "channel"), ("rms", "layer"))

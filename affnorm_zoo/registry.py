@@ -90,6 +90,8 @@ def get_normalizer(name: str) -> NormalizerSpec:
     Raises:
         ValueError: the name is unknown; the message names the nearest known one.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"a normalizer is given by its name, such as 'patchnorm', got {type(name).__name__}")
     if name not in _REGISTRY:
         near = difflib.get_close_matches(name, _REGISTRY, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(list_normalizers())}"

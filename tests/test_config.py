@@ -92,6 +92,11 @@ def test_a_bad_file_is_named(text, message, tmp_path):
     assert "bad.yaml" in str(caught.value)
 
 
+def test_a_folder_is_no_config_file(tmp_path):
+    with pytest.raises(UsageError, match=r"is a folder: give a YAML file"):
+        load_config([tmp_path])
+
+
 def test_a_missing_file_names_its_neighbour(tmp_path):
     (tmp_path / "resnet20.yaml").write_text("")
     with pytest.raises(UsageError, match=r"does not exist; did you mean .*resnet20.yaml"):

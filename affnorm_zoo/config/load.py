@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from affnorm_zoo.config.paths import is_file
+from affnorm_zoo.config.paths import is_file, is_folder
 from affnorm_zoo.config.schema import RunConfig
 from affnorm_zoo.config.text import dump, hint_of, is_text, parse, without_none, wrong_kind
 from affnorm_zoo.errors import UsageError
@@ -61,8 +61,10 @@ def read_yaml(path: Path, schema: type) -> dict[str, Any]:
     """Read a config file that holds the sections or keys of a dataclass.
 
     Raises:
-        UsageError: it is missing (the message names the nearest one), not UTF-8 or not YAML.
+        UsageError: it is missing (the message names the nearest one), a folder, not UTF-8 or not YAML.
     """
+    if is_folder(path):
+        raise UsageError(f"config file {path} is a folder: give a YAML file, or section.key=value")
     if not is_file(path):
         near = difflib.get_close_matches(str(path), map(str, path.parent.glob("*.yaml")), n=1, cutoff=0.3)
         raise UsageError(f"config file {path} does not exist" + (f"; did you mean {near[0]}?" if near else ""))

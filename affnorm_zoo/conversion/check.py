@@ -47,6 +47,11 @@ def batch_norms(model: nn.Module) -> list[str]:
     Raises:
         UsageError: there are none, one cannot be folded, or another norm would stay.
     """
+    if type(model) in BATCH_NORMS:
+        raise UsageError(
+            f"the model is a {type(model).__name__}, which is converted with the convolution before it: give the "
+            "network that holds both"
+        )
     found = []
     for name, module in model.named_modules(remove_duplicate=False):  # one norm may stand in several places
         if type(module) in BATCH_NORMS:

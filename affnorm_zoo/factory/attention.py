@@ -46,7 +46,7 @@ def _replace(model: nn.Module, kind: Callable[[Attention], nn.Module]) -> list[s
         if kind is MixedAttention:
             check_writable(module.qkv)
         if has_hooks(module):
-            raise ValueError(f"{name!r} has hooks, which what takes its place would not have: register them after")
+            raise ValueError(f"{name!r} has hooks, which what takes its place would not have: register them afterwards")
     for name, module in {name: kind(module) for name, module in found.items()}.items():
         model.set_submodule(name, module)
     return list(found)

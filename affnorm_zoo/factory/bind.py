@@ -89,7 +89,7 @@ def _check(model: nn.Module, binding: Binding) -> None:
         if module is not slot:
             check_writable(module)
         if has_hooks(module):
-            raise ValueError(f"{name!r} has hooks, which what takes its place would not have: register them after bind")
+            raise ValueError(f"{name!r} has hooks, which what takes its place would not have: register them afterwards")
         if module is not slot and _serving(slot.spec, module) is None:
             doors = {"Conv2d": slot.spec.conv, "Conv2dSame": slot.spec.conv_same, "Linear": slot.spec.linear}
             others = [other for other in list_normalizers() if _door(get_normalizer(other), module) is not None]

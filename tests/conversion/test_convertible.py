@@ -73,6 +73,7 @@ REFUSED = {
     "norm behind an activation": (lambda: conv_and(nn.ReLU(), nn.BatchNorm2d(4)), "'2' sits in a Sequential"),
     "group norm": (lambda: conv_and(nn.GroupNorm(2, 4)), "GroupNorm, which cannot be folded"),
     "no norm": (conv_and, "no BatchNorm2d to convert"),
+    "a norm alone": (lambda: nn.BatchNorm2d(3), "the model is a BatchNorm2d.*give the network that holds both"),
     "standardised weights": (
         lambda: conv_and(nn.BatchNorm2d(4), kind=ScaledStdConv2d),
         "'0', a ScaledStdConv2d.*replace it by a Conv2d",
@@ -100,7 +101,7 @@ def test_what_cannot_be_converted_is_refused(case):
 BAD_IMAGES = {
     "none": (None, "give images"),
     "one": (pixels(1), "at least two images"),
-    "bytes": ((255 * torch.rand(4, 3, 8, 8)).byte(), "batches"),
+    "bytes": ((255 * torch.rand(4, 3, 8, 8)).byte(), "floating-point batches.*torch.uint8"),
     "sizes": ([pixels(2), pixels(2, size=8)], "one size"),
     "too few": (pixels(3, size=3), "28 unknowns per output, but the images give 2 positions"),
     "non-finite": (pixels().index_fill(0, torch.tensor([2]), float("nan")), "activations at 'body.0' are non-finite"),
@@ -127,6 +128,7 @@ def test_wrongly_normalised_images_are_refused_or_questioned(resnet):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (dict(normalizer=torch.zeros(2, 3, 8, 8)), "given by its name, such as 'patchnorm', got Tensor"),
         (dict(fit="best"), "fit must be"),
         (dict(unnormed="keep"), "unnormed must be"),
         (dict(scale="large"), "scale must be"),

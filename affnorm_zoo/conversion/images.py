@@ -30,7 +30,7 @@ def collect(images: Iterable[Any], model: nn.Module, divides: bool) -> tuple[Ten
         if not (isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point()):
             found = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
             raise UsageError(
-                f"images must be floating-point batches of shape (N, C, H, W), normalised as the model wants, got {found}"
+                f"images must be floating-point batches (N, C, H, W), normalised as the model wants, got {found}"
             )
         if batches and x.shape[1:] != batches[0].shape[1:]:
             raise UsageError(

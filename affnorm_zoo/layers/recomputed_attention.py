@@ -31,7 +31,8 @@ class RecomputedAttention(Attention):
 
     It keeps the tokens and the mixed values; queries, keys and values, three times as large, take one more product with
     the weight of ``qkv``. Values and gradients are those of timm's class. The fused attention itself runs once; with
-    ``fused_attn`` False its weights are computed again too. Compiled by torch before 2.11 it saves what timm's class does.
+    ``fused_attn`` False its weights are computed again too. Compiled by torch before 2.11, it saves what timm's class
+    does.
 
     It takes over the children and options of ``attention``, and has its attributes, arguments and state dict.
 

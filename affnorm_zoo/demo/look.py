@@ -120,10 +120,14 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def find_twin(name: str, names: list[str]) -> str | None:
-    """The one of ``names`` that is the same architecture with its standard normaliser, or None."""
-    model = name.split(".")[0]
+    """The one of ``names`` that is the same architecture with its standard normaliser, or None.
+
+    If there are several, the one of the same recipe, by its tag, or else the first. A standard model has no twin.
+    """
+    model, _, tag = name.partition(".")
     for normalizer in sorted(list_normalizers(), key=len, reverse=True):
         if model.endswith(f"_{normalizer}"):
             twins = tuple(f"{model.removesuffix(normalizer)}{standard}." for standard in STANDARD)
-            return next((other for other in names if other != name and other.startswith(twins)), None)
+            found = [] if normalizer in STANDARD else [other for other in names if other.startswith(twins)]
+            return next((other for other in found if other.endswith(f".{tag}")), found[0] if found else None)
     return None

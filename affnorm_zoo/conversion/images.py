@@ -28,9 +28,9 @@ def collect(images: Iterable[Any], model: nn.Module, divides: bool) -> tuple[Ten
     for batch in [images] if isinstance(images, Tensor) else images:
         x = batch[0] if isinstance(batch, list | tuple) else batch
         if not (isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point()):
-            found = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            given = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
             raise UsageError(
-                f"images must be floating-point batches (N, C, H, W), normalised as the model wants, got {found}"
+                f"images must be floating-point batches (N, C, H, W), normalised as the model wants, got {given}"
             )
         if batches and x.shape[1:] != batches[0].shape[1:]:
             raise UsageError(

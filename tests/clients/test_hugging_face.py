@@ -55,7 +55,7 @@ def test_transformers_keeps_the_stored_type():
 
 
 @client("transformers", "`AutoModel`, `AutoBackbone`, `pipeline`")
-@pytest.mark.parametrize("name", ["resnet20_cifar_patchnorm_ws.c10_e15", "resnet20_cifar_patchnorm.c10_e10"])
+@pytest.mark.parametrize("name", ["resnet20_cifar_patchnorm_ws.c10_e60", "resnet20_cifar_patchnorm.c10_e10"])
 def test_transformers_other_doors(name):
     from transformers import AutoBackbone, AutoModel, TimmBackboneConfig, pipeline
 

@@ -15,7 +15,7 @@ from affnorm_zoo.cli import cli
 from affnorm_zoo.demo import Subject, find_twin, look, open_picture
 from affnorm_zoo.errors import UsageError
 
-OURS, STANDARD = "resnet20_cifar_patchnorm_ws.c10_e15", "resnet20_cifar_batchnorm.c10_e15"
+OURS, STANDARD = "resnet20_cifar_patchnorm_ws.c10_e60", "resnet20_cifar_batchnorm.c10_e60"
 
 
 @pytest.fixture

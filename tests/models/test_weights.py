@@ -75,7 +75,7 @@ def test_the_plain_name_finds_the_best_weights_that_need_no_arguments(name):
 
 def test_a_tag_stands_for_the_arguments_of_its_run():
     plain, tag = "resnet20_cifar_patchnorm_ws", "c10_e15_rms4"
-    rms, rms4, given = (timm.create_model(n).conv1.kappa for n in (plain, f"{plain}.{tag}", f"{plain}.c10_e15"))
+    rms, rms4, given = (timm.create_model(n).conv1.kappa for n in (plain, f"{plain}.{tag}", f"{plain}.c10_e60"))
     assert rms4 == 4 * rms == 4 * given
     assert timm.create_model(f"{plain}.{tag}", norm_scale="unit").conv1.kappa == 1  # what is said counts more
     assert timm.create_model(plain, pretrained_cfg=tag).conv1.kappa == rms4

@@ -53,7 +53,10 @@ def test_a_stored_weight_is_what_was_published(name, photographs):
         top1 = (model(images).argmax(1) == labels).double().mean().item()
     expected = manifest["evaluation"]["top1"]
     four_deviations = 4 * math.sqrt(expected * (1 - expected) / len(labels))  # of a hundred draws
-    assert abs(top1 - expected) <= four_deviations
+    if "JPEG" in manifest["note"]:
+        assert abs(top1 - expected) <= four_deviations
+    else:  # trained on other pixels than the sample's; a wrong order of classes or normalisation would give a tenth
+        assert 0.5 < top1 <= expected + four_deviations
 
 
 @pytest.mark.parametrize("name", NAMES)

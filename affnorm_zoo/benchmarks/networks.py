@@ -26,7 +26,6 @@ STANDARD = {
 OPAQUE = ", opaque"  # appended to a normaliser's name: its layers are opaque to the compiler
 # appended likewise: another attention
 MIXED, RECOMPUTED = ", mixed attention", ", recomputed attention"
-_ATTENTIONS = {MIXED: "mixed", RECOMPUTED: "recomputed"}
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs", "max-autotune", "reduce-overhead")
 CUDA_GRAPH_MODES = ("max-autotune", "reduce-overhead")
 # timm's names -> dtype of weights and images, and dtype of the arithmetic if autocast sets another
@@ -49,10 +48,10 @@ def build(architecture: str, normalizer: str) -> nn.Module:
     family = architecture.partition("_")[0].rstrip("0123456789d")
     if architecture in LAYERS:
         return small_layers(architecture, normalizer, NUM_CLASSES)
-    plain, comma, kind = normalizer.partition(", ")
+    plain, _, kind = normalizer.partition(", ")
     own = f"{architecture}_{plain}"
     if timm.is_model(own):
-        options = {"attention": _ATTENTIONS[comma + kind]} if kind else {}
+        options = {"attention": kind.removesuffix(" attention")} if kind else {}
         return timm.create_model(own, num_classes=NUM_CLASSES, **options)
     if normalizer == STANDARD.get(family):
         return timm.create_model(architecture, num_classes=NUM_CLASSES)

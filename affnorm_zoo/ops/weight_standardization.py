@@ -5,8 +5,8 @@ With x̂ = (W - mean) / σ, the kernel is Ŵ = gain x̂ / c. G is a cotangent of
     dgain = Σ G x̂ / c        dW = gain / (c σ) (G - mean(G) - x̂ mean(G x̂))
 
 This is group norm of one image whose channels, each a group, are the output channels and whose pixels are a kernel's
-weights. torch's operation for it takes the gain along. On a CPU it is several times as fast as batch norm of the same
-image, whose sums run number by number. The gradient is that of batch norm, which takes Σ G x̂ from differences to the
+weights. torch's operation for it takes the gain along. On a CPU it is several times as fast in float32 as batch norm of
+the same image. The gradient is that of batch norm, which takes Σ G x̂ from differences to the
 mean. Group norm's subtracts mean Σ G from Σ G W, which loses the result where the mean is much larger than σ. In half
 precision both read and write it and compute in float32, with the gain and the statistics in float32 as well.
 

@@ -6,6 +6,7 @@ from timm.layers.attention import maybe_add_mask, resolve_self_attn_mask
 from torch import Tensor, nn
 
 from affnorm_zoo.functional.mixed_attention import mixed_map
+from affnorm_zoo.layers._attention import take_over
 from affnorm_zoo.layers._linear import NormalizedLinear
 from affnorm_zoo.ops.dispatch import autocast_inputs
 from affnorm_zoo.ops.mixed_attention import mixed_attention
@@ -38,10 +39,15 @@ class MixedAttention(nn.Module):
         ValueError: ``attention`` is no timm Attention, or its ``qkv`` is another layer.
     """
 
-    fused_attn: Final[bool]
+    fused_attn: Final[bool]  # type: ignore[misc]  # take_over sets it
     if TYPE_CHECKING:  # TorchScript would take these for tensors
         qkv: Any
         attn_drop: Any
+        gate: Any
+        attn_dim: int
+        head_dim: int
+        num_heads: int
+        scale: float
 
     def __init__(self, attention: Attention) -> None:
         qkv: Any = getattr(attention, "qkv", None)
@@ -52,17 +58,9 @@ class MixedAttention(nn.Module):
                 "bind a divergence-free normalizer first"
             )
         super().__init__()
-        self.num_heads = attention.num_heads
-        self.head_dim = attention.head_dim
-        self.attn_dim = attention.attn_dim
-        self.scale = attention.scale
-        self.fused_attn = attention.fused_attn
+        take_over(self, attention)
         self.norm_like = qkv.norm_like
-        self.gate = None
-        for name, child in attention.named_children():
-            setattr(self, name, child)
         qkv.undivided = self.attn_dim
-        self.train(attention.training)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if not torch.jit.is_scripting():

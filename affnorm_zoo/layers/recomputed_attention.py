@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from affnorm_zoo.layers._attention import take_over
 from affnorm_zoo.ops.dispatch import use_plain_path
 
 aten = torch.ops.aten
@@ -47,15 +48,7 @@ class RecomputedAttention(Attention):
         if type(attention) is not Attention:
             raise ValueError(f"attention must be a timm Attention, got {type(attention).__name__}")
         nn.Module.__init__(self)
-        self.num_heads = attention.num_heads
-        self.head_dim = attention.head_dim
-        self.attn_dim = attention.attn_dim
-        self.scale = attention.scale
-        self.fused_attn = attention.fused_attn
-        self.gate = None
-        for name, child in attention.named_children():
-            setattr(self, name, child)
-        self.train(attention.training)
+        take_over(self, attention)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         gate = self.gate(x).sigmoid() if self.gate is not None else None

@@ -1,6 +1,5 @@
-"""Compare networks: their steps are interleaved in one process, so a slow machine slows all of them alike."""
+"""Compare networks: their steps are interleaved, so a slow machine slows all of them alike."""
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from affnorm_zoo.benchmarks.rivals import RIVALS
 from affnorm_zoo.benchmarks.small_layers import LAYERS, small_layers
+from affnorm_zoo.benchmarks.turns import summarise
 from affnorm_zoo.evaluation.memory import saved_bytes
 from affnorm_zoo.factory import bound_layers, norm_layer
 
@@ -194,33 +194,22 @@ class Bench:
         return {name: seconds[1:] for name, seconds in times.items()}
 
     def rows(self, mode: str, times: dict[str, list[float]], compiled: bool) -> list[dict[str, Any]]:
-        """One row per contender, with timm's column names where they exist; ratios are to the first one's median."""
-        reference = next(iter(times.values()))
-        rows = []
-        for name, seconds in times.items():
-            pairs = [ours / theirs for ours, theirs in zip(seconds, reference, strict=True)]
-            median = statistics.median(seconds)
-            rows.append(
-                {
-                    "model": self.architecture,
-                    "normalizer": name,
-                    "mode": mode,
-                    "compiled": compiled,
-                    "precision": self.precision,
-                    **({"compile_mode": self.compile_mode} if compiled and self.compile_mode != "default" else {}),
-                    f"{mode}_batch_size": self.batch_size,
-                    f"{mode}_img_size": self.img_size,
-                    f"{mode}_step_time": 1e3 * median,
-                    f"{mode}_samples_per_sec": self.batch_size / median,
-                    "step_time_min": 1e3 * min(seconds),
-                    "step_time_max": 1e3 * max(seconds),
-                    "n": len(seconds),
-                    "ratio": median / statistics.median(reference),
-                    "ratio_of_minima": min(seconds) / min(reference),
-                    "ratio_quartiles": statistics.quantiles(pairs, n=4)[::2] if len(pairs) > 1 else pairs * 2,
-                }
-            )
-        return rows
+        """One row per contender; ratios are to the first one."""
+        rows: list[dict[str, Any]] = [
+            {
+                "model": self.architecture,
+                "normalizer": name,
+                "mode": mode,
+                "compiled": compiled,
+                "precision": self.precision,
+                **({"compile_mode": self.compile_mode} if compiled and self.compile_mode != "default" else {}),
+                f"{mode}_batch_size": self.batch_size,
+                f"{mode}_img_size": self.img_size,
+                "step_times": [1e3 * second for second in seconds],
+            }
+            for name, seconds in times.items()
+        ]
+        return summarise(mode, rows)
 
     def peak_bytes(self, step: Callable[[], None]) -> int:
         """Peak bytes on the GPU during one step, after two steps that choose algorithms and record graphs."""

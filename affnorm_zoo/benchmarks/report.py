@@ -23,7 +23,10 @@ _PAGE = """# Performance
 {bars}
 ## How it was measured
 
-- All models of a table run in one process and take turns.
+- All models of a table take turns.
+- With `--processes`, the turns are split over that many processes, one after the other. In one process the heap
+  settles into some state, which favours one network over another for as long as the process lives: the ratios of
+  processes differ by more than those of turns.
 - **ratio** is the model's median step time over that of the table's first row. The first row is timm's own model with
   its standard norm.
 - **quartiles** are those of the ratios of single turns. **of minima** is the ratio of the fastest steps. **n** is the
@@ -36,11 +39,12 @@ _PAGE = """# Performance
 To repeat it:
 
 ```bash
-python scripts/benchmark.py measure --rounds 12 --output docs/benchmarks/cpu.json
-python scripts/benchmark.py measure --precision bfloat16 --no-compile --rounds 12 --output docs/benchmarks/cpu_bf16.json
-python scripts/benchmark.py measure --model resnet18 --batch-size 32 --no-compile --rounds 12 \\
+python scripts/benchmark.py measure --rounds 12 --processes 4 --output docs/benchmarks/cpu.json
+python scripts/benchmark.py measure --precision bfloat16 --no-compile --rounds 12 --processes 4 \\
+    --output docs/benchmarks/cpu_bf16.json
+python scripts/benchmark.py measure --model resnet18 --batch-size 32 --no-compile --rounds 12 --processes 4 \\
     --output docs/benchmarks/cpu_batch32.json
-python scripts/benchmark.py measure --model resnet50 --batch-size 16 --no-compile --rounds 12 \\
+python scripts/benchmark.py measure --model resnet50 --batch-size 16 --no-compile --rounds 12 --processes 4 \\
     --output docs/benchmarks/cpu_batch16.json
 python scripts/benchmark.py measure --model conv3x3 --model conv1x1 --batch-size 2 --rounds 200 \\
     --output docs/benchmarks/host.json

@@ -1,7 +1,6 @@
 import json
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,12 @@ import click
 import torch
 
 from affnorm_zoo.benchmarks.loop import measure_loop
-from affnorm_zoo.benchmarks.networks import COMPILE_MODES, MIXED, OPAQUE, PRECISIONS, RECOMPUTED, Bench
+from affnorm_zoo.benchmarks.networks import COMPILE_MODES, MIXED, OPAQUE, PRECISIONS, RECOMPUTED
 from affnorm_zoo.benchmarks.overview import draw_overview
+from affnorm_zoo.benchmarks.processes import measure_table
 from affnorm_zoo.benchmarks.report import write_report
 from affnorm_zoo.benchmarks.small_layers import LAYERS
-from affnorm_zoo.cli.report import fail, reported_errors, split_config
+from affnorm_zoo.cli.report import COUNT, fail, reported_errors, split_config
 from affnorm_zoo.config import load_config
 from affnorm_zoo.evidence.environment import describe_environment
 from affnorm_zoo.runs.files import write_json
@@ -58,6 +58,7 @@ def benchmark() -> None:
     "--precision", "--dtype", "precision", default="float32", type=click.Choice(list(PRECISIONS)), show_default=True
 )
 @click.option("--rounds", default=15, show_default=True, help="Steps of each network; one extra step is not counted.")
+@click.option("--processes", type=COUNT, default=1, show_default=True, help="Split the rounds over new processes.")
 @click.option("--no-compile", is_flag=True, help="Skip everything that takes minutes to compile.")
 @click.option("--opaque", is_flag=True, help="Only compare layers that the compiler traces with opaque ones.")
 @click.option("--compile-mode", default="default", type=click.Choice(COMPILE_MODES), show_default=True)
@@ -70,6 +71,7 @@ def measure(
     img_size: int | None,
     precision: str,
     rounds: int,
+    processes: int,
     no_compile: bool,
     opaque: bool,
     compile_mode: str,
@@ -79,6 +81,8 @@ def measure(
 
     In autotuning modes the compiler chooses, per matrix product, between the library's kernel and its own.
     """
+    if rounds % processes:
+        raise click.UsageError(f"--rounds must be a multiple of --processes, got {rounds} and {processes}")
     place = torch.device(device)
     results: dict[str, Any] = {
         "command": " ".join(sys.argv),
@@ -90,12 +94,16 @@ def measure(
         torch.backends.cudnn.benchmark = True  # of all contenders: the fastest algorithm for each shape
     failures = []
     for name in FAMILIES if families else models:
-        bench = Bench(name, batch_size, img_size, place, precision, rounds, compile_mode=compile_mode)
-        for what, measure_table in _opaque_tables(bench) if opaque else _tables(bench, no_compile):
+        bench = {
+            "architecture": name, "batch_size": batch_size, "img_size": img_size, "device": place,
+            "precision": precision, "rounds": rounds, "compile_mode": compile_mode,
+        }  # fmt: skip
+        for mode, contenders, compiled in _opaque_tables(name) if opaque else _tables(name, no_compile):
             try:
-                rows = measure_table()
+                rows = measure_table(bench, mode, contenders, compiled, processes)
             except Exception as error:  # whatever ends one table, the next is measured
-                failures.append(f"{name}, {what}: {type(error).__name__}: {error}")
+                how = "opaque" if opaque else "compiled" if compiled else "eager"
+                failures.append(f"{name}, {mode}, {how}: {type(error).__name__}: {error}")
                 results["failures"] = failures
             else:
                 results["rows"] += rows
@@ -106,24 +114,22 @@ def measure(
         fail("\n".join(failures), 1)
 
 
-Table = tuple[str, Callable[[], list[dict[str, Any]]]]
+Table = tuple[str, list[str], bool]  # mode, contenders, whether compiled
 
 
-def _tables(bench: Bench, no_compile: bool) -> Iterator[Table]:
-    if bench.architecture not in CONTENDERS:
-        yield "train, eager", partial(bench.train, (FAMILIES | SMALL)[bench.architecture], compiled=False)
+def _tables(architecture: str, no_compile: bool) -> Iterator[Table]:
+    if architecture not in CONTENDERS:
+        yield "train", (FAMILIES | SMALL)[architecture], False
         return
-    contenders = CONTENDERS[bench.architecture]
+    contenders = CONTENDERS[architecture]
     for compiled in (False,) if no_compile else (False, True):
-        chosen = contenders[:2] if compiled else contenders  # a compilation takes a minute
-        how = "compiled" if compiled else "eager"
-        yield f"train, {how}", partial(bench.train, chosen, compiled)
-        yield f"infer, {how}", partial(bench.infer, chosen, compiled)
+        for mode in ("train", "infer"):
+            yield mode, contenders[:2] if compiled else contenders, compiled  # a compilation takes a minute
 
 
-def _opaque_tables(bench: Bench) -> Iterator[Table]:
-    standard, ours = (CONTENDERS | FAMILIES)[bench.architecture][:2]
-    yield "train, opaque", partial(bench.train, [standard, ours, ours + OPAQUE], compiled=True)
+def _opaque_tables(architecture: str) -> Iterator[Table]:
+    standard, ours = (CONTENDERS | FAMILIES)[architecture][:2]
+    yield "train", [standard, ours, ours + OPAQUE], True
 
 
 @benchmark.command()

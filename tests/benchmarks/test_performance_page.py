@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from affnorm_zoo.benchmarks.networks import OPAQUE, Bench, build
 from affnorm_zoo.benchmarks.report import write_report
 from affnorm_zoo.benchmarks.rivals import RIVALS
 from affnorm_zoo.benchmarks.small_layers import LAYERS, small_layers
+from affnorm_zoo.benchmarks.turns import pool
 from affnorm_zoo.cli.benchmark import CONTENDERS, FAMILIES, benchmark
 from affnorm_zoo.factory import bound_layers
 
@@ -48,6 +50,29 @@ def test_every_contender_is_measured_and_gets_its_line(tmp_path):
     for row in found:
         milliseconds = row[f"{row['mode']}_step_time"]
         assert f"| {row['normalizer']} | {milliseconds:.1f} |" in page
+
+
+def test_turns_may_be_split_over_processes(tmp_path):
+    output = tmp_path / "one.json"
+    small = ("--model", "conv1x1", "--batch-size", 2, "--rounds", 4, "--processes", 2)
+    assert invoke(benchmark, "measure", *small, "--output", output).exit_code == 0
+    for row in json.loads(output.read_text())["rows"]:
+        assert row["n"] == len(row["step_times"]) == 4
+        assert row["train_step_time"] == statistics.median(row["step_times"])
+    result = invoke(benchmark, "measure", *small, "--rounds", 3, "--output", output)
+    assert result.exit_code == 2
+    assert "--rounds must be a multiple of --processes, got 3 and 2" in result.output
+
+
+def test_pooled_ratios_are_those_of_all_turns():
+    def table(*times):
+        return [{"normalizer": str(i), "train_batch_size": 2, "step_times": list(t)} for i, t in enumerate(times)]
+
+    first, second = pool("train", [table([1.0, 3.0], [2.0, 2.0]), table([5.0], [4.0])])
+    assert first["step_times"] == [1.0, 3.0, 5.0]
+    assert (second["n"], second["ratio"], second["ratio_of_minima"]) == (3, 2 / 3, 2.0)
+    assert second["ratio_quartiles"] == statistics.quantiles([2.0, 2 / 3, 0.8], n=4)[::2]
+    assert second["train_samples_per_sec"] == 2 / 2e-3
 
 
 def test_a_family_is_measured_against_timms_own_network(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ from pathlib import Path
 
 from affnorm_zoo.config import read_yaml, to_schema
 from affnorm_zoo.config.require import require
+from affnorm_zoo.studies.paper.nets import STARTS
 from affnorm_zoo.studies.paper.trial import OPTIMIZERS
 
 
@@ -23,6 +24,8 @@ class PaperConfig:
         probes: test images to measure the divergence of trained networks on; 0 measures none.
         fisher: training images to measure the natural cosine on, before and after training; 0 measures none.
         optimizer: one of :data:`affnorm_zoo.studies.paper.trial.OPTIMIZERS`.
+        start: one of :data:`affnorm_zoo.studies.paper.nets.STARTS`.
+        map_classifier: whether the classifier of a dense network takes the method too.
     """
 
     nets: tuple[str, ...]
@@ -37,14 +40,17 @@ class PaperConfig:
     probes: int = 0
     fisher: int = 0
     optimizer: str = "sgd"
+    start: str = "fan_in"
+    map_classifier: bool = False
 
     def __post_init__(self) -> None:
         for name in ("seeds", "epochs", "num_train", "num_val"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         for name in ("nets", "rates", "batch_sizes"):
             require(len(getattr(self, name)) > 0, f"{name} must name at least one")
-        known = ", ".join(OPTIMIZERS)
-        require(self.optimizer in OPTIMIZERS, f"optimizer must be one of {known}, got {self.optimizer!r}")
+        for name, known in (("optimizer", tuple(OPTIMIZERS)), ("start", STARTS)):
+            value = getattr(self, name)
+            require(value in known, f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 def load_paper_config(path: Path, quick: bool = False) -> PaperConfig:

@@ -111,6 +111,8 @@ def _trial(config: PaperConfig, cell: Cell, rate: float, seed: int, **scored: An
         num_train=config.num_train,
         seed=seed,
         optimizer=config.optimizer,
+        start=config.start,
+        map_classifier=config.map_classifier,
         **scored,
     )
 

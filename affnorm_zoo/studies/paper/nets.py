@@ -60,11 +60,22 @@ METHODS = tuple(dict.fromkeys([*_LINEAR, *_CONV_NORMS, *_PATCH_NORMS]))
 RATE_FACTORS = {"norm_like_half": 0.5}
 
 
-def build_net(name: str, method: str, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+# how a network starts: with the variances of :func:`build_net`, or scaled by :func:`scale_outputs` after that
+STARTS = ("fan_in", "unit_outputs")
+
+
+def build_net(
+    name: str,
+    method: str,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    map_classifier: bool = False,
+) -> nn.Module:
     """Build a network by name; the same seed gives the same weights with every method.
 
     Weights are normal with variance g²/n. n is the fan-in, g the gain of the activation before the layer. Biases are
-    0. The method applies to all layers except the classifier, which is a plain linear layer.
+    0. The method applies to all layers except the classifier, which is a plain linear layer unless ``map_classifier``.
 
     Args:
         name: ``ACTIVATION-DEPTHxWIDTH`` has DEPTH layers before the classifier.
@@ -74,13 +85,16 @@ def build_net(name: str, method: str, image_shape: tuple[int, ...], num_classes:
         image_shape: (C, H, W).
         num_classes: outputs of the classifier.
         seed: of the weights.
+        map_classifier: whether the classifier of a dense network takes the method too.
 
     Raises:
         UsageError: the name or the method is unknown, or this kind of network does not support the method.
     """
     if match := _DENSE.fullmatch(name):
-        layers = _dense_layers(match, method, math.prod(image_shape), num_classes)
+        layers = _dense_layers(match, method, math.prod(image_shape), num_classes, map_classifier)
     elif match := _CONV.fullmatch(name):
+        if map_classifier:
+            raise UsageError(f"map_classifier is for dense networks, got {name!r}")
         layers = _conv_layers(match, method, image_shape[0], num_classes)
     else:
         raise UsageError(f"a net must read like tanh-3x64 or leaky_relu-8-16-k3-stride, got {name!r}")
@@ -89,7 +103,36 @@ def build_net(name: str, method: str, image_shape: tuple[int, ...], num_classes:
     return net
 
 
-def _dense_layers(match: re.Match[str], method: str, num_inputs: int, num_classes: int) -> list[nn.Module]:
+@torch.no_grad()
+def scale_outputs(net: nn.Module, images: Tensor) -> None:
+    """Divide each affine layer's weight by the RMS of its outputs on ``images``, so that this RMS becomes 1.
+
+    One forward pass, in which every layer sees the outputs of scaled layers: all maps are linear in their weight while
+    biases are 0. Batch norms use the statistics of these images.
+
+    Raises:
+        UsageError: a layer standardises its weight, whose length then has no effect.
+    """
+
+    def scale(layer: nn.Module, _: tuple, output: Tensor) -> Tensor:
+        if getattr(layer, "weight_standardization", False):
+            raise UsageError("the start unit_outputs is not for standardised weights; use fan_in")
+        rms = output.square().mean().sqrt()
+        layer.weight.div_(rms)
+        return output / rms
+
+    handles = [layer.register_forward_hook(scale) for _, layer in affine_layers(net)]
+    net.train()(images)
+    for handle in handles:
+        handle.remove()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.reset_running_stats()
+
+
+def _dense_layers(
+    match: re.Match[str], method: str, num_inputs: int, num_classes: int, map_classifier: bool
+) -> list[nn.Module]:
     activation = _look_up(match["activation"], ACTIVATIONS, "activation")
     if method.startswith("kappa="):
         kappa = float(method.removeprefix("kappa="))
@@ -104,7 +147,8 @@ def _dense_layers(match: re.Match[str], method: str, num_inputs: int, num_classe
     layers: list[nn.Module] = [nn.Flatten()]
     for n, out in pairwise(sizes):
         layers += [build(n, out), activation()]
-    return [*layers, nn.Linear(sizes[-1], num_classes)]
+    classifier = build if map_classifier else nn.Linear
+    return [*layers, classifier(sizes[-1], num_classes)]
 
 
 def _conv_layers(match: re.Match[str], method: str, in_chans: int, num_classes: int) -> list[nn.Module]:

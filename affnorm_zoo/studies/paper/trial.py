@@ -14,9 +14,10 @@ from affnorm_zoo.data import open_source
 from affnorm_zoo.data.in_memory import WholeImage, decode
 from affnorm_zoo.diagnostics import DivergenceMeter, calibrate, measure_step, summed_cross_entropy
 from affnorm_zoo.studies.paper.natural import natural_cosine
-from affnorm_zoo.studies.paper.nets import RATE_FACTORS, build_net
+from affnorm_zoo.studies.paper.nets import RATE_FACTORS, build_net, scale_outputs
 
 _SPLIT_SEED = 0
+START_IMAGES = 1000  # training images on which a start with unit outputs is measured
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}  # without weight decay; SGD without momentum
 
 
@@ -35,13 +36,18 @@ class Trial:
     probes: int = 0
     fisher: int = 0
     optimizer: str = "sgd"
+    start: str = "fan_in"
+    map_classifier: bool = False
 
     @property
     def name(self) -> str:
         """A file name unique to the run."""
         return (
             f"{self.net}_{self.method}_b{self.batch_size}_e{self.epochs}_n{self.num_train}_lr{self.rate:g}"
-            f"_s{self.seed}_{self.score}" + (f"_{self.optimizer}" if self.optimizer != "sgd" else "")
+            f"_s{self.seed}_{self.score}"
+            + (f"_{self.optimizer}" if self.optimizer != "sgd" else "")
+            + (f"_{self.start}" if self.start != "fan_in" else "")
+            + ("_mapped" if self.map_classifier else "")
         )
 
 
@@ -102,7 +108,10 @@ def train_net(trial: Trial, arrays: Arrays) -> dict[str, Any]:
         that many training images before and after training.
     """
     start = perf_counter()
-    net = build_net(trial.net, trial.method, tuple(arrays.images["train"].shape[1:]), arrays.num_classes, trial.seed)
+    shape = tuple(arrays.images["train"].shape[1:])
+    net = build_net(trial.net, trial.method, shape, arrays.num_classes, trial.seed, trial.map_classifier)
+    if trial.start == "unit_outputs":
+        scale_outputs(net, arrays.normalised("train", slice(0, START_IMAGES)))
     untrained = _natural(_calibrated(net, arrays), arrays, trial.fisher)
     train_loss = descend(net, trial, arrays)
     accuracy, loss = (0.0, float("nan")) if train_loss is None else evaluate(net, arrays, trial.score)
@@ -146,7 +155,8 @@ def descend(net: nn.Module, trial: Trial, arrays: Arrays) -> float | None:
 
 
 def _build_optimizer(net: nn.Module, trial: Trial) -> torch.optim.Optimizer:
-    return OPTIMIZERS[trial.optimizer](net.parameters(), lr=trial.rate * RATE_FACTORS.get(trial.method, 1.0))
+    rate = trial.rate * RATE_FACTORS.get(trial.method, 1.0)
+    return OPTIMIZERS[trial.optimizer](net.parameters(), lr=rate, fused=True)  # one call for all parameters
 
 
 @torch.no_grad()

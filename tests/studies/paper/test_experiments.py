@@ -143,6 +143,13 @@ def test_another_optimiser_makes_another_run_with_a_name_of_its_own(arrays):
     assert train_net(usual, arrays)["loss"] != train_net(other, arrays)["loss"]
 
 
+@pytest.mark.parametrize("changed", [{"start": "unit_outputs"}, {"map_classifier": True}])
+def test_another_start_or_classifier_makes_another_run_with_a_name_of_its_own(arrays, changed):
+    usual, other = a_run(method="norm_like", rate=0.01), a_run(method="norm_like", rate=0.01, **changed)
+    assert usual.name != other.name
+    assert train_net(usual, arrays)["loss"] != train_net(other, arrays)["loss"]
+
+
 def test_adam_is_torchs_adam(arrays):
     trial = a_run(method="none", optimizer="adam", rate=0.01, epochs=1, batch_size=200)
     net = build_net(trial.net, "none", (1, 8, 8), 10, seed=0)
@@ -183,6 +190,10 @@ def test_results_of_other_data_are_not_mixed_in(tmp_path, folder):
         ("nets: []\nmethods: [none]\nrates: [1]", "nets must name"),
         ("nets: [tanh-1x2]\nmethods: [none]\nrates: [1]\nseeds: 0", "seeds must be positive"),
         ("nets: [tanh-1x2]\nmethods: [none]\nrates: [1]\noptimizer: lion", "optimizer must be one of sgd, adam, got"),
+        (
+            "nets: [tanh-1x2]\nmethods: [none]\nrates: [1]\nstart: zero",
+            "start must be one of fan_in, unit_outputs, got",
+        ),
         ("nets: [", "fc.yaml"),
     ],
 )

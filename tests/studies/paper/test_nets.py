@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from affnorm_zoo.errors import UsageError
-from affnorm_zoo.studies.paper.nets import METHODS, build_net
+from affnorm_zoo.layers import affine_layers
+from affnorm_zoo.studies.paper.nets import METHODS, build_net, scale_outputs
 
 DENSE = [
     "none",
@@ -63,6 +64,53 @@ def test_kappa_zero_is_norm_like_and_a_large_one_the_affine_map():
     first = build_net("tanh-2x8", "kappa=0", SHAPE, 4, seed=1)[:2]
     torch.testing.assert_close(first(x), first(7 * x))
     assert first[1].bias is None
+
+
+@pytest.mark.parametrize("method", DENSE)
+@pytest.mark.parametrize("name", ["tanh-3x16", "leaky_relu-6x8"])
+def test_a_start_with_unit_outputs_has_them_in_every_layer(name, method):
+    """And its weights are those of the usual start, up to one factor per layer."""
+    torch.manual_seed(0)
+    x = torch.randn(200, *SHAPE) + 0.3
+    usual, scaled = (build_net(name, method, SHAPE, 10, seed=3, map_classifier=True) for _ in range(2))
+    scale_outputs(scaled, x)
+    outputs = []
+    for _, layer in affine_layers(scaled):
+        layer.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    scaled.train()(x)
+    assert len(outputs) == int(name.rpartition("-")[2].partition("x")[0]) + 1
+    for output in outputs:
+        assert output.square().mean().sqrt().item() == pytest.approx(1, abs=1e-5)
+    for (_, before), (_, after) in zip(affine_layers(usual), affine_layers(scaled), strict=True):
+        factors = after.weight / before.weight
+        torch.testing.assert_close(factors, factors.mean().expand_as(factors), rtol=1e-5, atol=0)
+        assert not after.bias.any() if after.bias is not None else method == "kappa=0"
+
+
+def test_a_start_leaves_no_statistics_behind():
+    net = build_net("tanh-2x8", "batchnorm", SHAPE, 4, seed=1)
+    scale_outputs(net, torch.randn(50, *SHAPE))
+    fresh = build_net("tanh-2x8", "batchnorm", SHAPE, 4, seed=1)
+    for ours, theirs in zip(net.buffers(), fresh.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_standardised_weights_have_no_start_with_unit_outputs():
+    net = build_net("tanh-4-k3-pool", "patchnorm_rms_ws", SHAPE, 4, seed=1)
+    with pytest.raises(UsageError, match="not for standardised weights; use fan_in"):
+        scale_outputs(net, torch.randn(5, *SHAPE))
+
+
+@pytest.mark.parametrize("method", ["none", "batchnorm", "affine_like", "kappa=0"])
+def test_the_classifier_takes_the_method_where_it_is_told_to(method):
+    plain, mapped = (
+        [type(m) for _, m in affine_layers(build_net("tanh-2x8", method, SHAPE, 4, 1, map_classifier=m))]
+        for m in (False, True)
+    )
+    assert plain[-1] is nn.Linear
+    assert mapped == [plain[0]] * 3
+    with pytest.raises(UsageError, match="map_classifier is for dense networks"):
+        build_net("tanh-4-k3-pool", "patchnorm", SHAPE, 4, 1, map_classifier=True)
 
 
 def test_stages_halve_the_rows():

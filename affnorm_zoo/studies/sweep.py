@@ -203,7 +203,9 @@ def _train_trial(config: RunConfig, run: Path) -> dict[str, Any]:
         return {"top1": 0.0, "loss": None, "num_images": 0, "diverged": True, "message": str(error)}
     metrics = report.get("ema", report["val"])
     scores = {name: metrics[name] for name in ("top1", "loss", "num_images")} | {"diverged": False}
-    facts = ("model", "data", "num_train_images", "epochs", "updates", "seconds", "precision", "environment")
+    facts = (
+        "model", "data", "num_train_images", "epochs", "updates", "train_loss", "seconds", "precision", "environment"
+    )  # fmt: skip
     return scores | {key: report[key] for key in facts} | _attention_factors(run / METRICS_FILE)
 
 

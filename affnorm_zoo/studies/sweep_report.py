@@ -1,7 +1,7 @@
 """The results of a sweep as a Markdown table."""
 
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from affnorm_zoo.evidence.statistics import Sample, difference
@@ -11,8 +11,8 @@ from affnorm_zoo.studies.sweep import SweepConfig, final_trials, read_result, tu
 def sweep_table(sweep: SweepConfig, folder: Path) -> str:
     """Per arm: mean ± standard deviation of one run, and the difference to the baseline with Welch's p value.
 
-    Arms without runs say "not run". If the sweep is tuned, the best setting follows, and the number of tuning runs and
-    of those that diverged.
+    Arms without runs say "not run". The mean training loss of the last epoch follows if all runs recorded it. If the
+    sweep is tuned, the best setting follows, and the number of tuning runs and of those that diverged.
     """
     samples = {arm: final_results(sweep, arm, folder) for arm in sweep.arms}
     base = sample_of(samples[sweep.baseline])
@@ -24,6 +24,11 @@ def sweep_table(sweep: SweepConfig, folder: Path) -> str:
         sample = sample_of(results)
         against = "baseline" if arm == sweep.baseline else gap(sample, base) if base.values else "baseline not run"
         rows.append([arm, str(sample), str(len(results)), against])
+    ended = {arm: [result for result in results if not result["diverged"]] for arm, results in samples.items()}
+    if any(ended.values()) and all("train_loss" in result for results in ended.values() for result in results):
+        rows[0].append("training loss")
+        for row, results in zip(rows[1:], ended.values(), strict=True):
+            row.append(f"{mean(result['train_loss'] for result in results):.3f}" if results else "")
     if sweep.is_tuned:
         rows[0] += ["setting", "tuning runs, diverged"]
         for row, results in zip(rows[1:], samples.values(), strict=True):

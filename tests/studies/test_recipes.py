@@ -92,6 +92,17 @@ def test_the_page_says_what_was_aimed_at_and_what_was_found(tree):
     assert write(tree) == (page, readme)
 
 
+def test_the_training_loss_stands_in_the_table_if_every_run_has_it(tree):
+    files = sorted((tree / "docs/recipes/one/results").glob("*.json"))
+    for number, file in enumerate(files):
+        assert "training loss" not in write(tree)[0]
+        file.write_text(json.dumps({**json.loads(file.read_text()), "train_loss": 0.5 + 0.1 * number}))
+    page, _ = write(tree)
+    assert "| difference to the baseline | training loss |" in page
+    assert "| baseline | 0.750 |" in page  # old comes after new
+    assert "| other | not run | 0 |  |  |" in page
+
+
 def test_the_factors_of_attention_stand_below_the_table(tree):
     for seed, factors in ((1, (3.0, 5.0)), (2, (4.0, 9.0))):
         file = tree / f"docs/recipes/one/results/new_s{seed}_final.json"

@@ -11,7 +11,7 @@ from PIL import Image
 from affnorm_zoo.models import WEIGHTS_FOLDER
 
 FOLDERS = sorted(WEIGHTS_FOLDER.iterdir(), key=lambda folder: folder.name)
-HALF = WEIGHTS_FOLDER / "vit_nano_patch4_32_affinelike.c10_e15"
+HALF = WEIGHTS_FOLDER / "vit_nano_patch4_32_affinelike.c10_e60"
 
 
 @client("transformers", "`AutoModelForImageClassification` on every packaged folder", "logits equal to the bit")

@@ -28,7 +28,7 @@ def picture(tmp_path):
 def test_every_packaged_model_finds_its_standard_twin():
     names = affnorm_zoo.list_pretrained()
     assert find_twin(OURS, names) == STANDARD
-    assert find_twin("vit_nano_patch4_32_normlike.c10_e15", names) == "vit_nano_patch4_32_layernorm.c10_e15"
+    assert find_twin("vit_nano_patch4_32_normlike.c10_e15", names) == "vit_nano_patch4_32_layernorm.c10_e60"
     assert find_twin(STANDARD, [*names, "resnet20_cifar_batchnorm.c10_e60"]) is None
     recipes = ["resnet20_cifar_batchnorm.c10_e15", "resnet20_cifar_batchnorm.c10_e60"]
     for tag, twin in (("c10_e15", 0), ("c10_e60", 1), ("c10_e15_rms4", 0)):

@@ -42,9 +42,9 @@ To repeat it:
 python scripts/benchmark.py measure --rounds 12 --processes 4 --output docs/benchmarks/cpu.json
 python scripts/benchmark.py measure --precision bfloat16 --no-compile --rounds 12 --processes 4 \\
     --output docs/benchmarks/cpu_bf16.json
-python scripts/benchmark.py measure --model resnet18 --batch-size 32 --no-compile --rounds 12 --processes 4 \\
+python scripts/benchmark.py measure --model resnet18 --batch-size 32 --no-compile --rounds 12 \\
     --output docs/benchmarks/cpu_batch32.json
-python scripts/benchmark.py measure --model resnet50 --batch-size 16 --no-compile --rounds 12 --processes 4 \\
+python scripts/benchmark.py measure --model resnet50 --batch-size 16 --no-compile --rounds 12 \\
     --output docs/benchmarks/cpu_batch16.json
 python scripts/benchmark.py measure --model conv3x3 --model conv1x1 --batch-size 2 --rounds 200 \\
     --output docs/benchmarks/host.json

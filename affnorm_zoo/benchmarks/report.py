@@ -34,6 +34,8 @@ _PAGE = """# Performance
 - If median and minimum disagree, or 1 lies between the quartiles, timing noise hides any difference.
 - **saved** counts the bytes of all distinct tensors that autograd keeps for the backward pass, without parameters and
   buffers. Autograd's hooks count them.
+- `ONEDNN_MAX_CPU_ISA=AVX512_CORE` keeps the library's convolutions from the processor's bfloat16 instructions, as on a
+  processor that has none.
 - The compiler does not trace the layers of an **opaque** model; it calls them as in eager mode.
 
 To repeat it:
@@ -42,6 +44,8 @@ To repeat it:
 python scripts/benchmark.py measure --rounds 12 --processes 4 --output docs/benchmarks/cpu.json
 python scripts/benchmark.py measure --precision bfloat16 --no-compile --rounds 12 --processes 4 \\
     --output docs/benchmarks/cpu_bf16.json
+ONEDNN_MAX_CPU_ISA=AVX512_CORE python scripts/benchmark.py measure --model resnet50 --precision bfloat16 --no-compile \\
+    --rounds 12 --processes 4 --output docs/benchmarks/cpu_bf16_emulated.json
 python scripts/benchmark.py measure --model resnet18 --batch-size 32 --no-compile --rounds 12 \\
     --output docs/benchmarks/cpu_batch32.json
 python scripts/benchmark.py measure --model resnet50 --batch-size 16 --no-compile --rounds 12 \\

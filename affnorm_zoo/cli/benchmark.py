@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,7 +87,7 @@ def measure(
     place = torch.device(device)
     results: dict[str, Any] = {
         "command": " ".join(sys.argv),
-        "environment": {**describe_environment(place), "threads": torch.get_num_threads()},
+        "environment": {**describe_environment(place), "threads": torch.get_num_threads(), **_limits()},
         "rows": [],
     }
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +113,11 @@ def measure(
             write_json(output, results)  # what is measured outlives a limit of time
     if failures:
         fail("\n".join(failures), 1)
+
+
+def _limits() -> dict[str, str]:
+    """What keeps the library from instructions that the processor has."""
+    return {name: os.environ[name] for name in ("ONEDNN_MAX_CPU_ISA",) if name in os.environ}
 
 
 Table = tuple[str, list[str], bool]  # mode, contenders, whether compiled

@@ -64,6 +64,16 @@ def test_turns_may_be_split_over_processes(tmp_path):
     assert "--rounds must be a multiple of --processes, got 3 and 2" in result.output
 
 
+def test_a_limit_on_instructions_is_on_record(tmp_path, monkeypatch):
+    output = tmp_path / "one.json"
+    small = ("--model", "conv1x1", "--batch-size", 2, "--rounds", 1)
+    for limit in (None, "AVX2"):
+        if limit:
+            monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert invoke(benchmark, "measure", *small, "--output", output).exit_code == 0
+        assert json.loads(output.read_text())["environment"].get("ONEDNN_MAX_CPU_ISA") == limit
+
+
 def test_pooled_ratios_are_those_of_all_turns():
     def table(*times):
         return [{"normalizer": str(i), "train_batch_size": 2, "step_times": list(t)} for i, t in enumerate(times)]
@@ -222,7 +232,7 @@ def test_what_a_gpu_has_measured_reaches_page_and_readme(measured):
     assert "mixed precision, batch 256, compiled | gpu | 1.25 | ≥ 1.05 | 1.15 | met |" in page
     assert "| peak training memory, the same | gpu | 0.55 | ≤ 0.60 | 0.50 | met |" in page
     assert "| bandwidth of the passes / of a copy, lowest | gpu | 0.87 |" in page
-    assert "- Requirements: 3 met, 0 missed, 22 not measured.\n" in page
+    assert "- Requirements: 3 met, 0 missed, 24 not measured.\n" in page
     assert "device a GPU, torch 3.0\n" in page
     assert "| copy | 3000 GB/s |\n| matmul bfloat16 | 798 TFLOP/s |\n" in page
     assert "1 of 2 checks are within their limit." in page

@@ -114,7 +114,9 @@ def test_a_run_that_diverges_scores_nothing(tmp_path, monkeypatch):
     config = SweepConfig(**SETTINGS)
     run_sweep(config, tmp_path)
     assert {result["top1"] for result in results(tmp_path).values()} == {0.0}
-    assert "| patchnorm | 0.0 ± 0.0 | 2 | +0.00 points (p = 1) |" in sweep_table(config, tmp_path)
+    table = sweep_table(config, tmp_path)
+    assert "| patchnorm | 0.0 ± 0.0 | 2 | +0.00 points (p = 1) |" in table
+    assert "training loss" not in table  # no run ended with one
 
 
 def test_the_table_is_that_of_the_runs(folder, tmp_path):

@@ -1,8 +1,4 @@
-"""Measurements that are split over several processes.
-
-In one process the heap settles into some state, which favours one network over another for as long as the process
-lives. So processes differ by more than the turns of one.
-"""
+"""Measurements that are split over several processes, so that what is peculiar to one process does not decide."""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context

@@ -24,9 +24,8 @@ _PAGE = """# Performance
 ## How it was measured
 
 - All models of a table take turns.
-- With `--processes`, the turns are split over that many processes, one after the other. In one process the heap
-  settles into some state, which favours one network over another for as long as the process lives: the ratios of
-  processes differ by more than those of turns.
+- With `--processes`, the turns are split over that many processes, one after the other, so that what is peculiar to one
+  process does not decide. Each file holds the time of every turn.
 - **ratio** is the model's median step time over that of the table's first row. The first row is timm's own model with
   its standard norm.
 - **quartiles** are those of the ratios of single turns. **of minima** is the ratio of the fastest steps. **n** is the
